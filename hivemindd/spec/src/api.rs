@@ -1,0 +1,271 @@
+//! What the HTTP API answers. Field names are camel case; times are milliseconds since 1970;
+//! sizes are bytes; CPU is thousandths of a core.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::document::SpecKey;
+use crate::dsse::Envelope;
+use crate::id::{ClusterId, Digest, NodeId};
+
+/// `GET /v1/health`, unsigned: answers as soon as the node can serve requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Health {
+    /// Whether the node can run workloads now.
+    pub ready: bool,
+    /// What is missing, in words; empty when ready.
+    pub problems: Vec<String>,
+}
+
+/// `GET /v1/version`, unsigned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Version {
+    /// The daemon's version.
+    pub version: String,
+    /// The API versions spoken.
+    pub api_versions: Vec<String>,
+}
+
+/// `POST /v1/specs`: the answer to an accepted push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Accepted {
+    /// The document.
+    pub key: SpecKey,
+    /// Its revision.
+    pub revision: u64,
+    /// The digest of the signed bytes.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// False when the very same document was already held.
+    pub changed: bool,
+    /// The nodes known to hold it durably, the answering one included.
+    #[schema(value_type = Vec<String>)]
+    pub held_by: Vec<NodeId>,
+    /// How many other nodes were asked to hold it before the answer: `min(2, live others)`.
+    /// Fewer holders than this plus one means that some did not answer in time; they get it later.
+    pub wanted_holders: u32,
+}
+
+/// One item of `GET /v1/specs?kind=…&namespace=…&name=…`: current documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SpecItem {
+    /// The document.
+    pub key: SpecKey,
+    /// Its revision.
+    pub revision: u64,
+    /// The digest of the signed bytes.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Whether it is a tombstone.
+    pub deleted: bool,
+    /// The envelope as it was signed.
+    pub envelope: Envelope,
+}
+
+/// What a node can do or has left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Capacity {
+    /// CPU, thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+}
+
+/// How a node looks from the answering one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Reachable and able to run workloads.
+    Ready,
+    /// Reachable, but something it needs is missing.
+    NotReady,
+    /// Not heard of: off, cut off, or crashed.
+    Down,
+    /// Cut off for good by an operator.
+    Revoked,
+}
+
+/// One item of `GET /v1/nodes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Node {
+    /// The node.
+    #[schema(value_type = String)]
+    pub id: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// How it looks from the answering node.
+    pub state: NodeState,
+    /// Why it is not ready, in words.
+    pub problems: Vec<String>,
+    /// Whether it is the leader in the answering node's view.
+    pub leader: bool,
+    /// Whether nothing new is placed on it.
+    pub cordoned: bool,
+    /// Its address on the underlay, without port.
+    pub address: String,
+    /// The API's address and port.
+    pub api: String,
+    /// The subnet of its containers, CIDR; empty until it has one.
+    pub subnet: String,
+    /// The daemon's version.
+    pub version: String,
+    /// Labels from machine configuration and node intent.
+    pub labels: BTreeMap<String, String>,
+    /// What it can run in all.
+    pub capacity: Capacity,
+    /// What its replicas have set aside.
+    pub requested: Capacity,
+    /// Replicas placed on it.
+    pub replicas: u32,
+    /// When its agent started.
+    pub started_ms: u64,
+    /// When it enrolled.
+    pub enrolled_ms: u64,
+}
+
+/// Where a replica is in its life. States only advance, except that a failed one starts anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Not placed on a node; the reason says why.
+    Pending,
+    /// Placed; its node has not started on it.
+    Assigned,
+    /// Its image is being fetched.
+    Pulling,
+    /// Its container is being made and started.
+    Starting,
+    /// Runs (and its health check, if any, has not failed).
+    Running,
+    /// Runs, but its health check fails.
+    Unhealthy,
+    /// Ended, and waits for its next start.
+    Backoff,
+    /// Is being stopped.
+    Stopping,
+    /// Ended and will not be started again (restart policy), with success.
+    Completed,
+    /// Ended and will not be started again, with failure.
+    Failed,
+}
+
+/// One item of `GET /v1/replicas?namespace=…&workload=…`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Replica {
+    /// The workload's namespace.
+    pub namespace: String,
+    /// The workload's name.
+    pub workload: String,
+    /// The replica's number, from 0.
+    pub slot: u32,
+    /// Where it is placed; absent while pending.
+    #[schema(value_type = Option<String>)]
+    pub node: Option<NodeId>,
+    /// Host name of that node.
+    pub hostname: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why it is in that phase, in words: why pending, why it ended, pull progress.
+    pub reason: String,
+    /// The image reference it runs.
+    pub image: String,
+    /// Its address in the overlay; empty until it has one.
+    pub ip: String,
+    /// How often its container was started again.
+    pub restarts: u32,
+    /// When it entered the phase.
+    pub since_ms: u64,
+    /// Pull progress in bytes: done and total, when pulling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
+    /// The digest of the current document, when the replica was placed for it and is of what it says;
+    /// absent while the change has not reached it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub digest: Option<Digest>,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PullProgress {
+    /// Bytes fetched.
+    pub done_bytes: u64,
+    /// Bytes in all; 0 until known.
+    pub total_bytes: u64,
+}
+
+/// One item of `GET /v1/workloads?namespace=…`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workload {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its image reference.
+    pub image: String,
+    /// Replicas wanted.
+    pub replicas: u32,
+    /// Replicas running what the current document says.
+    pub running: u32,
+    /// Its revision.
+    pub revision: u64,
+    /// Its digest.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Published ports, `80/tcp -> 8080`.
+    pub ports: Vec<String>,
+}
+
+/// `GET /v1/status`: the cluster at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Status {
+    /// The cluster.
+    #[schema(value_type = String)]
+    pub cluster: ClusterId,
+    /// Its name.
+    pub cluster_name: String,
+    /// The answering node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// The leader in its view.
+    #[schema(value_type = Option<String>)]
+    pub leader: Option<NodeId>,
+    /// Nodes ready, of those enrolled.
+    pub nodes_ready: u32,
+    /// Nodes enrolled and not revoked.
+    pub nodes: u32,
+    /// Replicas running, of those wanted.
+    pub replicas_running: u32,
+    /// Replicas wanted.
+    pub replicas: u32,
+    /// The digest of the whole replicated map: equal on nodes that hold the same.
+    pub map_digest: String,
+    /// What needs attention, in words, most urgent first.
+    pub problems: Vec<String>,
+}
+
+/// One line of a container's output, as `GET /v1/logs` streams them (newline-delimited JSON).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LogLine {
+    /// When the node read it.
+    pub time_ms: u64,
+    /// The replica's number.
+    pub slot: u32,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// The text, without its newline; bytes that are not UTF-8 are replaced.
+    pub line: String,
+}
