@@ -1,0 +1,238 @@
+//! What the records say, verified and put together: the one picture of the cluster that every
+//! deciding module reads. Made anew from the map when it changes; it holds nothing of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use hivemind_spec::api::Phase;
+use hivemind_spec::document::NodeIntentSpec;
+use hivemind_spec::id::{Digest, NodeId};
+use hivemind_spec::workload::{Protocol, WorkloadSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::time::{Hlc, Time};
+
+/// The cluster according to the records held here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Workloads that count: signed by a key with the right to it, not deleted.
+    pub workloads: BTreeMap<WorkloadId, Workload>,
+    /// Nodes that enrolled, revoked ones included.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// How replicas are, by the node that says so.
+    pub replicas: BTreeMap<(ReplicaId, NodeId), ReplicaStatus>,
+    /// Where replicas were placed.
+    pub placements: BTreeMap<WorkloadId, Placed>,
+}
+
+/// A workload that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Revision of its document.
+    pub revision: u64,
+    /// Digest of its document.
+    pub digest: Digest,
+    /// Digest of what each replica runs ([`WorkloadSpec::template`]).
+    pub template: Digest,
+    /// Its content.
+    pub spec: WorkloadSpec,
+}
+
+impl Workload {
+    /// From a document's revision, digest and content.
+    pub fn new(revision: u64, digest: Digest, spec: WorkloadSpec) -> Self {
+        Self { revision, digest, template: spec.template(), spec }
+    }
+}
+
+/// A node that enrolled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// How it entered.
+    pub enrolment: Enrolment,
+    /// What it says about itself; absent when it never said.
+    pub status: Option<NodeStatus>,
+    /// What operators want of it.
+    pub intent: Option<NodeIntentSpec>,
+}
+
+impl Node {
+    /// Whether operators cut it off for good.
+    pub fn is_revoked(&self) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.revoked)
+    }
+
+    /// Whether nothing new may be placed on it.
+    pub fn is_cordoned(&self) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.cordoned)
+    }
+
+    /// Whether it says that it can run workloads.
+    pub fn is_ready(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.problems.is_empty())
+    }
+
+    /// Labels from its machine configuration, then those operators gave it.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.status.as_ref().map(|s| s.labels.clone()).unwrap_or_default();
+        if let Some(intent) = &self.intent {
+            labels.extend(intent.labels.clone());
+        }
+        labels
+    }
+}
+
+/// A placement and who decided it when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// The leader's clock.
+    pub clock: Hlc,
+    /// The leader.
+    pub by: NodeId,
+    /// What it decided.
+    pub placement: Placement,
+}
+
+/// Who can be reached, according to SWIM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Liveness {
+    /// Members this node hears of, itself included.
+    pub alive: BTreeSet<NodeId>,
+    /// When each enrolled node was last alive, wall milliseconds; absent: never seen here.
+    pub last_seen_ms: BTreeMap<NodeId, u64>,
+    /// Those of `alive` whose connection ended and was not made again. SWIM has not given them up yet,
+    /// but they are no evidence that this side is the larger one.
+    pub silent: BTreeSet<NodeId>,
+    /// Whether this has changed so lately that nobody's replicas are taken over yet.
+    pub unsettled: bool,
+}
+
+/// How long a node that vanished still counts when a side asks whether it is the larger one,
+/// milliseconds. A day: longer than any outage that heals by itself, short enough that machines
+/// thrown away without a word do not block takeovers for ever.
+pub const COUNTED_AFTER_LOSS_MS: u64 = 24 * 3600 * 1000;
+
+/// How much of the cluster this side sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Side {
+    /// Nodes seen now.
+    pub alive: usize,
+    /// Nodes that count: enrolled, not revoked, and seen now or within the last day. A node never
+    /// seen here counts as well, because it may be on the other side.
+    pub counted: usize,
+}
+
+impl Side {
+    /// Whether this side sees at least half; a tie counts.
+    pub fn is_majority(self) -> bool {
+        2 * self.alive >= self.counted
+    }
+}
+
+impl Cluster {
+    /// How much of the cluster this side sees.
+    pub fn side(&self, liveness: &Liveness, now: Time) -> Side {
+        let mut side = Side { alive: 0, counted: 0 };
+        for id in self.nodes.iter().filter(|(_, node)| !node.is_revoked()).map(|(id, _)| id) {
+            let alive = liveness.alive.contains(id) && !liveness.silent.contains(id);
+            let recent = liveness
+                .last_seen_ms
+                .get(id)
+                .is_none_or(|seen| now.wall_ms.saturating_sub(*seen) <= COUNTED_AFTER_LOSS_MS);
+            side.alive += usize::from(alive);
+            side.counted += usize::from(alive || recent);
+        }
+        side
+    }
+
+    /// What people call a node: its host name, else `hive-` and the first digits of its id.
+    pub fn hostname(&self, id: &NodeId) -> String {
+        let status = self.nodes.get(id).and_then(|node| node.status.as_ref());
+        status.map_or_else(|| format!("hive-{}", id.short()), |status| status.hostname.clone())
+    }
+
+    /// Whether a node may be spoken to and is heard of.
+    pub fn is_live(&self, liveness: &Liveness, id: &NodeId) -> bool {
+        liveness.alive.contains(id) && self.nodes.get(id).is_some_and(|node| !node.is_revoked())
+    }
+
+    /// The replicas that can serve: running, on a live node, and placed there, so that what a
+    /// healed partition still has to trim gets no traffic. With their addresses.
+    pub fn serving(
+        &self,
+        liveness: &Liveness,
+    ) -> impl Iterator<Item = (&ReplicaId, &Workload, Ipv4Addr)> + use<'_> {
+        let live: BTreeSet<NodeId> =
+            self.nodes.keys().filter(|id| self.is_live(liveness, id)).copied().collect();
+        self.replicas.iter().filter_map(move |((replica, node), status)| {
+            let placed = self.placements.get(&replica.workload)?;
+            let serves = status.phase == Phase::Running
+                && live.contains(node)
+                && placed.placement.slots.get(&replica.slot) == Some(node);
+            Some((replica, self.workloads.get(&replica.workload)?, status.ip?)).filter(|_| serves)
+        })
+    }
+
+    /// Which workload has each published port: the first by name of those that ask for it.
+    pub fn port_owners(&self) -> BTreeMap<(Protocol, u16), &WorkloadId> {
+        let mut owners = BTreeMap::new();
+        for (id, workload) in &self.workloads {
+            for port in &workload.spec.container.ports {
+                if let Some(outside) = port.published {
+                    owners.entry((port.protocol, outside)).or_insert(id);
+                }
+            }
+        }
+        owners
+    }
+
+    /// What `node` is to run: its slots of every workload that counts, each with the current
+    /// document. The placement may be of an older one when no leader has looked at it since.
+    pub fn assignments(&self, node: &NodeId) -> BTreeMap<ReplicaId, &Workload> {
+        let mut assignments = BTreeMap::new();
+        for (id, workload) in &self.workloads {
+            let Some(placed) = self.placements.get(id) else { continue };
+            for slot in placed.placement.slots.iter().filter(|(_, n)| *n == node).map(|(slot, _)| *slot) {
+                assignments.insert(ReplicaId { workload: id.clone(), slot }, workload);
+            }
+        }
+        assignments
+    }
+}
+
+/// The range node subnets are taken from. Every node has a /24 of it, named by its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRange {
+    network: Ipv4Addr,
+    prefix: u8,
+}
+
+impl ContainerRange {
+    /// Prefix length of a node's subnet.
+    pub const SUBNET_PREFIX: u8 = 24;
+
+    /// Reads an IPv4 CIDR from /8 to /22 with no host bits, as in the machine configuration.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (network, prefix) = text.split_once('/')?;
+        let (network, prefix) = (network.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?);
+        let host_bits = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        ((8..=22).contains(&prefix) && network.to_bits() & host_bits == 0).then_some(Self { network, prefix })
+    }
+
+    /// Network and prefix length.
+    pub fn cidr(self) -> (Ipv4Addr, u8) {
+        (self.network, self.prefix)
+    }
+
+    /// How many subnets there are.
+    pub fn subnets(self) -> u32 {
+        1 << (Self::SUBNET_PREFIX - self.prefix)
+    }
+
+    /// The first address of a subnet; absent when the index is outside the range.
+    pub fn subnet(self, index: u16) -> Option<Ipv4Addr> {
+        let index = u32::from(index);
+        (index < self.subnets()).then(|| Ipv4Addr::from_bits(self.network.to_bits() + (index << 8)))
+    }
+}

@@ -1,0 +1,207 @@
+//! The zone `hive.internal`: names of workloads and replicas, and who answers to them.
+//!
+//! ```text
+//! NAME.NAMESPACE.hive.internal               A    all serving replicas
+//! SLOT.NAME.NAMESPACE.hive.internal          A    one replica
+//! _PORT._PROTO.NAME.NAMESPACE.hive.internal  SRV  port and per-replica names
+//! d.c.b.a.in-addr.arpa                       PTR  the replica's name
+//! ```
+//!
+//! A replica's name is `SLOT.NAME` and not `NAME-SLOT`, because the latter may be another
+//! workload's name. Answers never name a replica on a node known dead.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use hivemind_spec::workload::Protocol;
+
+use crate::cluster::{Cluster, Liveness};
+use crate::event::Zone;
+use crate::record::DNS_APEX;
+
+/// The zone as it should be answered now.
+pub fn zone(cluster: &Cluster, liveness: &Liveness) -> Zone {
+    let mut zone = Zone::default();
+    for (id, workload) in &cluster.workloads {
+        let name = id.dns_name();
+        for port in &workload.spec.container.ports {
+            zone.services.entry(service_name(port.target, port.protocol, &name)).or_default();
+        }
+        zone.addresses.entry(name).or_default();
+    }
+    for (replica, workload, ip) in cluster.serving(liveness) {
+        let (name, own) = (replica.workload.dns_name(), replica.dns_name());
+        for port in &workload.spec.container.ports {
+            let service = service_name(port.target, port.protocol, &name);
+            zone.services.entry(service).or_default().insert((port.target, own.clone()));
+        }
+        zone.addresses.entry(name).or_default().insert(ip);
+        zone.pointers.insert(ip, own.clone());
+        zone.addresses.entry(own).or_default().insert(ip);
+    }
+    zone
+}
+
+fn service_name(port: u16, protocol: Protocol, name: &str) -> String {
+    let protocol = match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    format!("_{port}._{protocol}.{name}")
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// IPv4 addresses.
+    A,
+    /// Services (RFC 2782).
+    Srv,
+    /// The name of an address.
+    Ptr,
+    /// Any other type: names of the zone have none.
+    Other,
+}
+
+/// What the zone says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer<'a> {
+    /// The name is not in this zone: ask elsewhere.
+    NotOurs,
+    /// There is no such name (RCODE 3, RFC 1035, section 4.1.1).
+    NoName,
+    /// The name exists and has nothing of the type (RFC 2308, section 2.2).
+    NoData,
+    /// Addresses.
+    Addresses(&'a BTreeSet<Ipv4Addr>),
+    /// Ports and target names.
+    Services(&'a BTreeSet<(u16, String)>),
+    /// A name.
+    Pointer(&'a str),
+}
+
+impl Zone {
+    /// Answers a question. `name` in any case, with or without the final dot.
+    pub fn lookup(&self, name: &str, question: Question) -> Answer<'_> {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        if let Some(address) = reverse_address(&name) {
+            return match (self.pointers.get(&address), question) {
+                (Some(name), Question::Ptr) => Answer::Pointer(name),
+                (Some(_), _) => Answer::NoData,
+                (None, _) => Answer::NotOurs,
+            };
+        }
+        if name != DNS_APEX && !is_below(&name, DNS_APEX) {
+            return Answer::NotOurs;
+        }
+        match (self.addresses.get(&name), self.services.get(&name), question) {
+            (Some(found), _, Question::A) if !found.is_empty() => Answer::Addresses(found),
+            (_, Some(found), Question::Srv) if !found.is_empty() => Answer::Services(found),
+            (None, None, _) if !self.has_below(&name) => Answer::NoName,
+            _ => Answer::NoData,
+        }
+    }
+
+    /// Whether the name is the apex or has names below it, and so exists (RFC 8020).
+    fn has_below(&self, name: &str) -> bool {
+        name == DNS_APEX || self.addresses.keys().chain(self.services.keys()).any(|n| is_below(n, name))
+    }
+}
+
+fn is_below(name: &str, parent: &str) -> bool {
+    name.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// The address that `d.c.b.a.in-addr.arpa` asks about (RFC 1035, section 3.5).
+fn reverse_address(name: &str) -> Option<Ipv4Addr> {
+    let mut octets: Vec<&str> = name.strip_suffix(".in-addr.arpa")?.split('.').collect();
+    octets.reverse();
+    octets.join(".").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use hivemind_spec::workload::Port;
+
+    use super::*;
+    use crate::fixture::{cluster, node_id, running, workload, workload_id};
+
+    /// `web` with replicas on nodes 1, 2 and 3, of which 2 is dead; `idle` with none.
+    fn made() -> (Zone, Ipv4Addr, Ipv4Addr) {
+        let (mut cluster, mut liveness) = cluster(3);
+        let mut web = workload(3);
+        web.spec.container.ports = vec![Port { target: 80, published: None, protocol: Protocol::Tcp }];
+        cluster.workloads.insert(workload_id("web"), web);
+        cluster.workloads.insert(workload_id("idle"), workload(0));
+        let first = running(&mut cluster, "web", 0, 1);
+        running(&mut cluster, "web", 1, 2);
+        let last = running(&mut cluster, "web", 2, 3);
+        liveness.alive.remove(&node_id(2));
+        (zone(&cluster, &liveness), first, last)
+    }
+
+    #[test]
+    fn a_name_leads_to_the_replicas_on_live_nodes() {
+        let (zone, first, last) = made();
+        let Answer::Addresses(found) = zone.lookup("Web.Default.hive.internal.", Question::A) else {
+            panic!("no addresses")
+        };
+        assert_eq!(*found, [first, last].into());
+        assert_eq!(
+            zone.lookup("0.web.default.hive.internal", Question::A),
+            Answer::Addresses(&[first].into())
+        );
+    }
+
+    #[test]
+    fn services_name_port_and_replica() {
+        let (zone, ..) = made();
+        let expected =
+            [(80, "0.web.default.hive.internal".to_owned()), (80, "2.web.default.hive.internal".to_owned())];
+        let answer = zone.lookup("_80._tcp.web.default.hive.internal", Question::Srv);
+        assert_eq!(answer, Answer::Services(&expected.into()));
+    }
+
+    #[test]
+    fn an_address_has_its_replicas_name() {
+        let (zone, first, _) = made();
+        let [a, b, c, d] = first.octets();
+        let name = format!("{d}.{c}.{b}.{a}.in-addr.arpa.");
+        assert_eq!(zone.lookup(&name, Question::Ptr), Answer::Pointer("0.web.default.hive.internal"));
+        assert_eq!(zone.lookup(&name, Question::A), Answer::NoData);
+        assert_eq!(zone.lookup("1.2.0.192.in-addr.arpa", Question::Ptr), Answer::NotOurs);
+    }
+
+    #[test]
+    fn what_exists_without_data_is_told_apart_from_what_does_not_exist() {
+        let (zone, ..) = made();
+        for (name, question, answer) in [
+            ("idle.default.hive.internal", Question::A, Answer::NoData),
+            ("web.default.hive.internal", Question::Other, Answer::NoData),
+            ("web.default.hive.internal", Question::Srv, Answer::NoData),
+            ("default.hive.internal", Question::A, Answer::NoData),
+            ("hive.internal", Question::A, Answer::NoData),
+            ("_tcp.web.default.hive.internal", Question::Srv, Answer::NoData),
+            ("1.web.default.hive.internal", Question::A, Answer::NoName),
+            ("nobody.default.hive.internal", Question::A, Answer::NoName),
+            ("eb.default.hive.internal", Question::A, Answer::NoName),
+            ("default.nhive.internal", Question::A, Answer::NotOurs),
+            ("example.org", Question::A, Answer::NotOurs),
+            ("", Question::A, Answer::NotOurs),
+        ] {
+            assert_eq!(zone.lookup(name, question), answer, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_replica_that_another_node_is_to_run_is_not_named() {
+        let (mut cluster, liveness) = cluster(2);
+        cluster.workloads.insert(workload_id("web"), workload(1));
+        running(&mut cluster, "web", 0, 1);
+        crate::fixture::place(&mut cluster, "web", 0, 2);
+        assert_eq!(
+            zone(&cluster, &liveness).lookup("web.default.hive.internal", Question::A),
+            Answer::NoData
+        );
+    }
+}

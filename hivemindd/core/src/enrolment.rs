@@ -1,0 +1,182 @@
+//! Who is a member, and who may become one (design, section 5).
+//!
+//! A node enrols itself: its enrolment carries the certificates that lead to the root CA. It
+//! becomes a member of the cluster, as one node sees it, when that node or another member
+//! admitted it while its token was open. Once a member it stays one, whatever happens to the
+//! token or the clock; only revocation ends it.
+//!
+//! A node that is new, or lost its store, knows nobody who could vouch for the others. It takes
+//! those it meets first on faith if their certificates lead to the root CA and they claim to have
+//! enrolled while their token was open. This faith is its own: it is not passed on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_spec::certificate::{CertificateError, NodeIdentity};
+use hivemind_spec::document::{Spec, TokenSpec};
+use hivemind_spec::id::{NodeId, TokenId};
+
+use crate::record::{Enrolment, Observation, RecordKey, Topic};
+use crate::state::{Content, Map};
+use crate::time::Time;
+use crate::trust::Trust;
+
+/// How long a node counts as new after its own enrolment, wall milliseconds. In this time it may
+/// have met only nodes as new as itself, and must still believe an older cluster.
+pub const YOUNG_MS: u64 = 10 * 60 * 1000;
+
+/// Nodes taken on faith: one is enough, a few more cover those met at the same moment.
+pub const MAX_ANCHORS: usize = 8;
+
+/// Checks that a node CA and its token CA lead to the root CA, whatever the time (arguments: root
+/// CA, node CA, token CA, all DER). [`hivemind_spec::certificate::verify_node_chain`] in
+/// production; simulations with thousands of nodes may take a cheaper one.
+pub type ChainVerifier = fn(&[u8], &[u8], &[u8]) -> Result<NodeIdentity, CertificateError>;
+
+/// Why a node is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinRefusal {
+    /// Its certificates do not lead to this cluster's root CA.
+    #[error("its certificates are not of this cluster: {0}")]
+    OtherCluster(String),
+    /// Nobody has shown its token's document.
+    #[error("its token {} is not known in this cluster; push the token's document first", .0.short())]
+    UnknownToken(TokenId),
+    /// Too early.
+    #[error("its token {} opens for enrolment only at {opens_ms} ms; this node's clock says {now_ms} ms", token.short())]
+    NotYetOpen {
+        /// The token.
+        token: TokenId,
+        /// Start of the window.
+        opens_ms: u64,
+        /// This node's clock.
+        now_ms: u64,
+    },
+    /// Too late.
+    #[error("its token {} expired {} s ago; make a new one with `hivemind token create`", token.short(), since_ms / 1000)]
+    Expired {
+        /// The token.
+        token: TokenId,
+        /// Milliseconds since the end of the window.
+        since_ms: u64,
+    },
+    /// Too many.
+    #[error("its token {} is used up: {max_uses} nodes enrolled with it; make a new one with `hivemind token create`", token.short())]
+    UsedUp {
+        /// The token.
+        token: TokenId,
+        /// How many nodes may use it.
+        max_uses: u32,
+    },
+    /// It did not say who it is.
+    #[error("it did not introduce itself in time")]
+    Silent,
+    /// Cut off by an operator.
+    #[error("it was revoked by an operator")]
+    Revoked,
+}
+
+/// Every enrolment held, of members and others.
+pub fn enrolments(map: &Map) -> BTreeMap<NodeId, &Enrolment> {
+    map.iter()
+        .filter_map(|(key, entry)| match (key, &entry.content) {
+            (
+                RecordKey::Observation(node, Topic::Enrolment),
+                Content::Observation(Some(Observation::Enrolment(e))),
+            ) => Some((*node, e)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The members as `me` sees them: itself, those it took on faith, and all whom a member admitted.
+pub fn members(map: &Map, me: NodeId, anchors: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let mut vouched: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+    let mut enrolled = BTreeSet::new();
+    for (key, entry) in map.iter() {
+        match (key, &entry.content) {
+            (RecordKey::Observation(by, Topic::Admission(node)), Content::Observation(Some(_))) => {
+                vouched.entry(*by).or_default().push(*node);
+            }
+            (RecordKey::Observation(node, Topic::Enrolment), Content::Observation(Some(_))) => {
+                enrolled.insert(*node);
+            }
+            _ => {}
+        }
+    }
+    let mut members = BTreeSet::new();
+    let mut fresh: Vec<NodeId> = anchors.iter().copied().chain([me]).collect();
+    while let Some(node) = fresh.pop() {
+        if enrolled.contains(&node) && members.insert(node) {
+            fresh.extend(vouched.remove(&node).unwrap_or_default());
+        }
+    }
+    members
+}
+
+/// Whether a node with this token may enrol now.
+///
+/// # Errors
+/// Says why not.
+pub fn may_enrol(
+    node: NodeId,
+    token: TokenId,
+    map: &Map,
+    trust: &Trust,
+    members: &BTreeSet<NodeId>,
+    now: Time,
+) -> Result<(), JoinRefusal> {
+    let mut refusal = JoinRefusal::UnknownToken(token);
+    for spec in token_documents(token, map, trust) {
+        match is_open(node, spec, map, members, now) {
+            Ok(()) => return Ok(()),
+            Err(e) => refusal = e,
+        }
+    }
+    Err(refusal)
+}
+
+/// Whether the enrolment claims a time at which its token was open.
+pub fn claims_open_window(enrolment: &Enrolment, map: &Map, trust: &Trust) -> bool {
+    token_documents(enrolment.token, map, trust)
+        .any(|spec| (spec.not_before_ms..=spec.not_after_ms).contains(&enrolment.enrolled_ms))
+}
+
+fn is_open(
+    node: NodeId,
+    spec: &TokenSpec,
+    map: &Map,
+    members: &BTreeSet<NodeId>,
+    now: Time,
+) -> Result<(), JoinRefusal> {
+    let token = spec.id;
+    let used = enrolments(map)
+        .iter()
+        .filter(|(other, e)| **other != node && e.token == token && members.contains(other))
+        .count();
+    if let Some(max_uses) = spec.max_uses
+        && used >= max_uses as usize
+    {
+        return Err(JoinRefusal::UsedUp { token, max_uses });
+    }
+    if now.wall_ms < spec.not_before_ms {
+        return Err(JoinRefusal::NotYetOpen { token, opens_ms: spec.not_before_ms, now_ms: now.wall_ms });
+    }
+    if now.wall_ms > spec.not_after_ms {
+        return Err(JoinRefusal::Expired { token, since_ms: now.wall_ms - spec.not_after_ms });
+    }
+    Ok(())
+}
+
+fn token_documents<'a>(
+    token: TokenId,
+    map: &'a Map,
+    trust: &'a Trust,
+) -> impl Iterator<Item = &'a TokenSpec> {
+    trust.all_current().filter_map(move |(_, place)| match &map.get(place)?.content {
+        Content::Spec(document) => match &document.value().spec {
+            Some(Spec::Token(spec)) if spec.id == token => Some(spec),
+            _ => None,
+        },
+        _ => None,
+    })
+}

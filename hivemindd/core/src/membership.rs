@@ -1,0 +1,367 @@
+//! Membership: who is alive, by SWIM (foca), without sockets or clocks.
+//!
+//! foca's timers run on a clock of their own that stands still while this node was late: a node
+//! that was frozen, or starved of CPU, must not accuse others of its own absence (foca has no
+//! Lifeguard).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+use foca::{
+    Config, Foca, Member, NoCustomBroadcast, Notification, PeriodicParams, PostcardCodec, ProbeNumber, Timer,
+};
+use hivemind_spec::id::NodeId;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Peer;
+use crate::time::Time;
+
+/// The largest SWIM packet, bytes: a QUIC datagram before path-MTU discovery carries 1162, of
+/// which our own message framing takes a few.
+pub const MAX_PACKET_BYTES: usize = 1100;
+
+/// One member is probed this often. With three nodes every member is probed within two periods.
+const PROBE_PERIOD: Duration = Duration::from_millis(1000);
+
+/// An answer later than this is asked for by way of others. Machines under software emulation
+/// answer in tens of milliseconds, and in hundreds when they start containers.
+const PROBE_RTT: Duration = Duration::from_millis(450);
+
+/// How long a suspect may refute. Together with probing (at most three periods) a dead node is
+/// known to all within about six seconds, which leaves as much for starting its replicas anew.
+const SUSPECT_TO_DOWN: Duration = Duration::from_millis(2500);
+
+/// Updates waiting to be spread go out this often, apart from riding on probes.
+const GOSSIP_EVERY: Duration = Duration::from_millis(500);
+
+/// How late a timer may be before the delay is put down to this node itself.
+const OWN_LATENESS_MS: u64 = 300;
+
+/// Members kept: more than any cluster this is meant for has.
+pub const MAX_MEMBERS: usize = 2000;
+
+/// A member as foca knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The node.
+    pub node: NodeId,
+    /// The address of its QUIC port.
+    pub address: SocketAddr,
+    /// How often it has booted.
+    pub boot: u64,
+    /// How often it took a new identity within one boot: after being declared dead, or moving.
+    pub generation: u32,
+}
+
+impl foca::Identity for Identity {
+    type Addr = NodeId;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self { generation: self.generation.checked_add(1)?, ..*self })
+    }
+
+    fn addr(&self) -> NodeId {
+        self.node
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        (self.boot, self.generation, self.address) > (adversary.boot, adversary.generation, adversary.address)
+    }
+}
+
+/// What came of handing something to membership.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Packets to send.
+    pub sends: Vec<(Peer, Vec<u8>)>,
+    /// Members that were found alive.
+    pub up: Vec<Peer>,
+    /// Members that were found dead.
+    pub down: Vec<NodeId>,
+}
+
+/// Why a packet was dropped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PacketError {
+    /// The connection's peer is not the packet's sender.
+    #[error("it came from node {from} and claims to be from node {claimed}")]
+    Spoofed {
+        /// The peer.
+        from: NodeId,
+        /// The sender in the header.
+        claimed: NodeId,
+    },
+    /// It is not a SWIM packet.
+    #[error("it is not a membership packet: {0}")]
+    Malformed(String),
+}
+
+type Swim = Foca<Identity, PostcardCodec, ChaCha8Rng, NoCustomBroadcast>;
+
+/// This node's view of who is alive.
+pub struct Membership {
+    foca: Swim,
+    runtime: Gathered,
+    timers: BTreeMap<(u64, u64), Timer<Identity>>,
+    next_timer: u64,
+    /// The probe that was answered last. Its later stages are not worth waking for.
+    answered: Option<(NodeId, ProbeNumber)>,
+    /// Milliseconds by which this node was late in all: foca's clock is behind by them.
+    lost_ms: u64,
+}
+
+/// Collects what foca wants done.
+#[derive(Default)]
+struct Gathered {
+    sends: Vec<(Identity, Vec<u8>)>,
+    /// Whom this node probed last.
+    probed: Option<(NodeId, ProbeNumber)>,
+    timers: Vec<(Timer<Identity>, Duration)>,
+    up: Vec<Identity>,
+    down: Vec<Identity>,
+}
+
+impl foca::Runtime<Identity> for &mut Gathered {
+    fn notify(&mut self, notification: Notification<'_, Identity>) {
+        match notification {
+            Notification::MemberUp(member) => self.up.push(*member),
+            Notification::MemberDown(member) => self.down.push(*member),
+            _ => {}
+        }
+    }
+
+    fn send_to(&mut self, to: Identity, data: &[u8]) {
+        if let Ok((header, _)) = header_of(data)
+            && let foca::Message::Ping(number) = header.message
+        {
+            self.probed = Some((to.node, number));
+        }
+        self.sends.push((to, data.to_vec()));
+    }
+
+    fn submit_after(&mut self, event: Timer<Identity>, after: Duration) {
+        self.timers.push((event, after));
+    }
+}
+
+fn header_of(packet: &[u8]) -> Result<(foca::Header<Identity>, &[u8]), postcard::Error> {
+    postcard::take_from_bytes(packet)
+}
+
+impl Membership {
+    /// Starts alone.
+    pub fn new(identity: Identity, rng: ChaCha8Rng) -> Self {
+        Self {
+            foca: Foca::new(identity, config(1), rng, PostcardCodec),
+            runtime: Gathered::default(),
+            timers: BTreeMap::new(),
+            next_timer: 0,
+            answered: None,
+            lost_ms: 0,
+        }
+    }
+
+    /// This node as others know it.
+    pub fn identity(&self) -> Identity {
+        *self.foca.identity()
+    }
+
+    /// The others that are alive, as far as is known here.
+    pub fn alive(&self) -> BTreeSet<NodeId> {
+        self.foca.iter_members().map(|m| m.id().node).collect()
+    }
+
+    /// Where a member is, if it is alive.
+    pub fn peer(&self, node: NodeId) -> Option<Peer> {
+        self.peers().find(|peer| peer.node == node)
+    }
+
+    /// The others that are alive and where they are.
+    pub fn peers(&self) -> impl Iterator<Item = Peer> + '_ {
+        self.foca.iter_members().map(|m| Peer { node: m.id().node, address: m.id().address })
+    }
+
+    /// When it next wants to be called, monotonic milliseconds.
+    pub fn wake_at(&self) -> Option<u64> {
+        self.next_pressing().map(|due| due.saturating_add(self.lost_ms))
+    }
+
+    /// When the first timer is due that something comes of, on foca's clock.
+    fn next_pressing(&self) -> Option<u64> {
+        self.timers.iter().find(|(_, timer)| self.is_pressing(timer)).map(|((due, _), _)| *due)
+    }
+
+    /// Whether something comes of a timer as things are. One of which nothing comes may wait for
+    /// the next that is pressing: an idle node wakes once per probe, not four times.
+    fn is_pressing(&self, timer: &Timer<Identity>) -> bool {
+        match timer {
+            // Asks others to probe a member that has not answered; this one has.
+            Timer::SendIndirectProbe { probed_id, .. } => {
+                self.answered.is_none_or(|(node, _)| node != probed_id.node)
+            }
+            // Tells what there is to tell.
+            Timer::PeriodicGossip(_) => self.foca.updates_backlog() > 0,
+            _ => true,
+        }
+    }
+
+    /// Makes itself known to a node; what it answers tells about all others.
+    pub fn announce(&mut self, now: Time, peer: Peer) -> Outcome {
+        if peer.node == self.identity().node {
+            return Outcome::default();
+        }
+        // Which boot the node is in is not known; SWIM accepts an announcement for any.
+        let guess = Identity { node: peer.node, address: peer.address, boot: 0, generation: 0 };
+        // foca fails only when a packet cannot be encoded, and then nothing was sent.
+        let _ = self.foca.announce(guess, &mut self.runtime);
+        self.collect(now)
+    }
+
+    /// Moves to another address.
+    pub fn change_address(&mut self, now: Time, address: SocketAddr) -> Outcome {
+        let old = self.identity();
+        if old.address != address {
+            let new = Identity { address, generation: old.generation.saturating_add(1), ..old };
+            let _ = self.foca.change_identity(new, &mut self.runtime);
+        }
+        self.collect(now)
+    }
+
+    /// Takes a packet that came over the connection to `from`.
+    ///
+    /// # Errors
+    /// When it is not a packet of that node; it changed nothing.
+    pub fn receive(&mut self, now: Time, from: NodeId, packet: &[u8]) -> Result<Outcome, PacketError> {
+        let malformed = |text: String| PacketError::Malformed(text);
+        let (header, _) = header_of(packet).map_err(|e| malformed(e.to_string()))?;
+        if header.src.node != from {
+            return Err(PacketError::Spoofed { from, claimed: header.src.node });
+        }
+        let known = self.foca.iter_membership_state().len();
+        if known >= MAX_MEMBERS && !self.foca.iter_membership_state().any(|m| m.id().node == from) {
+            return Err(malformed(format!("the limit of {MAX_MEMBERS} members is reached")));
+        }
+        if let foca::Message::Ack(number) = header.message
+            && self.runtime.probed == Some((from, number))
+        {
+            self.answered = self.runtime.probed;
+        }
+        let result = self.foca.handle_data(packet, &mut self.runtime);
+        let outcome = self.collect(now);
+        match result {
+            Ok(()) => Ok(outcome),
+            Err(e) if outcome.sends.is_empty() && outcome.up.is_empty() && outcome.down.is_empty() => {
+                Err(malformed(e.to_string()))
+            }
+            Err(_) => Ok(outcome),
+        }
+    }
+
+    /// Declares a node dead at once: an operator revoked it.
+    pub fn expel(&mut self, now: Time, node: NodeId) -> Outcome {
+        let expelled: Vec<_> =
+            self.foca.iter_members().filter(|m| m.id().node == node).map(|m| *m.id()).collect();
+        let _ = self.foca.apply_many(expelled.into_iter().map(Member::down), true, &mut self.runtime);
+        self.collect(now)
+    }
+
+    /// Does what is due.
+    pub fn advance(&mut self, now: Time) -> Outcome {
+        let mut outcome = Outcome::default();
+        // Gossip becomes pressing by what was heard just now; that it waited is no lateness.
+        let mut timed = self.timers.iter().filter(|(_, timer)| !matches!(timer, Timer::PeriodicGossip(_)));
+        if let Some(((due, _), _)) = timed.find(|(_, timer)| self.is_pressing(timer)) {
+            let late = self.clock(now).saturating_sub(*due);
+            if late > OWN_LATENESS_MS {
+                self.lost_ms += late;
+            }
+        }
+        let clock = self.clock(now);
+        let mut due = Vec::new();
+        while let Some(entry) = self.timers.first_entry() {
+            if entry.key().0 > clock {
+                break;
+            }
+            due.push(entry.remove());
+        }
+        // foca wants timers of one instant in its own order.
+        due.sort_unstable();
+        for timer in due {
+            let _ = self.foca.handle_timer(timer, &mut self.runtime);
+            let more = self.collect(now);
+            outcome.sends.extend(more.sends);
+            outcome.up.extend(more.up);
+            outcome.down.extend(more.down);
+        }
+        outcome
+    }
+
+    /// When the time of a suspect is up, foca 2.0.0 tells it that it was declared dead also if it
+    /// had refuted the suspicion; it would take a new identity and be deaf until others notice.
+    fn tells_the_living_they_are_dead(&self, to: &Identity, packet: &[u8]) -> bool {
+        let header: Result<(foca::Header<Identity>, _), _> = postcard::take_from_bytes(packet);
+        matches!(header, Ok((header, _)) if header.message == foca::Message::TurnUndead)
+            && self.foca.iter_members().any(|member| member.id() == to)
+    }
+
+    fn clock(&self, now: Time) -> u64 {
+        now.mono_ms.saturating_sub(self.lost_ms)
+    }
+
+    fn collect(&mut self, now: Time) -> Outcome {
+        let clock = self.clock(now);
+        for (timer, after) in std::mem::take(&mut self.runtime.timers) {
+            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            self.timers.insert((clock.saturating_add(after_ms), self.next_timer), timer);
+            self.next_timer += 1;
+        }
+        let peer = |id: Identity| Peer { node: id.node, address: id.address };
+        let probed = self.runtime.probed;
+        if probed != self.answered {
+            self.answered = None;
+        }
+        let mut gathered = std::mem::replace(&mut self.runtime, Gathered { probed, ..Gathered::default() });
+        gathered.sends.retain(|(to, packet)| !self.tells_the_living_they_are_dead(to, packet));
+        if !gathered.up.is_empty() || !gathered.down.is_empty() {
+            // Fails only when the probe settings differ, and they never do.
+            let _ = self.foca.set_config(config(self.foca.num_members() + 1));
+        }
+        Outcome {
+            sends: gathered.sends.into_iter().map(|(to, data)| (peer(to), data)).collect(),
+            up: gathered.up.into_iter().map(peer).collect(),
+            down: gathered.down.into_iter().map(|id| id.node).collect(),
+        }
+    }
+}
+
+/// Settings for a cluster of `members` on a local network.
+fn config(members: usize) -> Config {
+    let decades = (members.max(10) as f64).log10();
+    let few = |n: usize| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+    // A rumour reaches everybody in logarithmically many rounds: ten rounds up to ten members,
+    // thirty for a thousand.
+    let rounds = (decades * 10.0).clamp(10.0, 40.0) as u8;
+    Config {
+        probe_period: PROBE_PERIOD,
+        probe_rtt: PROBE_RTT,
+        num_indirect_probes: few(3),
+        max_transmissions: NonZeroU8::new(rounds).unwrap_or(NonZeroU8::MIN),
+        suspect_to_down_after: SUSPECT_TO_DOWN.mul_f64(decades),
+        // Kept for a day: that a node was dead is what tells a returning one to renew itself.
+        remove_down_after: Some(Duration::from_secs(24 * 3600)),
+        max_packet_size: few(MAX_PACKET_BYTES),
+        notify_down_members: true,
+        periodic_announce: Some(PeriodicParams { frequency: Duration::from_secs(30), num_members: few(1) }),
+        periodic_announce_to_down_members: Some(PeriodicParams {
+            frequency: Duration::from_secs(10),
+            num_members: few(2),
+        }),
+        periodic_gossip: Some(PeriodicParams { frequency: GOSSIP_EVERY, num_members: few(3) }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

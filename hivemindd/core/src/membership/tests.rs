@@ -1,0 +1,152 @@
+use rand::SeedableRng as _;
+
+use super::*;
+
+fn identity(n: u8) -> Identity {
+    Identity {
+        node: NodeId([n; 16]),
+        address: SocketAddr::from(([192, 0, 2, n], 7946)),
+        boot: 1,
+        generation: 0,
+    }
+}
+
+fn at(mono_ms: u64) -> Time {
+    Time { mono_ms, wall_ms: 0 }
+}
+
+/// Members that hear each other at once, each by its own clock.
+struct Group {
+    members: BTreeMap<NodeId, Membership>,
+    largest_packet: usize,
+}
+
+impl Group {
+    fn of(count: u8) -> Self {
+        let mut group = Self { members: BTreeMap::new(), largest_packet: 0 };
+        for n in 1..=count {
+            let rng = ChaCha8Rng::seed_from_u64(u64::from(n));
+            group.members.insert(NodeId([n; 16]), Membership::new(identity(n), rng));
+        }
+        for n in 2..=count {
+            let peer = Peer { node: NodeId([n - 1; 16]), address: identity(n - 1).address };
+            let outcome = group.members.get_mut(&NodeId([n; 16])).unwrap().announce(at(0), peer);
+            group.deliver(at(0), NodeId([n; 16]), outcome);
+        }
+        group
+    }
+
+    fn deliver(&mut self, now: Time, from: NodeId, outcome: Outcome) {
+        let mut queue: Vec<_> = outcome.sends.into_iter().map(|(to, data)| (from, to, data)).collect();
+        while let Some((from, to, data)) = queue.pop() {
+            self.largest_packet = self.largest_packet.max(data.len());
+            let Some(member) = self.members.get_mut(&to.node) else { continue };
+            if let Ok(more) = member.receive(now, from, &data) {
+                queue.extend(more.sends.into_iter().map(|(next, data)| (to.node, next, data)));
+            }
+        }
+    }
+
+    fn run(&mut self, from_ms: u64, until_ms: u64) {
+        for ms in (from_ms..until_ms).step_by(50) {
+            for node in self.members.keys().copied().collect::<Vec<_>>() {
+                let outcome = self.members.get_mut(&node).unwrap().advance(at(ms));
+                self.deliver(at(ms), node, outcome);
+            }
+        }
+    }
+}
+
+#[test]
+fn packets_fit_a_datagram_in_a_large_cluster_too() {
+    let mut group = Group::of(60);
+    group.run(0, 20_000);
+    assert!(group.members.values().all(|member| member.alive().len() == 59));
+    assert!(group.largest_packet <= MAX_PACKET_BYTES, "{}", group.largest_packet);
+}
+
+#[test]
+fn a_node_that_was_late_gives_others_the_time_it_lost() {
+    let mut group = Group::of(3);
+    group.run(0, 5000);
+    // The others fall silent just as this node stands still for a minute.
+    let (me, mut member) = group.members.pop_first().unwrap();
+    group.members.clear();
+    let outcome = member.advance(at(65_000));
+    assert!(outcome.down.is_empty());
+    // It finds them dead in the same time as if it had not stood still.
+    let mut down = Vec::new();
+    for ms in (65_000..85_000).step_by(50) {
+        let outcome = member.advance(at(ms));
+        down.extend(outcome.down.iter().map(|node| (*node, ms)));
+    }
+    assert_eq!(down.len(), 2, "{me}");
+    assert!(down.iter().all(|(_, ms)| *ms > 65_000 + 2000), "{down:?}");
+}
+
+#[test]
+fn a_newer_boot_and_a_later_move_win_over_older_selves() {
+    use foca::Identity as _;
+    let old = identity(1);
+    let moved = Identity { address: SocketAddr::from(([192, 0, 2, 99], 7946)), generation: 1, ..old };
+    let rebooted = Identity { boot: 2, ..old };
+    assert!(moved.win_addr_conflict(&old) && !old.win_addr_conflict(&moved));
+    assert!(rebooted.win_addr_conflict(&moved) && !moved.win_addr_conflict(&rebooted));
+    assert!(old.renew().unwrap().win_addr_conflict(&old));
+}
+
+#[test]
+fn junk_is_refused_and_changes_nothing() {
+    let mut group = Group::of(2);
+    group.run(0, 3000);
+    let member = group.members.get_mut(&NodeId([1; 16])).unwrap();
+    for junk in [&[][..], &[0; 3], &[255; 2000]] {
+        assert!(member.receive(at(3000), NodeId([2; 16]), junk).is_err());
+    }
+    assert_eq!(member.alive().len(), 1);
+}
+
+/// Runs a pair for ten seconds, each woken only when it asks for it; gives how often the first woke,
+/// and when it first heard that the other is gone, if that was silent from `silent_ms` on.
+fn woken(silent_ms: u64) -> (usize, Option<u64>) {
+    let mut group = Group::of(2);
+    // Until both have told each other what there is to tell.
+    group.run(0, 20_000);
+    let (first, second) = (NodeId([1; 16]), NodeId([2; 16]));
+    let (mut wakes, mut down) = (0, None);
+    for ms in 20_000..30_000 {
+        if ms == 20_000 + silent_ms {
+            group.members.remove(&second);
+        }
+        for node in [first, second] {
+            let Some(member) = group.members.get_mut(&node) else { continue };
+            if member.wake_at().is_some_and(|at| at <= ms) {
+                wakes += usize::from(node == first);
+                let outcome = member.advance(at(ms));
+                down = down.or((!outcome.down.is_empty()).then_some(ms - 20_000));
+                group.deliver(at(ms), node, outcome);
+            }
+        }
+    }
+    (wakes, down)
+}
+
+#[test]
+fn an_answered_probe_is_the_only_thing_an_idle_member_wakes_for() {
+    let (wakes, down) = woken(u64::MAX / 2);
+    // Ten probes, and an announcement now and then.
+    assert!((10..=13).contains(&wakes), "{wakes}");
+    assert_eq!(down, None);
+}
+
+#[test]
+fn a_member_that_wakes_only_for_what_is_pressing_finds_the_dead_as_soon() {
+    for silent_ms in (0..1000).step_by(50) {
+        let (_, down) = woken(silent_ms);
+        let limit = silent_ms
+            + 2 * u64::try_from(PROBE_PERIOD.as_millis()).unwrap()
+            + u64::try_from(SUSPECT_TO_DOWN.as_millis()).unwrap()
+            + 50;
+        assert!(down.is_some_and(|at| at <= limit), "{silent_ms}: {down:?}, {limit}");
+    }
+}

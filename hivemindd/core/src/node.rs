@@ -1,0 +1,489 @@
+//! The node: all modules composed into one state machine.
+//!
+//! ```text
+//!             +-- membership   who is alive
+//!   Event --> +-- replication  the map, and keeping it alike everywhere     --> Actions
+//!             +-- deciding     leader, placements, replicas, network, names
+//! ```
+//!
+//! A step handles its event, does what is due, brings everything that follows from a changed map
+//! or a changed view up to date, and only then hands out what is to be written and sent. Whatever
+//! tells others about the map waits until what it tells is durable: persist, then send, then
+//! reply.
+
+mod deciding;
+mod peers;
+mod pushing;
+mod replication;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use hivemind_spec::api::SpecItem;
+use hivemind_spec::document::SpecKey;
+use hivemind_spec::dsse::Envelope;
+use hivemind_spec::id::{ClusterId, Digest, KeyId, NodeId, TokenId};
+use hivemind_spec::key::{PublicKey, SigningKey};
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+
+use crate::checking::Keyring;
+use crate::cluster::{Cluster, ContainerRange, Liveness};
+use crate::enrolment::ChainVerifier;
+use crate::event::{Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, Zone};
+use crate::leader::Leader;
+use crate::membership::Membership;
+use crate::record::{Record, RecordKey, ReplicaId};
+use crate::replica::Replicas;
+use crate::report::View;
+use crate::state::{Content, Map};
+use crate::time::{Hlc, Time};
+use crate::trust::{Holder, Trust};
+
+use peers::{Hint, PeerState, RefusedBefore};
+use pushing::PendingPush;
+use store::Store;
+
+/// How long a node that has just started waits for a first peer before it starts or places
+/// anything that may have moved while it was off, milliseconds.
+pub const GRACE_MS: u64 = 5000;
+
+/// How often a node compares what it holds with another while something changed lately,
+/// milliseconds.
+pub const SYNC_EVERY_MS: u64 = 3000;
+
+/// How often when nothing changed for long, milliseconds. Every change is sent on at once and every
+/// new connection begins with a comparison; this finds only what was lost in between.
+const SYNC_AT_REST_MS: u64 = 30_000;
+
+/// The pause grows from the one to the other as this part of the time since the last change: eight
+/// comparisons at full pace come first.
+const SYNC_PAUSE_PART: u64 = 8;
+
+/// How late work may be that no message and no person waits for, milliseconds. It is done with
+/// whatever wakes the node next; by itself it wakes the node only after this time.
+const UNHURRIED_MS: u64 = 1000;
+
+/// The same while a node that has just started does not know yet whether it has heard all.
+const SYNC_AT_START_MS: u64 = 500;
+
+/// How often nodes that should be reachable and are not are tried, milliseconds.
+pub const REDIAL_EVERY_MS: u64 = 5000;
+
+/// How often the leader looks again though nothing changed: takeovers depend on time.
+const LOOK_AGAIN_MS: u64 = 5000;
+
+/// How often what is out of date is dropped from the map.
+const HOUSEKEEPING_EVERY_MS: u64 = 3600 * 1000;
+
+/// Rounds of "what follows from what was just decided" in one step: enrolment, subnet, placement
+/// and status follow each other; more is a loop, which the next event may continue.
+const MAX_ROUNDS: usize = 8;
+
+/// What a node is, from its machine configuration and its identity.
+#[derive(Debug)]
+pub struct Settings {
+    /// This node's id.
+    pub me: NodeId,
+    /// Signs its records.
+    pub record_key: SigningKey,
+    /// How often it has booted, counting this time. Must never go back.
+    pub boot: u64,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// Its name, for people.
+    pub cluster_name: String,
+    /// The range node subnets are taken from.
+    pub container_range: ContainerRange,
+    /// The root CA, DER.
+    pub root_ca: Vec<u8>,
+    /// The operators' root keys.
+    pub root_keys: Vec<PublicKey>,
+    /// Its own node CA and token CA, DER.
+    pub chain: Vec<Vec<u8>>,
+    /// The token it came with.
+    pub token: TokenId,
+    /// The token's document, as the machine configuration has it.
+    pub token_document: Option<Envelope>,
+    /// UDP port of every node's QUIC endpoint.
+    pub peer_port: u16,
+    /// Checks others' chains: [`hivemind_spec::certificate::verify_node_chain`].
+    pub verify_chain: ChainVerifier,
+}
+
+/// A node's whole state.
+pub struct Node {
+    settings: Settings,
+    rng: ChaCha8Rng,
+
+    // The replicated map and what follows from it.
+    map: Map,
+    keyring: Keyring,
+    trust: Trust,
+    members: BTreeSet<NodeId>,
+    cluster: Cluster,
+    specs_changed: bool,
+    map_changed: bool,
+    /// Whether the map has changed in this step.
+    redrawn: bool,
+    /// Changed in this step, and who sent it.
+    fresh: BTreeMap<RecordKey, Option<NodeId>>,
+
+    // This node's voice in the map.
+    boot: u64,
+    sequence: u64,
+    clock: Hlc,
+    started_ms: u64,
+
+    // Others.
+    membership: Option<Membership>,
+    liveness: Liveness,
+    /// Until when takeovers wait because the view changed, monotonic milliseconds.
+    settled_at_ms: u64,
+    anchors: BTreeSet<NodeId>,
+    peers: BTreeMap<NodeId, PeerState>,
+    hints: BTreeMap<SocketAddr, Hint>,
+    refused: BTreeMap<NodeId, RefusedBefore>,
+    complained_ms: BTreeMap<NodeId, u64>,
+
+    // What is under way.
+    store: Store,
+    store_failed_ms: Option<u64>,
+    pushes: BTreeMap<u64, PendingPush>,
+    next_ack: u64,
+
+    // Deciding and what was handed out last.
+    facts: Option<NodeFacts>,
+    leader: Leader,
+    told_leader: Option<NodeId>,
+    replicas: Replicas,
+    replica_said_ms: BTreeMap<ReplicaId, u64>,
+    replica_wake_ms: Option<u64>,
+    inventory_known: bool,
+    run_before: BTreeSet<Digest>,
+    network: Option<NetworkPlan>,
+    zone: Option<Zone>,
+    health_checks: Option<BTreeMap<ContainerId, hivemind_spec::workload::HealthCheck>>,
+    stirred: bool,
+
+    // When to do what comes by itself, monotonic milliseconds.
+    grace_until_ms: Option<u64>,
+    sync_at_ms: u64,
+    changed_ms: u64,
+    redial_at_ms: u64,
+    look_again_at_ms: u64,
+    housekeeping_at_ms: u64,
+    seen_saved_ms: u64,
+    woken_at_ms: Option<u64>,
+}
+
+impl Node {
+    /// Starts from what the store holds (every key and value). What of it does not verify is
+    /// dropped with a note, and comes again from the peers.
+    pub fn new(settings: Settings, stored: Vec<(Vec<u8>, Vec<u8>)>, now: Time, seed: u64) -> (Self, Actions) {
+        let keyring = Keyring::new(settings.root_ca.clone(), &settings.root_keys, settings.verify_chain);
+        let mut node = Self {
+            boot: settings.boot,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            map: Map::default(),
+            keyring,
+            trust: Trust::default(),
+            members: BTreeSet::new(),
+            cluster: Cluster::default(),
+            specs_changed: true,
+            map_changed: true,
+            redrawn: false,
+            fresh: BTreeMap::new(),
+            sequence: 0,
+            clock: Hlc::default(),
+            started_ms: now.wall_ms,
+            membership: None,
+            liveness: Liveness::default(),
+            settled_at_ms: 0,
+            anchors: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            hints: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            complained_ms: BTreeMap::new(),
+            store: Store::default(),
+            store_failed_ms: None,
+            pushes: BTreeMap::new(),
+            next_ack: 0,
+            facts: None,
+            leader: Leader::default(),
+            told_leader: None,
+            replicas: Replicas::default(),
+            replica_said_ms: BTreeMap::new(),
+            replica_wake_ms: None,
+            inventory_known: false,
+            run_before: BTreeSet::new(),
+            network: None,
+            zone: None,
+            health_checks: None,
+            stirred: true,
+            grace_until_ms: Some(now.mono_ms + GRACE_MS),
+            sync_at_ms: now.mono_ms + SYNC_AT_START_MS,
+            changed_ms: now.mono_ms,
+            redial_at_ms: now.mono_ms,
+            look_again_at_ms: now.mono_ms + LOOK_AGAIN_MS,
+            housekeeping_at_ms: now.mono_ms + HOUSEKEEPING_EVERY_MS,
+            seen_saved_ms: now.mono_ms,
+            woken_at_ms: None,
+            settings,
+        };
+        let mut out = Actions::new();
+        node.load(now, stored, &mut out);
+        node.introduce_self(now, &mut out);
+        node.replicas = Replicas::new(&node.own_replica_statuses());
+        node.finish(now, &mut out);
+        (node, out)
+    }
+
+    /// Takes one event to its end and puts what is to be done into `out`, in order.
+    pub fn step(&mut self, now: Time, event: Event, out: &mut Actions) {
+        match event {
+            Event::TimerFired => self.woken_at_ms = None,
+            Event::Received { from, address, message } => self.receive(now, from, address, message, out),
+            Event::Connected { peer, chain } => self.connected(now, peer, &chain, out),
+            Event::Disconnected { node } => self.disconnected(node),
+            Event::Hint { address } => self.hint(now, address, out),
+            Event::Persisted { batch } => self.persisted(batch, out),
+            Event::PersistFailed { batch, reason } => self.persist_failed(now, batch, &reason, out),
+            Event::Push { request, envelope } => self.push(now, request, &envelope, out),
+            Event::Observed { inventory } => {
+                self.replicas.observed(now, inventory);
+                self.inventory_known = true;
+                self.stirred = true;
+            }
+            Event::Done { operation, result } => {
+                self.replicas.done(now, operation, result);
+                self.stirred = true;
+            }
+            Event::PullProgressed { operation, progress } => {
+                self.replicas.pull_progressed(operation, progress);
+                self.stirred = true;
+            }
+            Event::HealthChecked { container, healthy, detail } => {
+                self.replicas.health_checked(now, &container, healthy, &detail);
+                self.stirred = true;
+            }
+            Event::Facts { facts } => self.learn_facts(now, facts, out),
+        }
+        self.finish(now, out);
+    }
+
+    fn finish(&mut self, now: Time, out: &mut Actions) {
+        self.do_what_is_due(now, out);
+        self.settle(now, out);
+        if std::mem::take(&mut self.redrawn) {
+            self.hurry_sync(now);
+        }
+        self.spread(out);
+        self.persist(out);
+        self.set_alarm(out);
+    }
+
+    fn do_what_is_due(&mut self, now: Time, out: &mut Actions) {
+        if let Some(membership) = &mut self.membership {
+            let outcome = membership.advance(now);
+            self.follow(now, outcome, out);
+        }
+        if self.grace_until_ms.is_some_and(|until| until <= now.mono_ms) {
+            self.end_grace();
+        }
+        if self.sync_at_ms <= now.mono_ms {
+            let pause_ms = self.sync_pause_ms(now);
+            self.sync_at_ms = now.mono_ms + pause_ms + self.jitter(pause_ms / 4);
+            self.sync_with_somebody(out);
+        }
+        if self.redial_at_ms <= now.mono_ms {
+            self.redial_at_ms = now.mono_ms + REDIAL_EVERY_MS + self.jitter(REDIAL_EVERY_MS / 4);
+            self.redial(now, out);
+        }
+        if self.look_again_at_ms <= now.mono_ms {
+            self.look_again_at_ms = now.mono_ms + LOOK_AGAIN_MS;
+            self.stirred |= self.is_leader();
+        }
+        if self.liveness.unsettled && self.settled_at_ms <= now.mono_ms {
+            self.liveness.unsettled = false;
+            self.stirred = true;
+        }
+        if self.housekeeping_at_ms <= now.mono_ms {
+            self.housekeeping_at_ms = now.mono_ms + HOUSEKEEPING_EVERY_MS;
+            self.keep_house(now);
+        }
+        if self.leader.wake_at_ms().is_some_and(|at| at <= now.mono_ms)
+            || self.replica_wake_ms.is_some_and(|at| at <= now.mono_ms)
+        {
+            self.stirred = true;
+        }
+        if self.disk_pause_ends_ms().is_some_and(|at| at <= now.mono_ms) {
+            self.store_failed_ms = None;
+            self.stirred = true;
+        }
+        self.judge_waiting(now, out);
+        self.push_on(now, out);
+    }
+
+    /// How long to wait until the next comparison with another node.
+    fn sync_pause_ms(&self, now: Time) -> u64 {
+        if self.grace_until_ms.is_some() {
+            return SYNC_AT_START_MS;
+        }
+        let quiet_ms = now.mono_ms.saturating_sub(self.changed_ms);
+        (quiet_ms / SYNC_PAUSE_PART).clamp(SYNC_EVERY_MS, SYNC_AT_REST_MS)
+    }
+
+    /// The map has changed: whoever missed it is to be found soon.
+    fn hurry_sync(&mut self, now: Time) {
+        self.changed_ms = now.mono_ms;
+        self.sync_at_ms = self.sync_at_ms.min(now.mono_ms + SYNC_EVERY_MS);
+    }
+
+    /// Asks to be called when the next thing is due.
+    fn set_alarm(&mut self, out: &mut Actions) {
+        let slack_ms = if self.grace_until_ms.is_some() { 0 } else { UNHURRIED_MS };
+        let next = [
+            self.membership.as_ref().and_then(Membership::wake_at),
+            self.grace_until_ms,
+            self.leader.wake_at_ms(),
+            self.replica_wake_ms,
+            self.waiting_until(),
+            self.disk_pause_ends_ms(),
+            self.pushes.values().map(PendingPush::wake_at_ms).min(),
+            Some(self.sync_at_ms + slack_ms),
+            Some(self.redial_at_ms + slack_ms),
+            self.is_leader().then_some(self.look_again_at_ms + slack_ms),
+            self.liveness.unsettled.then_some(self.settled_at_ms),
+            Some(self.housekeeping_at_ms + slack_ms),
+        ];
+        if let Some(at) = next.into_iter().flatten().min()
+            && self.woken_at_ms != Some(at)
+        {
+            self.woken_at_ms = Some(at);
+            out.push(Action::WakeAt { mono_ms: at });
+        }
+    }
+
+    fn end_grace(&mut self) {
+        self.stirred |= self.grace_until_ms.take().is_some();
+    }
+
+    fn jitter(&mut self, below_ms: u64) -> u64 {
+        use rand::RngExt as _;
+        self.rng.random_range(0..below_ms.max(1))
+    }
+
+    fn note(&self, now: Time, level: Level, code: &str, text: String, out: &mut Actions) {
+        out.push(Action::Note(Note { level, code: code.to_owned(), text, time: now }));
+    }
+
+    fn is_leader(&self) -> bool {
+        self.leader.current() == Some(self.settings.me)
+    }
+
+    fn is_revoked(&self, node: &NodeId) -> bool {
+        self.cluster.nodes.get(node).is_some_and(crate::cluster::Node::is_revoked)
+    }
+
+    /// What a node is called in notes.
+    fn name(&self, node: &NodeId) -> String {
+        format!("{} ({})", self.cluster.hostname(node), node.short())
+    }
+}
+
+/// What the API reads.
+impl Node {
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.settings.me
+    }
+
+    /// What the node was started with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The records that count, put together.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Who is alive.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    /// The leader in this node's view.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader.current()
+    }
+
+    /// The digest of the whole map, hexadecimal: equal on nodes that hold the same.
+    pub fn map_digest(&self) -> String {
+        self.map.digest().to_string()
+    }
+
+    /// Every record held.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// An operator's key and what it may do: a root key, or one that a document that counts has.
+    pub fn operator(&self, key: &KeyId) -> Option<&Holder> {
+        self.trust.holder(key)
+    }
+
+    /// All operators' keys.
+    pub fn operators(&self) -> impl Iterator<Item = (&KeyId, &Holder)> {
+        self.trust.holders()
+    }
+
+    /// Current documents, tombstones included, by name.
+    pub fn spec_items(&self) -> impl Iterator<Item = SpecItem> + '_ {
+        self.trust.all_current().filter_map(|(name, place)| self.item(name, place))
+    }
+
+    /// The current version of one document, tombstones included.
+    pub fn spec_item(&self, name: &SpecKey) -> Option<SpecItem> {
+        self.trust.current(name).and_then(|place| self.item(name, place))
+    }
+
+    fn item(&self, name: &SpecKey, place: &RecordKey) -> Option<SpecItem> {
+        let entry = self.map.get(place)?;
+        let (Content::Spec(document), Record::Spec(envelope)) = (&entry.content, &entry.record) else {
+            return None;
+        };
+        Some(SpecItem {
+            key: name.clone(),
+            revision: document.value().metadata.revision,
+            digest: document.digest(),
+            deleted: document.value().metadata.deleted,
+            envelope: envelope.clone(),
+        })
+    }
+
+    /// What reports are made from; `map_digest` is [`Node::map_digest`].
+    pub fn view<'a>(&'a self, now: Time, map_digest: &'a str) -> View<'a> {
+        View {
+            cluster: &self.cluster,
+            liveness: &self.liveness,
+            now,
+            me: self.settings.me,
+            leader: self.leader(),
+            range: self.settings.container_range,
+            cluster_id: self.settings.cluster_id,
+            cluster_name: &self.settings.cluster_name,
+            map_digest,
+        }
+    }
+
+    /// The names as this node answers them.
+    pub fn zone(&self) -> Option<&Zone> {
+        self.zone.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests;

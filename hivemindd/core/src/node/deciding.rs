@@ -1,0 +1,244 @@
+//! What follows from the map and from who is alive: this node's word about itself, the leader's
+//! placements, this node's replicas, its network and its names.
+//!
+//! Levels, not edges: every look compares what should be said, decided or done with what was, and
+//! hands out the difference.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::api::Phase;
+use hivemind_spec::document::{Kind, SpecKey};
+
+use super::{Content, MAX_ROUNDS, Node};
+use crate::cluster::Workload;
+use crate::event::{Action, Actions, Level, NetworkPlan};
+use crate::record::{Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Topic};
+use crate::time::Time;
+use crate::{dns, overlay, scheduler};
+
+/// How often a replica's status is written while nothing but its pull progress changes,
+/// milliseconds.
+const PROGRESS_EVERY_MS: u64 = 1000;
+
+impl Node {
+    /// Brings everything up to date that follows from a changed map or a changed view.
+    pub(super) fn settle(&mut self, now: Time, out: &mut Actions) {
+        for _ in 0..MAX_ROUNDS {
+            if self.map_changed || self.specs_changed {
+                self.redraw();
+                self.drop_unheard();
+                self.look_around(now);
+                self.cut_off_revoked(now, out);
+                self.judge_waiting(now, out);
+                self.stirred = true;
+            }
+            if !std::mem::take(&mut self.stirred) {
+                return;
+            }
+            self.speak_for_self(now, out);
+            self.lead(now, out);
+            self.plan_network(out);
+            self.run_replicas(now, out);
+        }
+        // Whatever is left is taken up at the next look; the records agree by then.
+        self.stirred = true;
+    }
+
+    /// What this node says about itself: its subnet and how it is.
+    fn speak_for_self(&mut self, now: Time, out: &mut Actions) {
+        let (me, range) = (self.settings.me, self.settings.container_range);
+        if !self.cluster.nodes.contains_key(&me) {
+            // The disk failed when it was first said.
+            self.introduce_self(now, out);
+        }
+        if let Some(own) = self.cluster.nodes.get(&me) {
+            // A subnet is chosen when the peers' choices are known; one recorded before is kept
+            // until they say otherwise.
+            let enrolment = own.enrolment.clone();
+            if enrolment.subnet.is_some() || self.grace_until_ms.is_none() {
+                let subnet = overlay::choose_subnet(&self.cluster, &me, range);
+                let enrolment = crate::record::Enrolment { subnet, ..enrolment };
+                self.say(now, Topic::Enrolment, Some(Observation::Enrolment(enrolment)));
+            }
+        }
+        let Some(facts) = &self.facts else { return };
+        let Some(address) = facts.address else { return };
+        let status = NodeStatus {
+            hostname: facts.hostname.clone(),
+            address,
+            vtep_mac: overlay::vtep_mac(&me),
+            version: facts.version.clone(),
+            labels: facts.labels.clone(),
+            capacity: facts.capacity,
+            problems: facts.problems.clone(),
+            started_ms: self.started_ms,
+        };
+        self.say(now, Topic::Node, Some(Observation::Node(status)));
+    }
+
+    /// Finds the leader, and places what must be placed if it is this node.
+    fn lead(&mut self, now: Time, out: &mut Actions) {
+        let leader = self.leader.observe(now, &self.cluster, &self.liveness);
+        if leader != self.told_leader {
+            self.told_leader = leader;
+            let text = leader.map_or_else(
+                || "there is no leader: no node that can run workloads is alive".to_owned(),
+                |leader| format!("node {} leads", self.name(&leader)),
+            );
+            self.note(now, Level::Info, "leader-changed", text, out);
+        }
+        if !self.is_leader() || self.grace_until_ms.is_some() {
+            return;
+        }
+        for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
+            self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
+        }
+    }
+
+    /// The network and the names, told when they change. Before this start's first underlay address
+    /// the plan has none, so that a machine without a network runs its containers all the same;
+    /// when an address is lost the network stays as it is.
+    fn plan_network(&mut self, out: &mut Actions) {
+        let underlay = self.facts.as_ref().and_then(|facts| facts.address);
+        let planned = self.network.as_ref().and_then(|plan| plan.local.as_ref()?.underlay);
+        if underlay.is_some() || planned.is_none() {
+            let plan = overlay::plan(
+                &self.cluster,
+                &self.liveness,
+                &self.settings.cluster_id,
+                &self.settings.me,
+                underlay,
+                self.settings.container_range,
+            );
+            if self.network.as_ref() != Some(&plan) {
+                out.push(Action::Network(plan.clone()));
+                self.network = Some(plan);
+            }
+        }
+        let zone = dns::zone(&self.cluster, &self.liveness);
+        if self.zone.as_ref() != Some(&zone) {
+            out.push(Action::Zone(zone.clone()));
+            self.zone = Some(zone);
+        }
+    }
+
+    /// Takes this node's replicas a step further.
+    fn run_replicas(&mut self, now: Time, out: &mut Actions) {
+        if self.grace_until_ms.is_some() || !self.inventory_known {
+            return;
+        }
+        self.check_before_first_run(now, out);
+        let wanted: BTreeMap<ReplicaId, &Workload> = self
+            .cluster
+            .assignments(&self.settings.me)
+            .into_iter()
+            .filter(|(_, workload)| self.run_before.contains(&workload.digest))
+            .collect();
+        let local = self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref());
+        let plan = self.replicas.plan(now, &wanted, local);
+        self.replica_wake_ms = plan.wake_at_ms;
+        for (operation, op) in plan.operations {
+            out.push(Action::Runtime { operation, op });
+        }
+        if self.health_checks.as_ref() != Some(&plan.health_checks) {
+            out.push(Action::HealthChecks(plan.health_checks.clone()));
+            self.health_checks = Some(plan.health_checks);
+        }
+        self.tell_replicas(now, plan.statuses, out);
+    }
+
+    /// Says how this node's replicas are, and takes back what it said about those that are gone.
+    fn tell_replicas(&mut self, now: Time, statuses: BTreeMap<ReplicaId, ReplicaStatus>, out: &mut Actions) {
+        let before = self.own_replica_statuses();
+        for gone in before.keys().filter(|replica| !statuses.contains_key(replica)) {
+            self.replica_said_ms.remove(gone);
+            self.say(now, Topic::Replica(gone.clone()), None);
+        }
+        for (replica, status) in statuses {
+            let only_progress = before.get(&replica).is_some_and(|said| {
+                said.phase == status.phase && said.template == status.template && status.pull.is_some()
+            });
+            let lately =
+                self.replica_said_ms.get(&replica).is_some_and(|said| now.mono_ms < said + PROGRESS_EVERY_MS);
+            if only_progress && lately {
+                continue;
+            }
+            self.replica_said_ms.insert(replica.clone(), now.mono_ms);
+            if let Some((level, code, text)) = told(&replica, before.get(&replica), &status) {
+                self.note(now, level, code, text, out);
+            }
+            self.say(now, Topic::Replica(replica), Some(Observation::Replica(status)));
+        }
+    }
+
+    /// Verifies documents once more, from the bytes held, immediately before anything of them is
+    /// run for the first time. What does not verify is dropped and not run.
+    fn check_before_first_run(&mut self, now: Time, out: &mut Actions) {
+        let current: Vec<_> = self.cluster.workloads.values().map(|workload| workload.digest).collect();
+        self.run_before.retain(|digest| current.contains(digest));
+        let new: BTreeMap<_, _> = self
+            .cluster
+            .assignments(&self.settings.me)
+            .into_iter()
+            .filter(|(_, workload)| !self.run_before.contains(&workload.digest))
+            .map(|(replica, workload)| (replica.workload, workload.clone()))
+            .collect();
+        for (id, workload) in new {
+            let name = SpecKey { kind: Kind::Workload, namespace: id.namespace, name: id.name };
+            let Some(place) = self.trust.current(&name).cloned() else { continue };
+            match self.verify_again(&place, &workload) {
+                Ok(()) => {
+                    self.run_before.insert(workload.digest);
+                }
+                Err(reason) => {
+                    self.drop_record(&place);
+                    let text = format!(
+                        "{} as stored here does not verify, and nothing of it is run: {reason}",
+                        super::replication::describe(&place)
+                    );
+                    self.note(now, Level::Error, "stored-record-refused", text, out);
+                }
+            }
+        }
+    }
+
+    fn verify_again(&self, place: &RecordKey, workload: &Workload) -> Result<(), String> {
+        let held = self.map.get(place).ok_or("it is gone")?;
+        let entry = self.keyring.check(place, &held.record).map_err(|e| e.to_string())?;
+        match &entry.content {
+            Content::Spec(document) if !self.trust.counts(document) => {
+                Err("its signer may not write it".to_owned())
+            }
+            Content::Spec(document)
+                if document.digest() == workload.digest
+                    && document.value().workload() == Some(&workload.spec) =>
+            {
+                Ok(())
+            }
+            _ => Err("the signed bytes say something else".to_owned()),
+        }
+    }
+}
+
+/// What the console tells of a replica's new state; a machine without a network has no other voice.
+/// Steps on the way to a state are for `hivemind ps` alone.
+fn told(
+    replica: &ReplicaId,
+    before: Option<&ReplicaStatus>,
+    status: &ReplicaStatus,
+) -> Option<(Level, &'static str, String)> {
+    let which = |s: &ReplicaStatus| (s.phase, s.template, s.restarts);
+    if before.is_some_and(|before| which(before) == which(status)) {
+        return None;
+    }
+    let (level, code, state) = match status.phase {
+        Phase::Running => (Level::Info, "replica-running", "is running"),
+        Phase::Completed => (Level::Info, "replica-completed", "is completed"),
+        Phase::Unhealthy => (Level::Warning, "replica-unhealthy", "is unhealthy"),
+        Phase::Backoff => (Level::Warning, "replica-waits", "waits to start again"),
+        Phase::Failed => (Level::Warning, "replica-failed", "has failed"),
+        Phase::Pending | Phase::Assigned | Phase::Pulling | Phase::Starting | Phase::Stopping => return None,
+    };
+    let reason = if status.reason.is_empty() { String::new() } else { format!(": {}", status.reason) };
+    Some((level, code, format!("{replica} {state}{reason}")))
+}

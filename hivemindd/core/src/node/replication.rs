@@ -1,0 +1,515 @@
+//! The map at work: loading, merging, telling others, and anti-entropy.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::document::{Kind, SpecKey};
+use hivemind_spec::id::{Digest, NodeId};
+use rand::seq::SliceRandom as _;
+
+use super::store::{self, Stored};
+use super::{Content, Node};
+use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
+use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
+use crate::state::{Entry, Order, Version, encode};
+use crate::sync::{self, Comparison};
+use crate::time::Time;
+use crate::{enrolment, statement};
+
+/// Peers a change is sent to at once. Up to this many others hear of it directly; in larger
+/// clusters it spreads on from them.
+pub(super) const FANOUT: usize = 4;
+
+/// How long deletions are remembered, milliseconds. A node away for longer may bring a deleted
+/// document back.
+pub(super) const TOMBSTONES_KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
+
+/// How long this node does not write its own observations after the disk failed, milliseconds.
+const DISK_PAUSE_MS: u64 = 5000;
+
+/// How often a peer's bad records are complained about, milliseconds.
+const COMPLAIN_EVERY_MS: u64 = 60_000;
+
+/// How often the records of one message are gone through for those whose keys came with it.
+const MAX_PASSES: usize = 8;
+
+const ANCHORS: &str = "anchors";
+const SEEN: &str = "seen";
+
+/// Members' last-seen times are written at least this often, milliseconds.
+const SAVE_SEEN_EVERY_MS: u64 = 10 * 60 * 1000;
+
+impl Node {
+    pub(super) fn load(&mut self, now: Time, stored: Vec<(Vec<u8>, Vec<u8>)>, out: &mut Actions) {
+        let mut records = Vec::new();
+        for (key, value) in stored {
+            match store::read_key(&key) {
+                Stored::Local(name) => self.load_local(&name, &value),
+                Stored::Record(name) => match postcard::from_bytes::<Record>(&value) {
+                    Ok(record) => records.push((name, record)),
+                    Err(e) => self.refuse_stored(now, key, &format!("a record cannot be read: {e}"), out),
+                },
+                Stored::Unknown => self.refuse_stored(now, key, "a key is not a record's", out),
+            }
+        }
+        let refused = self.take_all(records, None);
+        for (key, _, reason) in refused {
+            self.refuse_stored(now, store::record_key(&key), &format!("{}: {reason}", describe(&key)), out);
+        }
+        // What was loaded is neither news to others nor to the disk.
+        self.fresh.clear();
+        self.store.forget_records();
+    }
+
+    fn refuse_stored(&mut self, now: Time, key: Vec<u8>, text: &str, out: &mut Actions) {
+        self.store.put(key, None);
+        let text = format!("{text}; it is dropped and comes again from the other nodes");
+        self.note(now, Level::Error, "stored-record-refused", text, out);
+    }
+
+    fn load_local(&mut self, name: &str, value: &[u8]) {
+        match name {
+            ANCHORS => self.anchors = postcard::from_bytes(value).unwrap_or_default(),
+            SEEN => self.liveness.last_seen_ms = postcard::from_bytes(value).unwrap_or_default(),
+            _ => {}
+        }
+    }
+
+    pub(super) fn save_anchors(&mut self) {
+        self.store.put(store::local_key(ANCHORS), Some(encode(&self.anchors)));
+    }
+
+    pub(super) fn save_seen(&mut self, now: Time, at_once: bool) {
+        if at_once || now.mono_ms >= self.seen_saved_ms + SAVE_SEEN_EVERY_MS {
+            self.seen_saved_ms = now.mono_ms;
+            self.store.put(store::local_key(SEEN), Some(encode(&self.liveness.last_seen_ms)));
+        }
+    }
+
+    /// Takes records, in an order that lets keys come before what they signed. Returns those
+    /// refused, each with the reason in words and whether it may pass later.
+    fn take_all(
+        &mut self,
+        records: Vec<(RecordKey, Record)>,
+        from: Option<NodeId>,
+    ) -> Vec<(RecordKey, bool, String)> {
+        let mut refused = Vec::new();
+        let mut waiting = records;
+        for _ in 0..MAX_PASSES {
+            let before = waiting.len();
+            let mut again = Vec::new();
+            for (key, record) in waiting {
+                if self.map.get(&key).is_some_and(|held| held.record == record) {
+                    continue;
+                }
+                match self.keyring.check(&key, &record) {
+                    Ok(entry) => {
+                        let version = entry.version;
+                        let moot = self.is_moot(&key, &entry);
+                        if !self.take(key.clone(), entry, from) && !moot && self.map.wants(&key, &version) {
+                            refused.push((
+                                key,
+                                true,
+                                "there is no room for it, or its writer was cut off".into(),
+                            ));
+                        }
+                    }
+                    Err(refusal) if refusal.may_pass() => again.push((key, record, refusal)),
+                    Err(refusal) => refused.push((key, false, refusal.to_string())),
+                }
+            }
+            if again.is_empty() || again.len() == before {
+                refused.extend(again.into_iter().map(|(key, _, e)| (key, true, e.to_string())));
+                return refused;
+            }
+            waiting = again.into_iter().map(|(key, record, _)| (key, record)).collect();
+        }
+        refused
+            .extend(waiting.into_iter().map(|(key, _)| (key, true, "it depends on too many others".into())));
+        refused
+    }
+
+    /// Merges a checked record. Returns whether it is news.
+    pub(super) fn take(&mut self, key: RecordKey, entry: Entry, from: Option<NodeId>) -> bool {
+        self.heed(&key, &entry, from);
+        let moot = self.is_moot(&key, &entry) && self.map.get(&key).is_none();
+        if moot || !self.map.wants(&key, &entry.version) || self.is_unheard(&key, &entry) {
+            return false;
+        }
+        let before = self.map.get(&key).cloned();
+        let bytes = encode(&entry.record);
+        let lost_key = before.is_some() && is_key_document(&key);
+        self.keyring.learn(&key, &entry);
+        let version = entry.version;
+        if !self.map.merge(key.clone(), entry) {
+            return false;
+        }
+        self.store.put(store::record_key(&key), Some(bytes));
+        self.store.remember(key.clone(), before, Some(version));
+        self.touch(&key);
+        self.fresh.insert(key, from);
+        if lost_key {
+            self.drop_orphans();
+        }
+        true
+    }
+
+    fn touch(&mut self, key: &RecordKey) {
+        self.map_changed = true;
+        self.specs_changed |= matches!(key, RecordKey::Spec(..));
+    }
+
+    /// Learns what a record says about time and about this node's own voice.
+    fn heed(&mut self, key: &RecordKey, entry: &Entry, from: Option<NodeId>) {
+        match (&entry.version.order, key) {
+            (Order::Decision { clock }, _) => self.clock.witness(*clock),
+            (Order::Observation { boot, sequence }, RecordKey::Observation(writer, _))
+                if *writer == self.settings.me =>
+            {
+                // Said before a restart, perhaps in words this node's disk lost: go on after it.
+                let _ = from;
+                if (*boot, *sequence) > (self.boot, self.sequence) {
+                    (self.boot, self.sequence) = (*boot, *sequence);
+                }
+                self.stirred = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a record is by a node that was cut off, and not about how it or others entered.
+    fn is_unheard(&self, key: &RecordKey, entry: &Entry) -> bool {
+        let Some(statement) = statement::of(&entry.record) else { return false };
+        let about_entry = matches!(key, RecordKey::Observation(_, Topic::Enrolment | Topic::Admission(_)));
+        !about_entry && self.is_revoked(&statement.writer)
+    }
+
+    /// Whether a record only takes back what was said about a workload that nobody remembers.
+    fn is_moot(&self, key: &RecordKey, entry: &Entry) -> bool {
+        let workload = match (key, &entry.content) {
+            (RecordKey::Observation(_, Topic::Replica(replica)), Content::Observation(None)) => {
+                &replica.workload
+            }
+            (RecordKey::Decision(Matter::Placement(workload)), Content::Decision(None)) => workload,
+            _ => return false,
+        };
+        let (namespace, name) = (workload.namespace.clone(), workload.name.clone());
+        !self.map.has_document(&SpecKey { kind: Kind::Workload, namespace, name })
+    }
+
+    /// Drops documents whose signer's key no document carries any more.
+    fn drop_orphans(&mut self) {
+        if self.keyring.relearn_operators(&self.map).is_empty() {
+            return;
+        }
+        let orphans: Vec<_> = self
+            .map
+            .iter()
+            .filter(|(_, entry)| match &entry.record {
+                Record::Spec(envelope) => self.keyring.check_envelope(envelope).is_err(),
+                Record::Statement(_) => false,
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        orphans.iter().for_each(|key| self.drop_record(key));
+    }
+
+    /// Drops what is held under `key`, here and on disk.
+    pub(super) fn drop_record(&mut self, key: &RecordKey) {
+        if let Some(before) = self.map.remove(key) {
+            self.store.put(store::record_key(key), None);
+            self.store.remember(key.clone(), Some(before), None);
+            self.fresh.remove(key);
+            self.touch(key);
+        }
+    }
+
+    /// Drops what revoked nodes said about how things are.
+    pub(super) fn drop_unheard(&mut self) {
+        let unheard: Vec<_> = self
+            .map
+            .iter()
+            .filter(|(key, entry)| self.is_unheard(key, entry))
+            .map(|(key, _)| key.clone())
+            .collect();
+        unheard.iter().for_each(|key| self.drop_record(key));
+    }
+
+    /// Drops deletions that are old enough, and with them what they hide.
+    pub(super) fn keep_house(&mut self, now: Time) {
+        self.complained_ms.clear();
+        let mut old = BTreeMap::new();
+        for (name, place) in self.trust.all_current() {
+            if let Some(Content::Spec(document)) = self.map.get(place).map(|e| &e.content)
+                && document.value().metadata.deleted
+                && document.value().metadata.revision.saturating_add(TOMBSTONES_KEPT_MS) < now.wall_ms
+            {
+                old.insert(name.clone(), document.value().metadata.revision);
+            }
+        }
+        let hidden: Vec<_> = self
+            .map
+            .iter()
+            .filter_map(|(key, entry)| match (key, entry.version.order) {
+                (RecordKey::Spec(name, _), Order::Spec { revision, .. }) => {
+                    old.get(name).is_some_and(|limit| revision <= *limit).then(|| key.clone())
+                }
+                _ => None,
+            })
+            .collect();
+        hidden.iter().for_each(|key| self.drop_record(key));
+        let moot: Vec<_> = self
+            .map
+            .iter()
+            .filter(|(key, entry)| self.is_moot(key, entry))
+            .map(|(key, _)| key.clone())
+            .collect();
+        moot.iter().for_each(|key| self.drop_record(key));
+    }
+
+    /// Says something about this node, unless it is what was said last.
+    pub(super) fn say(&mut self, now: Time, topic: Topic, observation: Option<Observation>) {
+        let key = RecordKey::Observation(self.settings.me, topic.clone());
+        let held = self.map.get(&key).map(|entry| &entry.content);
+        let nothing_new = match held {
+            Some(content) => *content == Content::Observation(observation.clone()),
+            None => observation.is_none(),
+        };
+        if nothing_new || self.disk_pauses(now) {
+            return;
+        }
+        self.sequence += 1;
+        let (boot, sequence) = (self.boot, self.sequence);
+        let body = Body::Observation { boot, sequence, topic, observation: observation.clone() };
+        self.write(key, &body, Order::Observation { boot, sequence }, Content::Observation(observation));
+    }
+
+    /// Decides something as the leader.
+    pub(super) fn decide(&mut self, now: Time, matter: Matter, decision: Option<Decision>) {
+        let key = RecordKey::Decision(matter.clone());
+        let held = self.map.get(&key).map(|entry| &entry.content);
+        if held == Some(&Content::Decision(decision.clone())) || self.disk_pauses(now) {
+            return;
+        }
+        let clock = self.clock.tick(now);
+        let body = Body::Decision { clock, matter, decision: decision.clone() };
+        self.write(key, &body, Order::Decision { clock }, Content::Decision(decision));
+    }
+
+    fn write(&mut self, key: RecordKey, body: &Body, order: Order, content: Content) {
+        let statement: Statement = statement::sign(self.settings.me, &self.settings.record_key, body);
+        let record = Record::Statement(statement);
+        let version = Version { order, tie: Digest::of(&encode(&record)) };
+        self.take(key, Entry { version, record, content }, None);
+    }
+
+    fn disk_pauses(&self, now: Time) -> bool {
+        self.disk_pause_ends_ms().is_some_and(|end| now.mono_ms < end)
+    }
+
+    /// When this node tries the disk again with what it has to say.
+    pub(super) fn disk_pause_ends_ms(&self) -> Option<u64> {
+        self.store_failed_ms.map(|failed| failed.saturating_add(DISK_PAUSE_MS))
+    }
+
+    pub(super) fn persist(&mut self, out: &mut Actions) {
+        out.extend(self.store.close());
+    }
+
+    pub(super) fn persisted(&mut self, batch: BatchId, out: &mut Actions) {
+        let Some(batch) = self.store.end(batch) else { return };
+        self.store_failed_ms = None;
+        out.extend(batch.held);
+        for ack in batch.pushes {
+            self.push_is_durable(ack, out);
+        }
+    }
+
+    /// The batch is lost: what was in it does not count, here either.
+    pub(super) fn persist_failed(&mut self, now: Time, batch: BatchId, reason: &str, out: &mut Actions) {
+        let Some(batch) = self.store.end(batch) else { return };
+        self.store_failed_ms = Some(now.mono_ms);
+        for undo in batch.undo.into_iter().rev() {
+            if self.map.get(&undo.key).map(|entry| entry.version) != undo.after {
+                continue;
+            }
+            self.map.remove(&undo.key);
+            if let Some(entry) = undo.before {
+                self.map.merge(undo.key.clone(), entry);
+            }
+            self.touch(&undo.key);
+        }
+        self.keyring.relearn_operators(&self.map);
+        for ack in batch.pushes {
+            self.push_failed(ack, reason, out);
+        }
+        let text = format!("changes could not be stored: {reason}; check the state partition");
+        self.note(now, Level::Error, "store-failed", text, out);
+    }
+
+    /// The others that may be told things: members that are alive.
+    pub(super) fn audience(&self) -> Vec<Peer> {
+        let Some(membership) = &self.membership else { return Vec::new() };
+        membership.peers().filter(|peer| self.liveness.alive.contains(&peer.node)).collect()
+    }
+
+    /// The same in random order.
+    pub(super) fn shuffled_audience(&mut self) -> Vec<Peer> {
+        let mut audience = self.audience();
+        audience.shuffle(&mut self.rng);
+        audience
+    }
+
+    /// Sends once what it tells is durable.
+    pub(super) fn send(&mut self, to: Peer, message: Message, out: &mut Actions) {
+        self.store.then(Action::Send { to, message }, out);
+    }
+
+    /// Tells others what changed in this step.
+    pub(super) fn spread(&mut self, out: &mut Actions) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        let audience = self.shuffled_audience();
+        let all_hear_directly = audience.len() <= FANOUT;
+        for peer in audience.iter().take(FANOUT) {
+            let news: Vec<_> = fresh
+                .iter()
+                // Whoever sent it has it, and in a small cluster has told everybody.
+                .filter(|(_, from)| from.is_none_or(|from| from != peer.node && !all_hear_directly))
+                .filter_map(|(key, _)| Some((key.clone(), self.map.get(key)?.record.clone())))
+                .collect();
+            for message in sync::pack(news.into_iter(), None) {
+                self.send(*peer, message, out);
+            }
+        }
+    }
+
+    pub(super) fn sync_with_somebody(&mut self, out: &mut Actions) {
+        if let Some(peer) = self.shuffled_audience().first() {
+            let question = sync::ask(&self.map);
+            self.send(*peer, question, out);
+        }
+    }
+
+    pub(super) fn compare_digests(&mut self, from: Peer, digests: &[u64], out: &mut Actions) {
+        match sync::compare(&self.map, digests) {
+            Comparison::Same => self.agrees_with(from.node),
+            Comparison::Equal(answer) => {
+                self.agrees_with(from.node);
+                self.send(from, answer, out);
+            }
+            Comparison::Answer(message) => self.send(from, message, out),
+            Comparison::Malformed => {}
+        }
+    }
+
+    /// A peer holds the same. Nothing more has to be waited for, unless membership has not heard
+    /// of the peer yet: then its replicas would seem to have nobody.
+    fn agrees_with(&mut self, peer: NodeId) {
+        if self.liveness.alive.contains(&peer) {
+            self.end_grace();
+        }
+    }
+
+    pub(super) fn compare_ranges(
+        &mut self,
+        from: Peer,
+        ranges: &[(u16, Vec<(u64, u64)>)],
+        out: &mut Actions,
+    ) {
+        let difference = sync::difference(&self.map, ranges);
+        if !difference.want.is_empty() {
+            self.send(from, Message::Want(difference.want), out);
+        }
+        for message in sync::records(&self.map, &difference.have) {
+            self.send(from, message, out);
+        }
+    }
+
+    pub(super) fn send_wanted(&mut self, from: Peer, hashes: &[u64], out: &mut Actions) {
+        for message in sync::records(&self.map, hashes) {
+            self.send(from, message, out);
+        }
+    }
+
+    /// Takes records from a member.
+    pub(super) fn receive_records(
+        &mut self,
+        now: Time,
+        from: Peer,
+        records: Vec<(RecordKey, Record)>,
+        ack: Option<u64>,
+        out: &mut Actions,
+    ) {
+        let refused = self.take_all(records, Some(from.node));
+        let all_held = refused.is_empty();
+        if let Some((key, _, reason)) = refused.iter().find(|(_, may_pass, _)| !may_pass)
+            && self.complained_ms.get(&from.node).is_none_or(|at| *at + COMPLAIN_EVERY_MS <= now.mono_ms)
+        {
+            self.complained_ms.insert(from.node, now.mono_ms);
+            let text = format!("{} from node {} is refused: {reason}", describe(key), self.name(&from.node));
+            self.note(now, Level::Warning, "record-refused", text, out);
+        }
+        if let Some(ack) = ack
+            && all_held
+        {
+            self.send(from, Message::Stored { ack }, out);
+        }
+        if self.grace_until_ms.is_some() && ack.is_none() {
+            // What the first peers knew is here: ask whether that was all.
+            self.sync_at_ms = self.sync_at_ms.min(now.mono_ms + 200);
+        }
+    }
+
+    /// Judges the map anew: which documents count, who is a member, what the cluster looks like.
+    pub(super) fn redraw(&mut self) {
+        if std::mem::take(&mut self.specs_changed) {
+            self.trust = crate::trust::Trust::evaluate(&self.settings.root_keys, &self.map);
+        }
+        self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
+        self.cluster = crate::picture::draw(&self.map, &self.trust, &self.members);
+        self.map_changed = false;
+        self.redrawn = true;
+    }
+
+    pub(super) fn redraw_if_changed(&mut self) {
+        if self.map_changed || self.specs_changed {
+            self.redraw();
+            self.stirred = true;
+        }
+    }
+
+    pub(super) fn own_replica_statuses(
+        &self,
+    ) -> BTreeMap<crate::record::ReplicaId, crate::record::ReplicaStatus> {
+        self.map
+            .iter()
+            .filter_map(|(key, entry)| match (key, &entry.content) {
+                (
+                    RecordKey::Observation(node, Topic::Replica(replica)),
+                    Content::Observation(Some(Observation::Replica(status))),
+                ) if *node == self.settings.me => Some((replica.clone(), status.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+fn is_key_document(key: &RecordKey) -> bool {
+    matches!(key, RecordKey::Spec(name, _) if name.kind == Kind::Key)
+}
+
+/// A record's name in words.
+pub(super) fn describe(key: &RecordKey) -> String {
+    match key {
+        RecordKey::Spec(name, signer) => format!("the document {name} by key {}", signer.short()),
+        RecordKey::Observation(node, Topic::Replica(replica)) => {
+            format!("the status of replica {replica} by node {}", node.short())
+        }
+        RecordKey::Observation(node, _) => format!("a statement of node {}", node.short()),
+        RecordKey::Decision(Matter::Placement(workload)) => {
+            format!("the placement of {}/{}", workload.namespace, workload.name)
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Records: what the replicated map holds (design, section 4).
+//!
+//! Three kinds, told apart by who may write them: specs by operators' keys, observations by the
+//! node they are about, decisions by the leader. The bytes that were signed are kept, so that
+//! whoever receives a record, also through others, can check it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use hivemind_spec::api::{Capacity, Phase, PullProgress};
+use hivemind_spec::document::SpecKey;
+use hivemind_spec::dsse::Envelope;
+use hivemind_spec::id::{Digest, KeyId, NodeId, TokenId};
+use serde::{Deserialize, Serialize};
+
+use crate::time::Hlc;
+
+/// Where a record is in the map.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RecordKey {
+    /// A document as one signer wants it. Each signer has a place of its own, so that a version
+    /// whose signer turns out to have no right to it never displaces one that counts.
+    Spec(SpecKey, KeyId),
+    /// What a node says about itself.
+    Observation(NodeId, Topic),
+    /// What a leader decided.
+    Decision(Matter),
+}
+
+/// What an observation is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Topic {
+    /// [`Observation::Enrolment`].
+    Enrolment,
+    /// [`Observation::Admission`] of that node.
+    Admission(NodeId),
+    /// [`Observation::Node`].
+    Node,
+    /// [`Observation::Replica`].
+    Replica(ReplicaId),
+}
+
+/// What a decision is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Matter {
+    /// [`Decision::Placement`] of a workload.
+    Placement(WorkloadId),
+}
+
+/// A workload's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WorkloadId {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// One of a workload's replicas.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaId {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// The replica's number, from 0.
+    pub slot: u32,
+}
+
+impl std::fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}-{}", self.workload.namespace, self.workload.name, self.slot)
+    }
+}
+
+/// The cluster's DNS domain.
+pub const DNS_APEX: &str = "hive.internal";
+
+impl WorkloadId {
+    /// The name all serving replicas answer to, without the final dot.
+    pub fn dns_name(&self) -> String {
+        format!("{}.{}", self.name, self.search_domain())
+    }
+
+    /// The domain that containers of its namespace search, so that short names work.
+    pub fn search_domain(&self) -> String {
+        format!("{}.{DNS_APEX}", self.namespace)
+    }
+}
+
+impl ReplicaId {
+    /// The name of this one replica. `SLOT.NAME` and not `NAME-SLOT`, because the latter may be
+    /// another workload's name.
+    pub fn dns_name(&self) -> String {
+        format!("{}.{}", self.slot, self.workload.dns_name())
+    }
+}
+
+/// A record as it travels and is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// A document, byte for byte as signed.
+    Spec(Envelope),
+    /// A statement by a node, as an observation or as a leader's decision.
+    Statement(Statement),
+}
+
+/// Bytes signed with a node's record key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Who signed.
+    pub writer: NodeId,
+    /// [`Body`] in postcard.
+    pub body: Vec<u8>,
+    /// Ed25519 over a domain separator and `body`.
+    pub signature: Vec<u8>,
+}
+
+/// What a statement's bytes mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// About the writer itself. Version: (boot counter, sequence).
+    Observation {
+        /// How often the writer has booted.
+        boot: u64,
+        /// Counts the writer's observations within one boot.
+        sequence: u64,
+        /// What it says; `None` takes back what it said before.
+        topic: Topic,
+        /// The statement.
+        observation: Option<Observation>,
+    },
+    /// By the leader. Version: (clock, writer).
+    Decision {
+        /// When, in the leader's hybrid clock.
+        clock: Hlc,
+        /// About what.
+        matter: Matter,
+        /// What was decided; `None` when the matter no longer exists.
+        decision: Option<Decision>,
+    },
+}
+
+/// What nodes say about themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Observation {
+    /// That the node exists, by which token, and which subnet it took.
+    Enrolment(Enrolment),
+    /// That the writer, already a member, admitted another node: the countersignature.
+    Admission {
+        /// The token the node came with.
+        token: TokenId,
+        /// When, wall milliseconds.
+        admitted_ms: u64,
+    },
+    /// How the node is.
+    Node(NodeStatus),
+    /// How one of its replicas is.
+    Replica(ReplicaStatus),
+}
+
+/// A node's entry into the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// Node CA and token CA, DER: the proof, up to the root CA.
+    pub chain: Vec<Vec<u8>>,
+    /// The token it came with.
+    pub token: TokenId,
+    /// When it enrolled, wall milliseconds.
+    pub enrolled_ms: u64,
+    /// Which /24 of the container range it took; absent before its first sync.
+    pub subnet: Option<u16>,
+}
+
+/// How a node is. Changes rarely: what ticks does not belong here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its host name.
+    pub hostname: String,
+    /// Its underlay address.
+    pub address: IpAddr,
+    /// MAC address of its VXLAN device.
+    pub vtep_mac: [u8; 6],
+    /// The daemon's version.
+    pub version: String,
+    /// Labels from its machine configuration.
+    pub labels: BTreeMap<String, String>,
+    /// What its workloads may use in all.
+    pub capacity: Capacity,
+    /// What is missing for it to run workloads, in words; empty when ready.
+    pub problems: Vec<String>,
+    /// When its agent started, wall milliseconds.
+    pub started_ms: u64,
+}
+
+/// How a replica is, in its node's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// What it runs ([`hivemind_spec::workload::WorkloadSpec::template`]).
+    pub template: Digest,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why, in words.
+    pub reason: String,
+    /// Its address in the overlay, once it has one.
+    pub ip: Option<Ipv4Addr>,
+    /// How often its container was started again.
+    pub restarts: u32,
+    /// When it entered the phase, wall milliseconds.
+    pub since_ms: u64,
+    /// Pull progress, when pulling.
+    pub pull: Option<PullProgress>,
+}
+
+/// What leaders decide.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decision {
+    /// Which replica runs where.
+    Placement(Placement),
+}
+
+/// A workload's replicas and their nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The version of the document placed.
+    pub digest: Option<Digest>,
+    /// Slot to node.
+    pub slots: BTreeMap<u32, NodeId>,
+    /// Why slots are pending, in words: all that are missing above, and those above whose node is
+    /// down and for which no other was found.
+    pub pending: BTreeMap<u32, String>,
+}

@@ -1,0 +1,110 @@
+//! Image pulls: which run, which wait after a failure. Replicas of one image share a pull.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::api::PullProgress;
+
+use super::life::delay_ms;
+use crate::event::OperationError;
+use crate::time::Time;
+
+/// First delay after a failed pull, milliseconds; doubles up to [`MAX_RETRY_MS`].
+const RETRY_MS: u64 = 1000;
+
+/// The longest wait between pulls, milliseconds: a registry that comes back is used within a minute.
+const MAX_RETRY_MS: u64 = 60 * 1000;
+
+/// Parts of a pull that are worth telling the cluster about: each is a record sent to every node.
+const PROGRESS_STEPS: u64 = 10;
+
+/// How the pull of an image stands.
+pub(super) enum Pull {
+    /// It may begin.
+    Free,
+    /// It runs.
+    Runs(Option<PullProgress>),
+    /// It failed, and waits.
+    Waits {
+        /// [`Time::mono_ms`].
+        until_ms: u64,
+        /// Why it failed.
+        text: String,
+        /// How long it waits in all.
+        delay_ms: u64,
+    },
+    /// It failed for good.
+    Refused(String),
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    runs: bool,
+    progress: Option<PullProgress>,
+    failures: u32,
+    retry_at_ms: u64,
+    error: Option<OperationError>,
+}
+
+/// All pulls.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pulls(BTreeMap<String, State>);
+
+fn retry_delay_ms(failures: u32) -> u64 {
+    delay_ms(RETRY_MS, failures.saturating_sub(1)).min(MAX_RETRY_MS)
+}
+
+impl Pulls {
+    pub(super) fn state(&self, now: Time, image: &str) -> Pull {
+        match self.0.get(image) {
+            None => Pull::Free,
+            Some(state) if state.runs => Pull::Runs(state.progress),
+            Some(State { error: Some(error), .. }) if error.permanent => Pull::Refused(error.text.clone()),
+            Some(State { error: Some(error), retry_at_ms, failures, .. }) if now.mono_ms < *retry_at_ms => {
+                let delay_ms = retry_delay_ms(*failures);
+                Pull::Waits { until_ms: *retry_at_ms, text: error.text.clone(), delay_ms }
+            }
+            Some(_) => Pull::Free,
+        }
+    }
+
+    pub(super) fn began(&mut self, image: &str) {
+        let state = self.0.entry(image.to_owned()).or_default();
+        state.runs = true;
+        state.progress = None;
+    }
+
+    pub(super) fn failed(&mut self, now: Time, image: &str, error: OperationError) {
+        let state = self.0.entry(image.to_owned()).or_default();
+        state.runs = false;
+        state.failures = state.failures.saturating_add(1);
+        state.retry_at_ms = now.mono_ms.saturating_add(retry_delay_ms(state.failures));
+        state.error = Some(error);
+    }
+
+    /// Takes note of progress, in steps.
+    pub(super) fn progressed(&mut self, image: &str, progress: PullProgress) {
+        let Some(state) = self.0.get_mut(image) else { return };
+        let step = |p: PullProgress| p.done_bytes.saturating_mul(PROGRESS_STEPS) / p.total_bytes.max(1);
+        let is_news = state.progress.is_none_or(|before| {
+            before.total_bytes != progress.total_bytes || step(before) != step(progress)
+        });
+        if is_news {
+            state.progress = Some(progress);
+        }
+    }
+
+    pub(super) fn forget(&mut self, image: &str) {
+        self.0.remove(image);
+    }
+
+    /// Forgets what failed for good, once all replicas that wanted it know: another document with
+    /// the same image may try again.
+    pub(super) fn forget_refused(&mut self) {
+        self.0.retain(|_, state| state.runs || state.error.as_ref().is_none_or(|error| !error.permanent));
+    }
+
+    /// Forgets images nobody wants; a pull that runs is remembered until it ends.
+    pub(super) fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.0.retain(|image, state| state.runs || wanted(image));
+    }
+}

@@ -1,0 +1,706 @@
+use hivemind_spec::workload::{RestartPolicy, WorkloadSpec};
+use proptest::prelude::*;
+
+use super::*;
+use crate::fixture::{replica_id, workload};
+
+const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 42, 7, 0);
+
+fn network() -> LocalNetwork {
+    LocalNetwork {
+        subnet: SUBNET,
+        prefix: 24,
+        gateway: Ipv4Addr::new(10, 42, 7, 1),
+        range: (Ipv4Addr::new(10, 42, 0, 0), 16),
+        vni: 1,
+        underlay: Some(Ipv4Addr::new(192, 0, 2, 7).into()),
+        vtep_mac: [2, 0, 0, 0, 0, 7],
+    }
+}
+
+fn failed(text: &str, permanent: bool) -> Result<(), OperationError> {
+    Err(OperationError { text: text.into(), permanent })
+}
+
+/// The core under test and a runtime that does what it says, one operation at a time.
+struct Bench {
+    replicas: Replicas,
+    now: Time,
+    wanted: BTreeMap<ReplicaId, Workload>,
+    network: Option<LocalNetwork>,
+    inventory: Inventory,
+    open: Vec<(OperationId, RuntimeOp)>,
+    /// Every operation ever handed out.
+    log: Vec<RuntimeOp>,
+    plan: Plan,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut bench = Self {
+            replicas: Replicas::new(&BTreeMap::new()),
+            now: crate::fixture::at(0),
+            wanted: BTreeMap::new(),
+            network: Some(network()),
+            inventory: Inventory::default(),
+            open: Vec::new(),
+            log: Vec::new(),
+            plan: Plan::default(),
+        };
+        bench.observe();
+        bench
+    }
+
+    /// A bench with `count` replicas of `workload` running.
+    fn running(workload: Workload, count: u32) -> Self {
+        let mut bench = Self::new();
+        bench.want(workload, count);
+        bench.settle();
+        bench
+    }
+
+    fn want(&mut self, workload: Workload, count: u32) {
+        self.wanted = (0..count).map(|slot| (replica_id("web", slot), workload.clone())).collect();
+        self.step();
+    }
+
+    fn observe(&mut self) {
+        self.replicas.observed(self.now, self.inventory.clone());
+        self.step();
+    }
+
+    fn step(&mut self) {
+        let wanted: BTreeMap<ReplicaId, &Workload> =
+            self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
+        self.plan = self.replicas.plan(self.now, &wanted, self.network.as_ref());
+        self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
+        self.open.extend(self.plan.operations.clone());
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now = self.now.plus(ms);
+        self.step();
+    }
+
+    /// Ends the oldest open operation with success, and tells.
+    fn finish_one(&mut self) -> bool {
+        if self.open.is_empty() {
+            return false;
+        }
+        let (id, op) = self.open.remove(0);
+        self.carry_out(&op);
+        self.replicas.done(self.now, id, Ok(()));
+        self.step();
+        true
+    }
+
+    fn fail_one(&mut self, text: &str, permanent: bool) -> RuntimeOp {
+        let (id, op) = self.open.remove(0);
+        self.replicas.done(self.now, id, failed(text, permanent));
+        self.step();
+        op
+    }
+
+    fn carry_out(&mut self, op: &RuntimeOp) {
+        match op {
+            RuntimeOp::Pull { image } => {
+                self.inventory.images.insert(image.clone());
+            }
+            RuntimeOp::Start(plan) => {
+                let held = self.inventory.containers.values().filter_map(|state| state.labels.as_ref());
+                assert!(held.into_iter().all(|labels| labels.ip != plan.ip), "{} is in use", plan.ip);
+                assert!(!self.inventory.containers.contains_key(&plan.id), "{:?} exists", plan.id);
+                let state = ContainerState { labels: Some(plan.labels.clone()), task: TaskState::Running };
+                self.inventory.containers.insert(plan.id.clone(), state);
+            }
+            RuntimeOp::Stop { container, .. } => self.end(container, 143),
+            RuntimeOp::Remove { container, .. } => {
+                self.inventory.containers.remove(container);
+            }
+        }
+    }
+
+    fn end(&mut self, container: &ContainerId, code: u32) {
+        let state = self.inventory.containers.get_mut(container).unwrap();
+        state.task = TaskState::Exited { code, at_ms: self.now.wall_ms, oom: false };
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if !self.finish_one() {
+                return;
+            }
+        }
+        panic!("does not settle: {:?}", self.open);
+    }
+
+    fn restart_agent(&mut self) {
+        self.replicas = Replicas::new(&self.plan.statuses);
+        self.open.clear();
+        self.observe();
+    }
+
+    fn container(&self, slot: u32) -> ContainerId {
+        let replica = replica_id("web", slot);
+        container_id(&replica, &self.wanted[&replica].template)
+    }
+
+    fn status(&self, slot: u32) -> &ReplicaStatus {
+        &self.plan.statuses[&replica_id("web", slot)]
+    }
+
+    fn crash(&mut self, slot: u32, code: u32) {
+        let id = self.container(slot);
+        self.end(&id, code);
+        self.observe();
+    }
+}
+
+fn with_restart(restart: RestartPolicy) -> Workload {
+    let spec = WorkloadSpec { restart, ..workload(1).spec };
+    Workload::new(1, Digest::of(b"revision 1"), spec)
+}
+
+fn policy(condition: RestartCondition, max_attempts: Option<u32>) -> RestartPolicy {
+    RestartPolicy { condition, max_attempts, ..RestartPolicy::default() }
+}
+
+fn another(workload: &Workload, image: &str) -> Workload {
+    let mut spec = workload.spec.clone();
+    spec.container.image = image.into();
+    Workload::new(workload.revision + 1, Digest::of(image.as_bytes()), spec)
+}
+
+fn checked() -> Workload {
+    let mut workload = workload(1);
+    workload.spec.container.health = Some(HealthCheck {
+        command: vec!["check".into()],
+        interval_ms: 1000,
+        timeout_ms: 1000,
+        retries: 3,
+        start_period_ms: 5000,
+    });
+    workload
+}
+
+#[test]
+fn a_wanted_replica_is_pulled_started_and_told() {
+    let mut bench = Bench::new();
+    bench.want(workload(1), 1);
+    assert_eq!(bench.status(0).phase, Phase::Pulling);
+    bench.finish_one();
+    assert_eq!(bench.status(0).phase, Phase::Starting);
+    bench.finish_one();
+    let status = bench.status(0);
+    assert_eq!((status.phase, status.ip), (Phase::Running, Some(Ipv4Addr::new(10, 42, 7, 2))));
+    let RuntimeOp::Start(plan) = &bench.log[1] else { panic!("{:?}", bench.log) };
+    assert_eq!((plan.hostname.as_str(), plan.search.as_str()), ("web-0", "default.hive.internal"));
+    assert_eq!(bench.log.len(), 2);
+}
+
+#[test]
+fn nothing_is_done_before_the_runtime_has_been_looked_at() {
+    let mut replicas = Replicas::new(&BTreeMap::new());
+    let workload = workload(1);
+    let wanted = [(replica_id("web", 0), &workload)].into();
+    assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, Some(&network())), Plan::default());
+}
+
+#[test]
+fn containers_are_adopted_after_an_agent_restart() {
+    let mut bench = Bench::running(workload(3), 3);
+    let before = bench.log.len();
+    bench.restart_agent();
+    bench.wait(60_000);
+    assert_eq!(bench.log.len(), before);
+    assert!((0..3).all(|slot| bench.status(slot).phase == Phase::Running));
+}
+
+#[test]
+fn restarts_are_counted_across_agent_restarts() {
+    let mut bench = Bench::running(workload(1), 1);
+    for round in 1..=3 {
+        bench.crash(0, 1);
+        bench.wait(MAX_WAIT);
+        bench.settle();
+        assert_eq!((bench.status(0).phase, bench.status(0).restarts), (Phase::Running, round));
+        bench.restart_agent();
+        assert_eq!(bench.status(0).restarts, round);
+    }
+}
+
+const MAX_WAIT: u64 = life::MAX_DELAY_MS;
+
+#[test]
+fn a_container_that_ends_waits_twice_as_long_each_time() {
+    let mut bench = Bench::running(workload(1), 1);
+    for delay in [500, 1000, 2000, 4000] {
+        bench.crash(0, 1);
+        assert_eq!(bench.status(0).phase, Phase::Backoff);
+        assert!(bench.status(0).reason.starts_with("ended with code 1; starts again after"));
+        assert_eq!(bench.plan.wake_at_ms, Some(bench.now.mono_ms + delay));
+        bench.wait(delay - 1);
+        assert!(bench.open.is_empty());
+        bench.wait(1);
+        bench.settle();
+        assert_eq!(bench.status(0).phase, Phase::Running);
+    }
+    assert_eq!(life::delay_ms(500, 60), life::MAX_DELAY_MS);
+}
+
+#[test]
+fn a_long_run_forgives_earlier_ends() {
+    let mut bench = Bench::running(workload(1), 1);
+    for _ in 0..5 {
+        bench.crash(0, 1);
+        bench.wait(MAX_WAIT);
+        bench.settle();
+    }
+    bench.wait(10 * 60 * 1000);
+    bench.crash(0, 1);
+    assert_eq!(bench.plan.wake_at_ms, Some(bench.now.mono_ms + 500));
+    assert_eq!(bench.status(0).restarts, 5);
+}
+
+#[test]
+fn the_policy_decides_what_follows_an_end() {
+    use RestartCondition::{Always, Never, OnFailure};
+    for (condition, code, phase) in [
+        (Always, 0, Phase::Backoff),
+        (Always, 1, Phase::Backoff),
+        (OnFailure, 0, Phase::Completed),
+        (OnFailure, 1, Phase::Backoff),
+        (Never, 0, Phase::Completed),
+        (Never, 1, Phase::Failed),
+    ] {
+        let mut bench = Bench::running(with_restart(policy(condition, None)), 1);
+        bench.crash(0, code);
+        assert_eq!(bench.status(0).phase, phase, "{condition:?} {code}");
+    }
+}
+
+#[test]
+fn attempts_are_limited_when_the_document_says_so() {
+    let mut bench = Bench::running(with_restart(policy(RestartCondition::Always, Some(2))), 1);
+    for _ in 0..2 {
+        bench.crash(0, 1);
+        bench.wait(MAX_WAIT);
+        bench.settle();
+    }
+    bench.crash(0, 1);
+    let status = bench.status(0);
+    assert_eq!(status.phase, Phase::Failed);
+    assert_eq!(status.reason, "ended with code 1; gave up after 2 restarts");
+}
+
+#[test]
+fn what_completed_stays_so_after_a_power_cut() {
+    let mut bench = Bench::running(with_restart(policy(RestartCondition::Never, None)), 1);
+    bench.crash(0, 0);
+    let id = bench.container(0);
+    bench.inventory.containers.get_mut(&id).unwrap().task = TaskState::Absent;
+    let before = bench.log.len();
+    bench.restart_agent();
+    assert_eq!((bench.status(0).phase, bench.log.len()), (Phase::Completed, before));
+}
+
+#[test]
+fn after_a_power_cut_containers_are_made_anew_with_their_address() {
+    let mut bench = Bench::running(workload(3), 3);
+    for state in bench.inventory.containers.values_mut() {
+        state.task = TaskState::Absent;
+    }
+    let addresses: Vec<_> = (0..3).map(|slot| bench.status(slot).ip).collect();
+    bench.restart_agent();
+    bench.settle();
+    for (slot, address) in (0..3).zip(addresses) {
+        let status = bench.status(slot);
+        assert_eq!((status.phase, status.ip, status.restarts), (Phase::Running, address, 0));
+    }
+}
+
+#[test]
+fn the_previous_version_runs_until_the_image_of_the_next_is_there() {
+    let old = workload(1);
+    let mut bench = Bench::running(old.clone(), 1);
+    let old_id = bench.container(0);
+    bench.want(another(&old, "registry.test/app:2"), 1);
+    assert_eq!((bench.status(0).phase, bench.status(0).template), (Phase::Running, old.template));
+    bench.fail_one("no route to registry.test", false);
+    let status = bench.status(0);
+    assert_eq!((status.phase, status.template), (Phase::Running, old.template));
+    assert!(status.reason.contains("no route to registry.test"), "{}", status.reason);
+    let from = bench.log.len();
+    bench.wait(1000);
+    bench.settle();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+    assert_ne!(bench.status(0).template, old.template);
+    let kinds: Vec<String> = bench.log[from..].iter().map(kind).collect();
+    assert_eq!(
+        kinds,
+        ["pull".into(), format!("stop {}", old_id.0), format!("remove {}", old_id.0), "start".into()]
+    );
+}
+
+fn kind(op: &RuntimeOp) -> String {
+    match op {
+        RuntimeOp::Pull { .. } => "pull".into(),
+        RuntimeOp::Start(_) => "start".into(),
+        RuntimeOp::Stop { container, .. } => format!("stop {}", container.0),
+        RuntimeOp::Remove { container, .. } => format!("remove {}", container.0),
+    }
+}
+
+#[test]
+fn a_failed_pull_is_tried_again_with_its_reason_shown() {
+    let mut bench = Bench::new();
+    bench.want(workload(2), 2);
+    assert_eq!(bench.open.len(), 1, "replicas of one image share its pull");
+    for delay in [1000, 2000, 4000] {
+        bench.fail_one("connection refused", false);
+        let status = bench.status(0);
+        assert_eq!(status.phase, Phase::Backoff);
+        let expected = format!(
+            "cannot pull registry.test/app:1: connection refused; tries again after {} s",
+            delay / 1000
+        );
+        assert_eq!(status.reason, expected);
+        bench.wait(delay);
+    }
+    bench.settle();
+    assert_eq!(bench.status(1).phase, Phase::Running);
+}
+
+#[test]
+fn a_pull_refused_for_good_waits_for_another_template() {
+    let mut bench = Bench::new();
+    let first = workload(2);
+    bench.want(first.clone(), 2);
+    bench.fail_one("the reference is malformed", true);
+    bench.wait(3_600_000);
+    assert!(bench.open.is_empty());
+    for slot in [0, 1] {
+        assert_eq!(bench.status(slot).phase, Phase::Failed);
+        assert!(bench.status(slot).reason.contains("malformed"));
+    }
+    let mut spec = first.spec;
+    spec.container.env.insert("MIRROR".into(), "2".into());
+    bench.want(Workload::new(2, Digest::of(b"revision 2"), spec), 2);
+    bench.settle();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+}
+
+#[test]
+fn a_failed_start_backs_off_and_cleans_up() {
+    let mut bench = Bench::new();
+    bench.want(workload(1), 1);
+    bench.finish_one();
+    let RuntimeOp::Start(plan) = bench.fail_one("no such command", false) else { panic!("not a start") };
+    let half = ContainerState { labels: Some(plan.labels.clone()), task: TaskState::Absent };
+    bench.inventory.containers.insert(plan.id.clone(), half);
+    bench.observe();
+    assert_eq!(bench.status(0).phase, Phase::Backoff);
+    assert_eq!(bench.status(0).reason, "cannot start: no such command; starts again after 0.5 s");
+    bench.wait(500);
+    bench.settle();
+    assert_eq!((bench.status(0).phase, bench.status(0).restarts), (Phase::Running, 1));
+}
+
+#[test]
+fn an_old_inventory_does_not_kill_what_was_just_started() {
+    let mut bench = Bench::new();
+    bench.want(workload(1), 1);
+    let old = bench.inventory.clone();
+    bench.settle();
+    let started = bench.log.len();
+    bench.replicas.observed(bench.now, old);
+    bench.step();
+    let mut half = bench.inventory.clone();
+    half.containers.values_mut().for_each(|state| state.task = TaskState::Absent);
+    bench.replicas.observed(bench.now, half);
+    bench.step();
+    // The image is in none of them, and asking for it again does no harm.
+    let harm = bench.log[started..].iter().filter(|op| !matches!(op, RuntimeOp::Pull { .. })).count();
+    assert_eq!((bench.status(0).phase, harm), (Phase::Running, 0));
+}
+
+#[test]
+fn a_failing_health_check_takes_the_replica_out_and_restarts_it() {
+    let mut bench = Bench::running(checked(), 1);
+    let id = bench.container(0);
+    assert!(bench.plan.health_checks.contains_key(&id));
+    bench.now = bench.now.plus(6000);
+    for _ in 0..2 {
+        bench.replicas.health_checked(bench.now, &id, false, "503");
+        bench.step();
+        assert_eq!(bench.status(0).phase, Phase::Running);
+    }
+    bench.replicas.health_checked(bench.now, &id, false, "503");
+    bench.step();
+    assert_eq!(bench.status(0).phase, Phase::Unhealthy);
+    assert!(matches!(&bench.open[..], [(_, RuntimeOp::Stop { grace_ms: 10_000, .. })]));
+    assert!(bench.plan.health_checks.is_empty());
+    bench.finish_one();
+    assert_eq!(bench.status(0).phase, Phase::Backoff);
+    assert_eq!(bench.status(0).reason, "health check failed: 503; starts again after 0.5 s");
+    bench.wait(500);
+    bench.settle();
+    assert_eq!((bench.status(0).phase, bench.status(0).restarts), (Phase::Running, 1));
+}
+
+#[test]
+fn failures_in_the_start_period_do_not_count_until_a_check_has_passed() {
+    let mut bench = Bench::running(checked(), 1);
+    let id = bench.container(0);
+    for _ in 0..5 {
+        bench.replicas.health_checked(bench.now, &id, false, "not yet");
+    }
+    bench.step();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+    bench.replicas.health_checked(bench.now, &id, true, "");
+    for _ in 0..3 {
+        bench.replicas.health_checked(bench.now, &id, false, "gone");
+    }
+    bench.step();
+    assert_eq!(bench.status(0).phase, Phase::Unhealthy);
+}
+
+#[test]
+fn an_unhealthy_container_that_may_not_restart_needs_two_passes_to_come_back() {
+    let mut never = checked();
+    never.spec.restart = policy(RestartCondition::Never, None);
+    let mut bench = Bench::running(never, 1);
+    let id = bench.container(0);
+    bench.now = bench.now.plus(6000);
+    let phases: Vec<Phase> = [false, false, false, true, false, true, true]
+        .into_iter()
+        .map(|healthy| {
+            bench.replicas.health_checked(bench.now, &id, healthy, "503");
+            bench.step();
+            bench.status(0).phase
+        })
+        .collect();
+    let (up, down) = (Phase::Running, Phase::Unhealthy);
+    assert_eq!(phases, [up, up, down, down, down, down, up]);
+    assert!(bench.open.is_empty());
+}
+
+#[test]
+fn what_is_no_longer_wanted_is_stopped_with_its_signal_and_removed_with_its_logs() {
+    let mut spec = workload(1);
+    spec.spec.container.stop_signal = Some("SIGQUIT".into());
+    spec.spec.container.stop_grace_ms = 3000;
+    let mut bench = Bench::running(spec, 1);
+    let id = bench.container(0);
+    bench.wanted.clear();
+    bench.step();
+    assert_eq!(bench.status(0).phase, Phase::Stopping);
+    let stop = RuntimeOp::Stop { container: id.clone(), signal: Some("SIGQUIT".into()), grace_ms: 3000 };
+    assert_eq!(bench.log.last(), Some(&stop));
+    bench.finish_one();
+    assert_eq!(bench.log.last(), Some(&RuntimeOp::Remove { container: id, logs: true }));
+    bench.finish_one();
+    assert_eq!(bench.plan, Plan::default());
+}
+
+#[test]
+fn a_container_with_unreadable_labels_is_removed() {
+    let mut bench = Bench::new();
+    let id = ContainerId("hm-broken".into());
+    bench.inventory.containers.insert(id.clone(), ContainerState { labels: None, task: TaskState::Absent });
+    bench.observe();
+    assert_eq!(bench.log, [RuntimeOp::Remove { container: id, logs: true }]);
+    bench.fail_one("busy", false);
+    assert!(bench.open.is_empty());
+    bench.wait(1000);
+    assert_eq!(bench.open.len(), 1);
+}
+
+#[test]
+fn operations_in_flight_are_bounded_and_starts_overlap() {
+    let mut bench = Bench::new();
+    bench.inventory.images.insert("registry.test/app:1".into());
+    bench.observe();
+    bench.want(workload(10), 10);
+    assert_eq!(bench.open.len(), MAX_STARTS);
+    bench.finish_one();
+    assert_eq!(bench.open.len(), MAX_STARTS);
+    bench.wanted = (0..10)
+        .map(|slot| (replica_id("many", slot), another(&workload(1), &format!("registry.test/{slot}"))))
+        .collect();
+    bench.step();
+    let pulls = bench.open.iter().filter(|(_, op)| matches!(op, RuntimeOp::Pull { .. })).count();
+    assert_eq!(pulls, MAX_PULLS);
+    bench.settle();
+    assert_eq!(bench.inventory.containers.len(), 10);
+}
+
+#[test]
+fn a_renumbered_node_starts_its_containers_in_the_new_subnet() {
+    let mut bench = Bench::running(workload(2), 2);
+    let subnet = Ipv4Addr::new(10, 42, 9, 0);
+    bench.network = Some(LocalNetwork { subnet, gateway: Ipv4Addr::new(10, 42, 9, 1), ..network() });
+    bench.step();
+    bench.settle();
+    for slot in [0, 1] {
+        let status = bench.status(slot);
+        assert_eq!((status.phase, status.ip.unwrap().octets()[2]), (Phase::Running, 9));
+    }
+}
+
+#[test]
+fn without_a_subnet_replicas_wait_and_running_ones_go_on() {
+    let mut bench = Bench::running(workload(1), 1);
+    bench.network = None;
+    bench.want(workload(2), 2);
+    assert_eq!(bench.status(0).phase, Phase::Running);
+    assert_eq!(bench.status(1).phase, Phase::Assigned);
+    bench.network = Some(network());
+    bench.step();
+    bench.settle();
+    assert_eq!(bench.status(1).phase, Phase::Running);
+}
+
+#[test]
+fn addresses_run_out_with_a_reason_and_are_reused() {
+    let mut bench = Bench::new();
+    let small = LocalNetwork { prefix: 29, ..network() };
+    bench.network = Some(small);
+    bench.want(workload(6), 6);
+    bench.settle();
+    assert_eq!(bench.status(5).reason, "waits for a free address: all of 10.42.7.0/29 are in use");
+    bench.wanted.remove(&replica_id("web", 2));
+    bench.step();
+    bench.settle();
+    assert_eq!(bench.status(5).ip, Some(Ipv4Addr::new(10, 42, 7, 4)));
+}
+
+#[test]
+fn pull_progress_is_told_in_steps() {
+    let mut bench = Bench::new();
+    bench.want(workload(1), 1);
+    let operation = bench.open[0].0;
+    let mut told = BTreeSet::new();
+    for done_bytes in 0..=1000 {
+        bench.replicas.pull_progressed(operation, PullProgress { done_bytes, total_bytes: 1000 });
+        bench.step();
+        told.insert(bench.status(0).pull.unwrap().done_bytes);
+    }
+    assert_eq!(told.len(), 11);
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Finish,
+    Fail(bool),
+    Wait(u64),
+    Observe,
+    Crash(u32, u32),
+    Want(u32, u8),
+    RestartAgent,
+    PowerCut,
+    Unhealthy(u32),
+}
+
+fn any_happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        6 => Just(Happening::Finish),
+        1 => any::<bool>().prop_map(Happening::Fail),
+        2 => (0u64..400_000).prop_map(Happening::Wait),
+        2 => Just(Happening::Observe),
+        1 => (0u32..4, 0u32..3).prop_map(|(slot, code)| Happening::Crash(slot, code)),
+        1 => (0u32..5, 0u8..3).prop_map(|(count, version)| Happening::Want(count, version)),
+        1 => Just(Happening::RestartAgent),
+        1 => Just(Happening::PowerCut),
+        1 => (0u32..4).prop_map(Happening::Unhealthy),
+    ]
+}
+
+impl Bench {
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Finish => {
+                self.finish_one();
+            }
+            Happening::Fail(_) if self.open.is_empty() => {}
+            Happening::Fail(permanent) => {
+                self.fail_one("it broke", permanent);
+            }
+            Happening::Wait(ms) => self.wait(ms),
+            Happening::Observe => self.observe(),
+            Happening::Crash(slot, code) => {
+                if let Some(id) = self.inventory.containers.keys().nth(slot as usize).cloned() {
+                    self.end(&id, code);
+                }
+            }
+            Happening::Want(count, version) => {
+                self.want(another(&checked(), &format!("registry.test/app:{version}")), count);
+            }
+            Happening::RestartAgent => {
+                for (_, op) in std::mem::take(&mut self.open) {
+                    // What was in flight may or may not have been done; here it was.
+                    self.carry_out(&op);
+                }
+                self.restart_agent();
+            }
+            Happening::PowerCut => {
+                self.inventory.containers.values_mut().for_each(|state| state.task = TaskState::Absent);
+                self.restart_agent();
+            }
+            Happening::Unhealthy(slot) => {
+                if let Some(id) = self.plan.health_checks.keys().nth(slot as usize).cloned() {
+                    self.now = self.now.plus(10_000);
+                    for _ in 0..3 {
+                        self.replicas.health_checked(self.now, &id, false, "503");
+                    }
+                    self.step();
+                }
+            }
+        }
+    }
+
+    fn check_bounds(&self) {
+        let count = |which: fn(&RuntimeOp) -> bool| self.open.iter().filter(|(_, op)| which(op)).count();
+        assert!(count(|op| matches!(op, RuntimeOp::Pull { .. })) <= MAX_PULLS);
+        assert!(count(|op| matches!(op, RuntimeOp::Start(_))) <= MAX_STARTS);
+        let mut busy = BTreeSet::new();
+        for (_, op) in &self.open {
+            let container = match op {
+                RuntimeOp::Pull { .. } => continue,
+                RuntimeOp::Start(plan) => &plan.id,
+                RuntimeOp::Stop { container, .. } | RuntimeOp::Remove { container, .. } => container,
+            };
+            assert!(busy.insert(container.clone()), "two operations on {container:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever happened, once nothing more breaks every wanted replica runs its document, and
+    /// nothing else does. [`Bench::carry_out`] asserts that no address is ever used twice.
+    #[test]
+    fn whatever_happened_the_wanted_replicas_run_in_the_end(
+        happenings in proptest::collection::vec(any_happening(), 0..60)
+    ) {
+        let mut bench = Bench::new();
+        for happening in happenings {
+            bench.happen(happening);
+            bench.check_bounds();
+        }
+        // A new document, so that nothing rests in failure.
+        bench.want(another(&checked(), "registry.test/app:final"), 3);
+        for _ in 0..20 {
+            bench.settle();
+            bench.now = bench.now.plus(MAX_WAIT);
+            bench.observe();
+        }
+        bench.settle();
+        bench.observe();
+        prop_assert!(bench.plan.statuses.values().all(|status| status.phase == Phase::Running));
+        let running: BTreeSet<_> = bench.inventory.containers.keys().cloned().collect();
+        prop_assert_eq!(running, (0..3).map(|slot| bench.container(slot)).collect::<BTreeSet<_>>());
+        prop_assert!(bench.open.is_empty());
+    }
+}

@@ -1,0 +1,481 @@
+//! What the API tells people about nodes, workloads and replicas, in words that help.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::api::{self, Capacity, NodeState, Phase};
+use hivemind_spec::id::{ClusterId, NodeId};
+use hivemind_spec::machine::API_PORT;
+use hivemind_spec::workload::{Protocol, Takeover};
+
+use crate::cluster::{self, Cluster, ContainerRange, Liveness};
+use crate::record::{ReplicaId, ReplicaStatus, WorkloadId};
+use crate::time::Time;
+
+/// Problems listed in a status, at most: a cluster in trouble must not drown the first cause.
+const MAX_PROBLEMS: usize = 50;
+
+/// All that reports are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The records.
+    pub cluster: &'a Cluster,
+    /// Who is alive.
+    pub liveness: &'a Liveness,
+    /// When.
+    pub now: Time,
+    /// The answering node.
+    pub me: NodeId,
+    /// The leader in its view.
+    pub leader: Option<NodeId>,
+    /// The range of node subnets.
+    pub range: ContainerRange,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// Its name.
+    pub cluster_name: &'a str,
+    /// The digest of the whole replicated map, hexadecimal.
+    pub map_digest: &'a str,
+}
+
+impl View<'_> {
+    /// `GET /v1/nodes`, by id.
+    pub fn nodes(&self) -> Vec<api::Node> {
+        let mut load: BTreeMap<NodeId, (Capacity, u32)> = BTreeMap::new();
+        for (id, workload) in &self.cluster.workloads {
+            let asks = &workload.spec.container.resources;
+            let placed = self.cluster.placements.get(id);
+            for node in placed.iter().flat_map(|placed| placed.placement.slots.values()) {
+                let (requested, replicas) = load.entry(*node).or_default();
+                requested.cpu_millis = requested.cpu_millis.saturating_add(asks.cpu_millis());
+                requested.memory_bytes = requested.memory_bytes.saturating_add(asks.memory_bytes());
+                *replicas += 1;
+            }
+        }
+        let nodes = self.cluster.nodes.iter();
+        nodes.map(|(id, node)| self.node(id, node, load.get(id).copied().unwrap_or_default())).collect()
+    }
+
+    fn node(&self, id: &NodeId, node: &cluster::Node, (requested, replicas): (Capacity, u32)) -> api::Node {
+        let status = node.status.as_ref();
+        let state = self.state(id, node);
+        let problems = match state {
+            NodeState::Revoked => vec!["revoked by an operator".to_owned()],
+            NodeState::Down => vec![self.last_heard(id)],
+            _ if status.is_none() => vec!["has joined and not yet said what it is".to_owned()],
+            _ => status.map(|status| status.problems.clone()).unwrap_or_default(),
+        };
+        let subnet = node.enrolment.subnet.and_then(|index| self.range.subnet(index));
+        api::Node {
+            id: *id,
+            hostname: self.cluster.hostname(id),
+            state,
+            problems,
+            leader: self.leader == Some(*id),
+            cordoned: node.is_cordoned(),
+            address: status.map(|status| status.address.to_string()).unwrap_or_default(),
+            api: status
+                .map(|status| std::net::SocketAddr::new(status.address, API_PORT).to_string())
+                .unwrap_or_default(),
+            subnet: subnet.map(|s| format!("{s}/{}", ContainerRange::SUBNET_PREFIX)).unwrap_or_default(),
+            version: status.map(|status| status.version.clone()).unwrap_or_default(),
+            labels: node.labels(),
+            capacity: status.map(|status| status.capacity).unwrap_or_default(),
+            requested,
+            replicas,
+            started_ms: status.map_or(0, |status| status.started_ms),
+            enrolled_ms: node.enrolment.enrolled_ms,
+        }
+    }
+
+    fn state(&self, id: &NodeId, node: &cluster::Node) -> NodeState {
+        if node.is_revoked() {
+            NodeState::Revoked
+        } else if !self.liveness.alive.contains(id) {
+            NodeState::Down
+        } else if node.is_ready() {
+            NodeState::Ready
+        } else {
+            NodeState::NotReady
+        }
+    }
+
+    fn last_heard(&self, id: &NodeId) -> String {
+        match self.liveness.last_seen_ms.get(id) {
+            Some(seen) => format!("last heard of {} ago", duration(self.now.wall_ms.saturating_sub(*seen))),
+            None => "never heard of since this node started".to_owned(),
+        }
+    }
+
+    /// `GET /v1/workloads`, by namespace and name; of one namespace if given.
+    pub fn workloads(&self, namespace: Option<&str>) -> Vec<api::Workload> {
+        let chosen =
+            self.cluster.workloads.iter().filter(|(id, _)| namespace.is_none_or(|n| n == id.namespace));
+        let workloads = chosen.map(|(id, workload)| {
+            let current = |status: &ReplicaStatus| {
+                status.phase == Phase::Running && status.template == workload.template
+            };
+            let running = self.placed(id).filter_map(|(_, _, status)| status).filter(|s| current(s)).count();
+            let ports = workload.spec.container.ports.iter();
+            api::Workload {
+                namespace: id.namespace.clone(),
+                name: id.name.clone(),
+                image: workload.spec.container.image.clone(),
+                replicas: workload.spec.replicas,
+                running: u32::try_from(running).unwrap_or(u32::MAX),
+                revision: workload.revision,
+                digest: workload.digest,
+                ports: ports
+                    .filter_map(|port| {
+                        let outside = port.published?;
+                        Some(format!("{outside}/{} -> {}", protocol(port.protocol), port.target))
+                    })
+                    .collect(),
+            }
+        });
+        workloads.collect()
+    }
+
+    /// A workload's placed slots: slot, node, and what the node says if it can be heard.
+    fn placed(&self, id: &WorkloadId) -> impl Iterator<Item = (u32, NodeId, Option<&ReplicaStatus>)> {
+        let slots = self.cluster.placements.get(id).map(|placed| &placed.placement.slots);
+        slots.into_iter().flatten().map(|(slot, node)| {
+            let key = (ReplicaId { workload: id.clone(), slot: *slot }, *node);
+            let heard = self.cluster.is_live(self.liveness, node);
+            (*slot, *node, self.cluster.replicas.get(&key).filter(|_| heard))
+        })
+    }
+
+    /// `GET /v1/replicas`, by namespace, workload and slot; of one namespace and one workload if
+    /// given. Also lists what is still being stopped on other nodes than the placement says.
+    pub fn replicas(&self, namespace: Option<&str>, workload: Option<&str>) -> Vec<api::Replica> {
+        let chosen = |id: &WorkloadId| {
+            namespace.is_none_or(|n| n == id.namespace) && workload.is_none_or(|n| n == id.name)
+        };
+        let mut replicas = Vec::new();
+        for (id, workload) in self.cluster.workloads.iter().filter(|(id, _)| chosen(id)) {
+            for (slot, node, status) in self.placed(id) {
+                let row = self.row(&ReplicaId { workload: id.clone(), slot }, Some(node), status);
+                replicas.push(if status.is_some() { row } else { self.unheard(row, workload, node) });
+            }
+            for (slot, reason) in self.pending(id, workload) {
+                let row = self.row(&ReplicaId { workload: id.clone(), slot }, None, None);
+                replicas.push(api::Replica { reason, ..row });
+            }
+        }
+        for ((replica, node), status) in &self.cluster.replicas {
+            let placed = self.cluster.placements.get(&replica.workload);
+            let here = placed.and_then(|placed| placed.placement.slots.get(&replica.slot)) == Some(node)
+                && self.cluster.workloads.contains_key(&replica.workload);
+            if !here && chosen(&replica.workload) && self.cluster.is_live(self.liveness, node) {
+                replicas.push(self.row(replica, Some(*node), Some(status)));
+            }
+        }
+        replicas.sort_by(|a, b| {
+            (&a.namespace, &a.workload, a.slot, a.node).cmp(&(&b.namespace, &b.workload, b.slot, b.node))
+        });
+        replicas
+    }
+
+    /// The slots that are nowhere, and why.
+    fn pending(&self, id: &WorkloadId, workload: &cluster::Workload) -> BTreeMap<u32, String> {
+        match self.cluster.placements.get(id) {
+            Some(placed) => {
+                let placement = &placed.placement;
+                let nowhere =
+                    placement.pending.iter().filter(|(slot, _)| !placement.slots.contains_key(slot));
+                nowhere.map(|(slot, reason)| (*slot, reason.clone())).collect()
+            }
+            None => {
+                let reason = match self.leader {
+                    Some(leader) => format!("waits for {} to place it", self.cluster.hostname(&leader)),
+                    None => "waits for a leader: no node is ready".to_owned(),
+                };
+                (0..workload.spec.replicas).map(|slot| (slot, reason.clone())).collect()
+            }
+        }
+    }
+
+    /// Completes the row of a placed replica of which nothing is heard.
+    fn unheard(&self, row: api::Replica, workload: &cluster::Workload, node: NodeId) -> api::Replica {
+        let hostname = &row.hostname;
+        if self.cluster.is_live(self.liveness, &node) {
+            let reason = format!("waits for {hostname} to begin");
+            return api::Replica { phase: Phase::Assigned, reason, ..row };
+        }
+        let id = WorkloadId { namespace: row.namespace.clone(), name: row.workload.clone() };
+        let placed = self.cluster.placements.get(&id);
+        let side = self.cluster.side(self.liveness, self.now);
+        let why = match workload.spec.takeover {
+            Takeover::Never => "takeover is \"never\", so it waits for its node".to_owned(),
+            Takeover::Majority if !side.is_majority() => format!(
+                "this side sees {} of {} nodes and may not take over; takeover is \"majority\"",
+                side.alive, side.counted
+            ),
+            _ => match placed.and_then(|placed| placed.placement.pending.get(&row.slot)) {
+                Some(reason) => reason.clone(),
+                None => "is about to be taken over".to_owned(),
+            },
+        };
+        let reason = format!("{hostname} is down, {}: {why}", self.last_heard(&node));
+        api::Replica { phase: Phase::Pending, reason, ..row }
+    }
+
+    fn row(&self, id: &ReplicaId, node: Option<NodeId>, status: Option<&ReplicaStatus>) -> api::Replica {
+        let workload = self.cluster.workloads.get(&id.workload);
+        let placed = self.cluster.placements.get(&id.workload).and_then(|placed| placed.placement.digest);
+        let current = workload.filter(|workload| {
+            placed == Some(workload.digest)
+                && status.is_some_and(|status| status.template == workload.template)
+        });
+        api::Replica {
+            namespace: id.workload.namespace.clone(),
+            workload: id.workload.name.clone(),
+            slot: id.slot,
+            node,
+            hostname: node.map(|node| self.cluster.hostname(&node)).unwrap_or_default(),
+            phase: status.map_or(Phase::Pending, |status| status.phase),
+            reason: status.map(|status| status.reason.clone()).unwrap_or_default(),
+            image: workload.map(|workload| workload.spec.container.image.clone()).unwrap_or_default(),
+            ip: status.and_then(|status| status.ip).map(|ip| ip.to_string()).unwrap_or_default(),
+            restarts: status.map_or(0, |status| status.restarts),
+            since_ms: status.map_or(0, |status| status.since_ms),
+            pull: status.and_then(|status| status.pull),
+            digest: current.map(|workload| workload.digest),
+        }
+    }
+
+    /// `GET /v1/status`.
+    pub fn status(&self) -> api::Status {
+        let states: Vec<NodeState> =
+            self.cluster.nodes.iter().map(|(id, node)| self.state(id, node)).collect();
+        let count = |which: &dyn Fn(&NodeState) -> bool| {
+            u32::try_from(states.iter().filter(|state| which(state)).count()).unwrap_or(u32::MAX)
+        };
+        let running = self.cluster.workloads.keys().flat_map(|id| self.placed(id));
+        let running = running.filter(|(_, _, s)| s.is_some_and(|s| s.phase == Phase::Running)).count();
+        api::Status {
+            cluster: self.cluster_id,
+            cluster_name: self.cluster_name.to_owned(),
+            node: self.me,
+            leader: self.leader,
+            nodes_ready: count(&|state| *state == NodeState::Ready),
+            nodes: count(&|state| *state != NodeState::Revoked),
+            replicas_running: u32::try_from(running).unwrap_or(u32::MAX),
+            replicas: self.cluster.workloads.values().map(|w| w.spec.replicas).fold(0, u32::saturating_add),
+            map_digest: self.map_digest.to_owned(),
+            problems: self.problems(),
+        }
+    }
+
+    /// What needs attention: the cluster first, then nodes, ports, replicas.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let side = self.cluster.side(self.liveness, self.now);
+        if !side.is_majority() {
+            let (alive, counted) = (side.alive, side.counted);
+            problems
+                .push(format!("this side sees {alive} of {counted} nodes and takes nothing over by default"));
+        }
+        if self.leader.is_none() {
+            problems.push("no leader: nothing new is placed until a node is ready".to_owned());
+        }
+        for node in
+            self.nodes().iter().filter(|node| matches!(node.state, NodeState::Down | NodeState::NotReady))
+        {
+            let state = if node.state == NodeState::Down { "down" } else { "not ready" };
+            problems.push(format!("node {} is {state}: {}", node.hostname, node.problems.join("; ")));
+        }
+        let owners = self.cluster.port_owners();
+        for (id, workload) in &self.cluster.workloads {
+            for port in &workload.spec.container.ports {
+                let Some(outside) = port.published else { continue };
+                if let Some(owner) = owners.get(&(port.protocol, outside)).filter(|owner| **owner != id) {
+                    problems.push(format!(
+                        "{}/{} does not get port {outside}/{}: {}/{} has it; publish another",
+                        id.namespace,
+                        id.name,
+                        protocol(port.protocol),
+                        owner.namespace,
+                        owner.name
+                    ));
+                }
+            }
+        }
+        for replica in self.replicas(None, None) {
+            let word = match replica.phase {
+                Phase::Pending => "is pending",
+                Phase::Backoff => "waits to start again",
+                Phase::Unhealthy => "is unhealthy",
+                Phase::Failed => "has failed",
+                _ => continue,
+            };
+            let api::Replica { namespace, workload, slot, reason, .. } = replica;
+            problems.push(format!("{namespace}/{workload}-{slot} {word}: {reason}"));
+        }
+        if problems.len() > MAX_PROBLEMS {
+            let more = problems.len() - MAX_PROBLEMS;
+            problems.truncate(MAX_PROBLEMS);
+            problems.push(format!("and {more} more"));
+        }
+        problems
+    }
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+/// `12 s`, `5 min`, `3 h`, `2 days`.
+fn duration(ms: u64) -> String {
+    match ms / 1000 {
+        s @ 0..120 => format!("{s} s"),
+        s @ 120..7200 => format!("{} min", s / 60),
+        s @ 7200..172_800 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hivemind_spec::id::Digest;
+    use hivemind_spec::workload::Port;
+
+    use super::*;
+    use crate::fixture::{at, cluster, node_id, place, running, workload, workload_id};
+
+    fn view<'a>(cluster: &'a Cluster, liveness: &'a Liveness) -> View<'a> {
+        View {
+            cluster,
+            liveness,
+            now: at(30),
+            me: node_id(1),
+            leader: Some(node_id(1)),
+            range: ContainerRange::parse("10.42.0.0/16").unwrap(),
+            cluster_id: ClusterId::of(b"cluster"),
+            cluster_name: "home",
+            map_digest: "00",
+        }
+    }
+
+    fn publishing(outside: u16) -> cluster::Workload {
+        let mut workload = workload(2);
+        workload.spec.container.ports =
+            vec![Port { target: 80, published: Some(outside), protocol: Protocol::Tcp }];
+        workload
+    }
+
+    #[test]
+    fn nodes_are_told_with_their_state_load_and_subnet() {
+        let (mut cluster, mut liveness) = cluster(3);
+        cluster.workloads.insert(workload_id("web"), workload(2));
+        running(&mut cluster, "web", 0, 1);
+        running(&mut cluster, "web", 1, 1);
+        liveness.alive.remove(&node_id(2));
+        cluster.nodes.get_mut(&node_id(3)).unwrap().status.as_mut().unwrap().problems =
+            vec!["containerd is down".into()];
+        let nodes = view(&cluster, &liveness).nodes();
+        let states: Vec<NodeState> = nodes.iter().map(|node| node.state).collect();
+        assert_eq!(states, [NodeState::Ready, NodeState::Down, NodeState::NotReady]);
+        assert_eq!((nodes[0].replicas, nodes[0].requested.cpu_millis), (2, 20));
+        assert_eq!((nodes[0].subnet.as_str(), nodes[0].api.as_str()), ("10.42.1.0/24", "192.0.2.1:7443"));
+        assert_eq!(nodes[1].problems, ["last heard of 30 s ago"]);
+        assert!(nodes[0].leader && !nodes[1].leader);
+    }
+
+    #[test]
+    fn a_replica_on_a_dead_node_says_why_it_is_not_taken_over() {
+        let (mut cluster, mut liveness) = cluster(3);
+        cluster.workloads.insert(workload_id("web"), workload(1));
+        running(&mut cluster, "web", 0, 2);
+        liveness.alive = [node_id(1)].into();
+        let replicas = view(&cluster, &liveness).replicas(None, None);
+        assert_eq!(replicas.len(), 1);
+        assert_eq!((replicas[0].phase, replicas[0].node), (Phase::Pending, Some(node_id(2))));
+        assert_eq!(
+            replicas[0].reason,
+            "hive-2 is down, last heard of 30 s ago: this side sees 1 of 3 nodes and may not take \
+             over; takeover is \"majority\""
+        );
+    }
+
+    #[test]
+    fn replicas_without_a_place_or_a_word_say_what_they_wait_for() {
+        let (mut cluster, liveness) = cluster(2);
+        cluster.workloads.insert(workload_id("a"), workload(1));
+        cluster.workloads.insert(workload_id("b"), workload(2));
+        place(&mut cluster, "b", 0, 2);
+        cluster.placements.get_mut(&workload_id("b")).unwrap().placement.pending =
+            [(1, "no node fits: …".into())].into();
+        let told: Vec<(String, Phase, String)> = view(&cluster, &liveness)
+            .replicas(None, None)
+            .into_iter()
+            .map(|r| (format!("{}-{}", r.workload, r.slot), r.phase, r.reason))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("a-0".into(), Phase::Pending, "waits for hive-1 to place it".into()),
+                ("b-0".into(), Phase::Assigned, "waits for hive-2 to begin".into()),
+                ("b-1".into(), Phase::Pending, "no node fits: …".into()),
+            ]
+        );
+        assert_eq!(view(&cluster, &liveness).replicas(None, Some("b")).len(), 2);
+        assert_eq!(view(&cluster, &liveness).replicas(Some("other"), None), []);
+    }
+
+    #[test]
+    fn what_is_being_stopped_elsewhere_is_listed_too() {
+        let (mut cluster, liveness) = cluster(2);
+        cluster.workloads.insert(workload_id("web"), workload(1));
+        running(&mut cluster, "web", 0, 1);
+        place(&mut cluster, "web", 0, 2);
+        let replicas = view(&cluster, &liveness).replicas(None, None);
+        assert_eq!(replicas.iter().map(|r| r.node).collect::<Vec<_>>(), [Some(node_id(1)), Some(node_id(2))]);
+    }
+
+    #[test]
+    fn workloads_count_what_runs_of_the_current_document() {
+        let (mut cluster, liveness) = cluster(2);
+        cluster.workloads.insert(workload_id("web"), publishing(8080));
+        running(&mut cluster, "web", 0, 1);
+        running(&mut cluster, "web", 1, 2);
+        let told = view(&cluster, &liveness).workloads(None);
+        assert_eq!((told[0].replicas, told[0].running), (2, 2));
+        assert_eq!(told[0].ports, ["8080/tcp -> 80"]);
+        let mut spec = publishing(8080).spec;
+        spec.container.image = "registry.test/app:2".into();
+        cluster
+            .workloads
+            .insert(workload_id("web"), cluster::Workload::new(2, Digest::of(b"revision 2"), spec));
+        assert_eq!(view(&cluster, &liveness).workloads(None)[0].running, 0);
+        assert_eq!(view(&cluster, &liveness).status().replicas_running, 2);
+    }
+
+    #[test]
+    fn the_status_names_what_needs_attention() {
+        let (mut cluster, mut liveness) = cluster(3);
+        cluster.workloads.insert(workload_id("a"), publishing(80));
+        cluster.workloads.insert(workload_id("b"), publishing(80));
+        let addresses: Vec<Ipv4Addr> =
+            vec![running(&mut cluster, "a", 0, 1), running(&mut cluster, "a", 1, 2)];
+        assert_eq!(addresses.len(), 2);
+        place(&mut cluster, "b", 0, 1);
+        place(&mut cluster, "b", 1, 1);
+        liveness.alive.remove(&node_id(3));
+        let status = view(&cluster, &liveness).status();
+        assert_eq!((status.nodes_ready, status.nodes), (2, 3));
+        assert_eq!((status.replicas_running, status.replicas), (2, 4));
+        assert_eq!(
+            status.problems,
+            [
+                "node hive-3 is down: last heard of 30 s ago",
+                "default/b does not get port 80/tcp: default/a has it; publish another",
+            ]
+        );
+    }
+}

@@ -1,0 +1,253 @@
+//! The placement being made: what is where, and what is left.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_spec::api::Capacity;
+use hivemind_spec::id::NodeId;
+use hivemind_spec::workload::Resources;
+
+use super::refusal::{Refusal, explain, first_unmet};
+use crate::cluster::{Cluster, Liveness, Workload};
+use crate::record::WorkloadId;
+
+/// A node as the scheduler sees it.
+pub(super) struct Host {
+    pub(super) hostname: String,
+    pub(super) labels: BTreeMap<String, String>,
+    /// What its workloads may use in all; absent when it never said.
+    capacity: Option<Capacity>,
+    pub(super) used: Capacity,
+    /// Why nothing new may be placed on it.
+    closed: Option<Refusal>,
+    /// What is on it, least worth keeping first.
+    residents: BTreeSet<Resident>,
+}
+
+/// A replica on a node. Ordered by who makes room first: lowest priority, then highest slot.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Resident {
+    priority: i32,
+    slot: Reverse<u32>,
+    workload: WorkloadId,
+    asks: Asks,
+}
+
+/// What a replica sets aside.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Asks {
+    pub(super) cpu_millis: u64,
+    pub(super) memory_bytes: u64,
+}
+
+impl From<&Resources> for Asks {
+    fn from(resources: &Resources) -> Self {
+        Self { cpu_millis: resources.cpu_millis(), memory_bytes: resources.memory_bytes() }
+    }
+}
+
+/// How good a node is for a replica: the least is the best.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    /// The highest priority that would have to make room; `None` when nobody has to.
+    evicts_priority: Option<i32>,
+    /// How many would have to.
+    evicts: usize,
+    /// Replicas of the same workload on it.
+    same_workload: usize,
+    /// Thousandths of its scarcer resource in use, with the replica.
+    used_permille: u64,
+    node: NodeId,
+}
+
+impl Host {
+    pub(super) fn free(&self) -> Capacity {
+        let capacity = self.capacity.unwrap_or_default();
+        Capacity {
+            cpu_millis: capacity.cpu_millis.saturating_sub(self.used.cpu_millis),
+            memory_bytes: capacity.memory_bytes.saturating_sub(self.used.memory_bytes),
+        }
+    }
+
+    fn refusal_for_room(&self, asks: Asks, freed: Capacity) -> Option<Refusal> {
+        let free = self.free();
+        if free.memory_bytes.saturating_add(freed.memory_bytes) < asks.memory_bytes {
+            Some(Refusal::Memory)
+        } else if free.cpu_millis.saturating_add(freed.cpu_millis) < asks.cpu_millis {
+            Some(Refusal::Cpu)
+        } else {
+            None
+        }
+    }
+
+    /// Why a replica of the workload may not come here, given that `freed` is made free.
+    pub(super) fn refusal(&self, id: &NodeId, workload: &Workload, freed: Capacity) -> Option<Refusal> {
+        if self.closed.is_some() {
+            return self.closed;
+        }
+        let constraints = &workload.spec.constraints;
+        if let Some(index) = first_unmet(constraints, id, &self.hostname, &self.labels) {
+            return Some(Refusal::Constraint(index));
+        }
+        self.refusal_for_room(Asks::from(&workload.spec.container.resources), freed)
+    }
+
+    fn used_permille_with(&self, asks: Asks) -> u64 {
+        let capacity = self.capacity.unwrap_or_default();
+        let share = |used: u64, all: u64| used.saturating_mul(1000) / all.max(1);
+        share(self.used.cpu_millis.saturating_add(asks.cpu_millis), capacity.cpu_millis)
+            .max(share(self.used.memory_bytes.saturating_add(asks.memory_bytes), capacity.memory_bytes))
+    }
+}
+
+/// The placement being made.
+pub(super) struct Draft<'a> {
+    cluster: &'a Cluster,
+    /// Enrolled nodes that are not revoked.
+    hosts: BTreeMap<NodeId, Host>,
+    slots: BTreeMap<&'a WorkloadId, BTreeMap<u32, NodeId>>,
+    evicted: BTreeMap<WorkloadId, BTreeSet<u32>>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(cluster: &'a Cluster, liveness: &Liveness) -> Self {
+        let hosts = cluster.nodes.iter().filter(|(_, node)| !node.is_revoked()).map(|(id, node)| {
+            let closed = if !liveness.alive.contains(id) {
+                Some(Refusal::Down)
+            } else if node.is_cordoned() {
+                Some(Refusal::Cordoned)
+            } else if !node.is_ready() {
+                Some(Refusal::NotReady)
+            } else {
+                None
+            };
+            let host = Host {
+                hostname: cluster.hostname(id),
+                labels: node.labels(),
+                capacity: node.status.as_ref().map(|status| status.capacity),
+                used: Capacity::default(),
+                closed,
+                residents: BTreeSet::new(),
+            };
+            (*id, host)
+        });
+        Self { cluster, hosts: hosts.collect(), slots: BTreeMap::new(), evicted: BTreeMap::new() }
+    }
+
+    /// Puts a replica on a node, whatever its state.
+    pub(super) fn assign(&mut self, id: &WorkloadId, workload: &Workload, slot: u32, node: NodeId) {
+        let Some((id, _)) = self.cluster.workloads.get_key_value(id) else { return };
+        let asks = Asks::from(&workload.spec.container.resources);
+        if let Some(host) = self.hosts.get_mut(&node) {
+            host.used.cpu_millis = host.used.cpu_millis.saturating_add(asks.cpu_millis);
+            host.used.memory_bytes = host.used.memory_bytes.saturating_add(asks.memory_bytes);
+            let priority = workload.spec.priority;
+            host.residents.insert(Resident { priority, slot: Reverse(slot), workload: id.clone(), asks });
+        }
+        self.slots.entry(id).or_default().insert(slot, node);
+    }
+
+    /// Leaves a replica on its live node, unless the node's capacity or labels no longer allow it.
+    /// Cordon and readiness do not matter to what is there already.
+    pub(super) fn keep_if_it_may_stay(
+        &mut self,
+        id: &WorkloadId,
+        workload: &Workload,
+        slot: u32,
+        node: &NodeId,
+    ) -> bool {
+        let Some(host) = self.hosts.get(node) else { return false };
+        let asks = Asks::from(&workload.spec.container.resources);
+        // A node that never said what it is cannot be judged, and its replicas are left alone.
+        let stays = host.capacity.is_none()
+            || (host.refusal_for_room(asks, Capacity::default()).is_none()
+                && first_unmet(&workload.spec.constraints, node, &host.hostname, &host.labels).is_none());
+        if stays {
+            self.assign(id, workload, slot, *node);
+        }
+        stays
+    }
+
+    /// Finds the best node for a replica and puts it there, making room if need be. False when
+    /// none fits.
+    pub(super) fn place(&mut self, id: &WorkloadId, workload: &Workload, slot: u32) -> bool {
+        let empty = BTreeMap::new();
+        let mut same = BTreeMap::<NodeId, usize>::new();
+        for node in self.slots.get(id).unwrap_or(&empty).values() {
+            *same.entry(*node).or_default() += 1;
+        }
+        let asks = Asks::from(&workload.spec.container.resources);
+        let best = self
+            .hosts
+            .iter()
+            .filter_map(|(node, host)| {
+                let victims = victims(node, host, workload)?;
+                Some(Score {
+                    evicts_priority: victims.iter().map(|victim| victim.priority).max(),
+                    evicts: victims.len(),
+                    same_workload: same.get(node).copied().unwrap_or(0),
+                    used_permille: host.used_permille_with(asks),
+                    node: *node,
+                })
+            })
+            .min();
+        let Some(Score { node, .. }) = best else { return false };
+        let victims = self.hosts.get(&node).and_then(|host| victims(&node, host, workload));
+        for victim in victims.unwrap_or_default() {
+            self.evict(&node, &victim);
+        }
+        self.assign(id, workload, slot, node);
+        true
+    }
+
+    fn evict(&mut self, node: &NodeId, victim: &Resident) {
+        if let Some(host) = self.hosts.get_mut(node) {
+            host.residents.remove(victim);
+            host.used.cpu_millis = host.used.cpu_millis.saturating_sub(victim.asks.cpu_millis);
+            host.used.memory_bytes = host.used.memory_bytes.saturating_sub(victim.asks.memory_bytes);
+        }
+        if let Some(slots) = self.slots.get_mut(&victim.workload) {
+            slots.remove(&victim.slot.0);
+        }
+        self.evicted.entry(victim.workload.clone()).or_default().insert(victim.slot.0);
+    }
+
+    /// The slots of a workload that made room for others.
+    pub(super) fn take_evicted(&mut self, id: &WorkloadId) -> BTreeSet<u32> {
+        self.evicted.remove(id).unwrap_or_default()
+    }
+
+    /// Where a workload's replicas are.
+    pub(super) fn slots(&self, id: &WorkloadId) -> BTreeMap<u32, NodeId> {
+        self.slots.get(id).cloned().unwrap_or_default()
+    }
+
+    /// Why no node takes a replica of the workload; `home` is the dead node it waits for.
+    pub(super) fn explain(&self, workload: &Workload, home: Option<&NodeId>) -> String {
+        let reason = explain(&self.hosts, workload);
+        match home {
+            Some(home) => format!("its node {} is down and {reason}", self.cluster.hostname(home)),
+            None => reason,
+        }
+    }
+}
+
+/// Who must make room on a node for a replica of the workload: nobody when there is room. `None`
+/// when it cannot come here at all.
+fn victims(node: &NodeId, host: &Host, workload: &Workload) -> Option<Vec<Resident>> {
+    let mut victims = Vec::new();
+    let mut freed = Capacity::default();
+    let mut lower = host.residents.iter().take_while(|r| r.priority < workload.spec.priority);
+    loop {
+        match host.refusal(node, workload, freed) {
+            None => return Some(victims),
+            Some(Refusal::Memory | Refusal::Cpu) => {
+                let victim = lower.next()?;
+                freed.cpu_millis = freed.cpu_millis.saturating_add(victim.asks.cpu_millis);
+                freed.memory_bytes = freed.memory_bytes.saturating_add(victim.asks.memory_bytes);
+                victims.push(victim.clone());
+            }
+            Some(_) => return None,
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Which replica runs where: a pure function of the records and of who is alive.
+//!
+//! ```text
+//! per workload, highest priority first:
+//!   slots     as many as replicas are wanted; surplus ones go, highest first
+//!   keep      a replica stays where it is while its node may and can run it
+//!   place     the others go where fewest of their kind are, then where most is free;
+//!             where nothing fits, lower priorities make room; else they are pending, with a reason
+//! ```
+//!
+//! It will not rebalance: nothing moves because another node became emptier.
+
+mod draft;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_spec::id::NodeId;
+use hivemind_spec::workload::Takeover;
+
+use crate::cluster::{Cluster, Liveness, Workload};
+use crate::record::{Placement, WorkloadId};
+use crate::time::Time;
+
+use draft::Draft;
+
+/// Slots of one workload whose reason is written out; further ones refer to the first. Bounds the
+/// record of a workload that asks for ten thousand replicas on a full cluster.
+const REASONS_WRITTEN: usize = 8;
+
+/// The placements that must change. `None`: the workload is gone, and so is its placement. Empty
+/// when all is as it should be; applying the answer makes it so.
+///
+/// To be called by the leader only, and not before its first sync with a peer: a leader that has
+/// seen half of the records would move what it has not heard of.
+pub fn schedule(
+    cluster: &Cluster,
+    liveness: &Liveness,
+    now: Time,
+) -> BTreeMap<WorkloadId, Option<Placement>> {
+    let mut by_priority: Vec<(&WorkloadId, &Workload)> = cluster.workloads.iter().collect();
+    by_priority.sort_by_key(|(id, workload)| (std::cmp::Reverse(workload.spec.priority), *id));
+    let majority = !liveness.unsettled && cluster.side(liveness, now).is_majority();
+    let mut draft = Draft::new(cluster, liveness);
+
+    let mut open = BTreeMap::new();
+    for (id, workload) in &by_priority {
+        open.insert(*id, keep(&mut draft, cluster, liveness, majority, id, workload));
+    }
+    let mut refused = BTreeMap::new();
+    for (id, workload) in &by_priority {
+        let mut open = open.remove(*id).unwrap_or_default();
+        open.missing.extend(draft.take_evicted(id));
+        refused.insert(*id, place(&mut draft, id, workload, &open));
+    }
+
+    let mut changes: BTreeMap<WorkloadId, Option<Placement>> = cluster
+        .placements
+        .keys()
+        .filter(|id| !cluster.workloads.contains_key(*id))
+        .map(|id| (id.clone(), None))
+        .collect();
+    for (id, workload) in by_priority {
+        let placement = Placement {
+            digest: Some(workload.digest),
+            slots: draft.slots(id),
+            pending: explain(&draft, workload, &refused.remove(id).unwrap_or_default()),
+        };
+        let before = cluster.placements.get(id).map(|placed| &placed.placement);
+        if must_write(before, &placement, majority) {
+            changes.insert(id.clone(), Some(placement));
+        }
+    }
+    changes
+}
+
+/// Whether the decision is worth a record. The smaller side of a partition does not write mere
+/// changes of words: its later clock would undo the takeovers of the larger side after healing.
+fn must_write(before: Option<&Placement>, after: &Placement, majority: bool) -> bool {
+    match before {
+        None => true,
+        Some(before) if majority => before != after,
+        Some(before) => (before.digest, &before.slots) != (after.digest, &after.slots),
+    }
+}
+
+/// A workload's slots without a place.
+#[derive(Default)]
+struct Open {
+    /// Nowhere.
+    missing: BTreeSet<u32>,
+    /// On a node that is down, and to be taken over if another can; else they stay.
+    orphaned: BTreeMap<u32, NodeId>,
+}
+
+/// Keeps what may stay, and says which slots are open.
+fn keep(
+    draft: &mut Draft<'_>,
+    cluster: &Cluster,
+    liveness: &Liveness,
+    majority: bool,
+    id: &WorkloadId,
+    workload: &Workload,
+) -> Open {
+    let takeover = match workload.spec.takeover {
+        Takeover::Always => !liveness.unsettled,
+        Takeover::Majority => majority,
+        Takeover::Never => false,
+    };
+    let before = cluster.placements.get(id).map(|placed| placed.placement.clone()).unwrap_or_default();
+    let mut open = Open::default();
+    for slot in chosen_slots(&before, workload.spec.replicas, cluster, liveness) {
+        let node = before.slots.get(&slot).filter(|n| cluster.nodes.get(n).is_some_and(|n| !n.is_revoked()));
+        match node {
+            Some(node) if cluster.is_live(liveness, node) => {
+                if !draft.keep_if_it_may_stay(id, workload, slot, node) {
+                    open.missing.insert(slot);
+                }
+            }
+            Some(node) if takeover => {
+                open.orphaned.insert(slot, *node);
+            }
+            Some(node) => draft.assign(id, workload, slot, *node),
+            None => {
+                open.missing.insert(slot);
+            }
+        }
+    }
+    open
+}
+
+/// The numbers of the replicas to have. Surplus ones go: pending before placed, on dead nodes
+/// before live ones, high before low. New ones take the lowest free numbers.
+fn chosen_slots(before: &Placement, replicas: u32, cluster: &Cluster, liveness: &Liveness) -> BTreeSet<u32> {
+    let replicas = replicas as usize;
+    let known: BTreeSet<u32> = before.slots.keys().chain(before.pending.keys()).copied().collect();
+    let mut by_worth: Vec<u32> = known.iter().copied().collect();
+    by_worth.sort_by_key(|slot| match before.slots.get(slot) {
+        Some(node) if cluster.is_live(liveness, node) => (0, *slot),
+        Some(_) => (1, *slot),
+        None => (2, *slot),
+    });
+    let mut chosen: BTreeSet<u32> = by_worth.into_iter().take(replicas).collect();
+    let fresh = (0..).filter(|slot| !known.contains(slot)).take(replicas - chosen.len());
+    chosen.extend(fresh);
+    chosen
+}
+
+/// Places the open slots; returns those that fit nowhere, with the dead node each waits for.
+fn place(
+    draft: &mut Draft<'_>,
+    id: &WorkloadId,
+    workload: &Workload,
+    open: &Open,
+) -> BTreeMap<u32, Option<NodeId>> {
+    let mut refused = BTreeMap::new();
+    let slots: BTreeSet<u32> = open.missing.iter().chain(open.orphaned.keys()).copied().collect();
+    for slot in slots {
+        // All slots of a workload ask for the same: after one refusal the others need no look.
+        if refused.is_empty() && draft.place(id, workload, slot) {
+            continue;
+        }
+        let home = open.orphaned.get(&slot).copied();
+        if let Some(home) = home {
+            draft.assign(id, workload, slot, home);
+        }
+        refused.insert(slot, home);
+    }
+    refused
+}
+
+/// Says why slots are pending, once everything has its place and so all figures are final.
+fn explain(
+    draft: &Draft<'_>,
+    workload: &Workload,
+    refused: &BTreeMap<u32, Option<NodeId>>,
+) -> BTreeMap<u32, String> {
+    let Some((first, _)) = refused.first_key_value() else { return BTreeMap::new() };
+    let reasons = refused.iter().enumerate().map(|(index, (slot, home))| {
+        let reason = match home {
+            _ if index >= REASONS_WRITTEN => format!("as slot {first}"),
+            home => draft.explain(workload, home.as_ref()),
+        };
+        (*slot, reason)
+    });
+    reasons.collect()
+}

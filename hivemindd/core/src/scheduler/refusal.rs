@@ -1,0 +1,136 @@
+//! Why a node does not take a replica, and how that is said.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::api::Capacity;
+use hivemind_spec::id::NodeId;
+use hivemind_spec::workload::{Constraint, Operator};
+
+use super::draft::{Asks, Host};
+use crate::cluster::Workload;
+
+const MIB: f64 = 1024.0 * 1024.0;
+const GIB: f64 = 1024.0 * MIB;
+
+/// Why a node does not take a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Refusal {
+    /// Too little memory left.
+    Memory,
+    /// Too little CPU left.
+    Cpu,
+    /// The constraint with this index is not met.
+    Constraint(usize),
+    /// It says that it cannot run workloads.
+    NotReady,
+    /// Operators want nothing new on it.
+    Cordoned,
+    /// It is not heard of.
+    Down,
+}
+
+/// The first constraint that a node does not meet.
+pub(super) fn first_unmet(
+    constraints: &[Constraint],
+    id: &NodeId,
+    hostname: &str,
+    labels: &BTreeMap<String, String>,
+) -> Option<usize> {
+    constraints.iter().position(|constraint| {
+        let own_id;
+        let value = match constraint.label.as_str() {
+            "node.hostname" => Some(hostname),
+            "node.id" => {
+                own_id = id.to_string();
+                Some(own_id.as_str())
+            }
+            label => labels.get(label).map(String::as_str),
+        };
+        let equal = value == Some(constraint.value.as_str());
+        equal != (constraint.operator == Operator::Equal)
+    })
+}
+
+/// Says why no node takes a replica: `no node fits: 2 of 3 have too little memory (asks 2.0 GiB;
+/// most free: hive-1a2b 0.3 GiB), 1 lacks label disk=ssd`.
+pub(super) fn explain(hosts: &BTreeMap<NodeId, Host>, workload: &Workload) -> String {
+    let mut by_refusal: BTreeMap<Refusal, Vec<&Host>> = BTreeMap::new();
+    for (id, host) in hosts {
+        if let Some(refusal) = host.refusal(id, workload, Capacity::default()) {
+            by_refusal.entry(refusal).or_default().push(host);
+        }
+    }
+    let mut groups: Vec<_> = by_refusal.into_iter().collect();
+    groups.sort_by_key(|(refusal, refusing)| (std::cmp::Reverse(refusing.len()), *refusal));
+    if groups.is_empty() {
+        return "no node fits: none has joined".to_owned();
+    }
+    let all = hosts.len();
+    let said: Vec<String> = groups
+        .iter()
+        .enumerate()
+        .map(|(index, (refusal, refusing))| {
+            let count = refusing.len();
+            let number = if index == 0 { format!("{count} of {all}") } else { count.to_string() };
+            format!("{number} {}", describe(*refusal, refusing, workload))
+        })
+        .collect();
+    format!("no node fits: {}", said.join(", "))
+}
+
+/// What a group of nodes has against the workload, as the rest of a sentence after their number.
+fn describe(refusal: Refusal, refusing: &[&Host], workload: &Workload) -> String {
+    let one = refusing.len() == 1;
+    let verb = |singular: &'static str, plural: &'static str| if one { singular } else { plural };
+    let names = || {
+        let shown: Vec<&str> = refusing.iter().take(3).map(|host| host.hostname.as_str()).collect();
+        let more = if refusing.len() > shown.len() { ", …" } else { "" };
+        format!("{}{more}", shown.join(", "))
+    };
+    let asks = Asks::from(&workload.spec.container.resources);
+    match refusal {
+        Refusal::Memory => {
+            let (best, free) = most(refusing, |free| free.memory_bytes);
+            let (asked, free) = (bytes(asks.memory_bytes, asks.memory_bytes), bytes(free, asks.memory_bytes));
+            let have = verb("has", "have");
+            format!("{have} too little memory (asks {asked}; most free: {best} {free})")
+        }
+        Refusal::Cpu => {
+            let (best, free) = most(refusing, |free| free.cpu_millis);
+            let have = verb("has", "have");
+            let (asked, free) = (cores(asks.cpu_millis), cores(free));
+            format!("{have} too little CPU (asks {asked} cores; most free: {best} {free} cores)")
+        }
+        Refusal::Constraint(index) => match workload.spec.constraints.get(index) {
+            Some(Constraint { label, operator, value }) => {
+                let built_in = label.starts_with("node.");
+                match (built_in, operator) {
+                    (true, Operator::Equal) => format!("{} not {label} {value}", verb("is", "are")),
+                    (true, Operator::NotEqual) => format!("{} {label} {value}", verb("is", "are")),
+                    (false, Operator::Equal) => format!("{} label {label}={value}", verb("lacks", "lack")),
+                    (false, Operator::NotEqual) => format!("{} label {label}={value}", verb("has", "have")),
+                }
+            }
+            None => format!("{} a constraint not met", verb("has", "have")),
+        },
+        Refusal::NotReady => format!("{} not ready ({})", verb("is", "are"), names()),
+        Refusal::Cordoned => format!("{} cordoned ({})", verb("is", "are"), names()),
+        Refusal::Down => format!("{} down ({})", verb("is", "are"), names()),
+    }
+}
+
+fn most<'a>(refusing: &[&'a Host], measure: impl Fn(Capacity) -> u64) -> (&'a str, u64) {
+    let best = refusing.iter().max_by_key(|host| measure(host.free()));
+    best.map_or(("none", 0), |host| (host.hostname.as_str(), measure(host.free())))
+}
+
+/// Bytes in the unit that suits `scale`, so that two figures side by side compare.
+fn bytes(count: u64, scale: u64) -> String {
+    // Display only: a tenth of a unit is all that is shown.
+    let count = count as f64;
+    if scale as f64 >= GIB { format!("{:.1} GiB", count / GIB) } else { format!("{:.1} MiB", count / MIB) }
+}
+
+fn cores(millis: u64) -> String {
+    format!("{}.{:02}", millis / 1000, millis % 1000 / 10)
+}
