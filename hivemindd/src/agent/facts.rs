@@ -1,0 +1,64 @@
+//! What the node is: gathered from the kernel, the configuration and the other parts of the agent,
+//! and told to the core whenever it changes.
+
+use std::fs;
+
+use hivemind_core::event::NodeFacts;
+use hivemind_spec::api::Capacity;
+use hivemind_spec::id::NodeId;
+use hivemind_spec::machine;
+
+use crate::underlay::Underlay;
+
+/// The control group of all workloads; PID 1 sets its limits.
+const WORKLOADS_MEMORY: &str = "/sys/fs/cgroup/hivemind/workloads/memory.max";
+
+/// The host name: the configured one, else one made from the node's id.
+pub(super) fn hostname(config: &machine::Node, node: NodeId) -> String {
+    config.hostname.clone().unwrap_or_else(|| format!("hive-{}", node.short()))
+}
+
+/// All that is known now. `problems` are those of the other parts, in words.
+pub(super) fn gather(
+    config: &machine::Node,
+    node: NodeId,
+    underlay: Option<&Underlay>,
+    problems: Vec<String>,
+) -> NodeFacts {
+    NodeFacts {
+        hostname: hostname(config, node),
+        address: underlay.map(|underlay| underlay.address),
+        labels: config.labels.clone(),
+        capacity: capacity(),
+        version: crate::VERSION.to_owned(),
+        problems,
+    }
+}
+
+/// What workloads may use: all processors, because they only get what others leave; and the memory
+/// that PID 1 leaves them.
+fn capacity() -> Capacity {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let limit = fs::read_to_string(WORKLOADS_MEMORY).ok().and_then(|text| text.trim().parse().ok());
+    Capacity {
+        cpu_millis: 1000 * processors as u64,
+        memory_bytes: limit.or_else(|| total_memory(&fs::read_to_string("/proc/meminfo").ok()?)).unwrap_or(0),
+    }
+}
+
+/// `MemTotal` of `/proc/meminfo`, bytes.
+fn total_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(total_memory("MemTotal:         498760 kB\nMemFree: 1 kB\n"), Some(498_760 * 1024));
+        assert_eq!(total_memory("nonsense"), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! Hands: what carries out the core's actions. Nothing here waits; what takes time is a task that
+//! reports back with an event.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hivemind_core::event::{Action, ContainerId, Event, NetworkPlan, OperationId, RuntimeOp, Zone};
+use hivemind_spec::workload::HealthCheck;
+use tokio::sync::{mpsc, watch};
+
+use crate::runtime::Runtime;
+use crate::store::StoreHandle;
+use crate::transport::Transport;
+
+/// The ways out into the world.
+pub(super) struct Hands {
+    pub(super) store: StoreHandle,
+    pub(super) transport: Transport,
+    pub(super) runtime: Runtime,
+    pub(super) network: watch::Sender<NetworkPlan>,
+    pub(super) zone: watch::Sender<Arc<Zone>>,
+    pub(super) health_checks: watch::Sender<BTreeMap<ContainerId, HealthCheck>>,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+impl Hands {
+    /// Starts carrying out one action. The loop itself sees to wake-ups, replies and notes.
+    pub(super) fn carry_out(&self, action: Action) {
+        match action {
+            Action::Persist { batch, writes } => self.persist(batch, writes),
+            Action::Send { to, message } => self.transport.send(to, &message),
+            Action::Connect { address } => self.transport.connect(address),
+            Action::Refuse { node, reason } => self.transport.refuse(node, &reason),
+            Action::Runtime { operation, op } => self.run(operation, op),
+            Action::Network(plan) => drop(self.network.send_replace(plan)),
+            Action::Zone(zone) => drop(self.zone.send_replace(Arc::new(zone))),
+            Action::HealthChecks(list) => drop(self.health_checks.send_replace(list)),
+            Action::Reply { .. } | Action::WakeAt { .. } | Action::Note(_) => {}
+        }
+    }
+
+    fn persist(&self, batch: u64, writes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+        let (written, events) = (self.store.write(writes), self.events.clone());
+        tokio::spawn(async move {
+            let event = match written.await {
+                Ok(()) => Event::Persisted { batch },
+                Err(error) => Event::PersistFailed { batch, reason: error.to_string() },
+            };
+            tell(&events, event).await;
+        });
+    }
+
+    fn run(&self, operation: OperationId, op: RuntimeOp) {
+        let (runtime, events) = (self.runtime.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let progress = |progress| {
+                // Progress is for people; the next one makes up for one that does not fit.
+                let _ = events.try_send(Event::PullProgressed { operation, progress });
+            };
+            let result = runtime.run(&op, progress).await;
+            tell(&events, Event::Done { operation, result }).await;
+        });
+    }
+}
+
+/// Tells the loop; it may have ended, and then nobody is left to be told.
+async fn tell(events: &mpsc::Sender<Event>, event: Event) {
+    let _ = events.send(event).await;
+}

@@ -1,0 +1,52 @@
+//! Forwarding: a request that concerns another node is sent there as it came, signature and all,
+//! over the QUIC connection between the nodes. The other node checks the signature again.
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{Request, Response};
+use hivemind_core::event::Peer;
+use hivemind_spec::id::NodeId;
+use hivemind_spec::machine::PEER_PORT;
+use hivemind_spec::problem::{Code, Problem};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+
+use super::Context;
+
+/// Marks a request that another node forwarded: it is answered here, and never forwarded again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FromPeer;
+
+/// Sends a request without body to `node` and returns its answer.
+pub(super) async fn forward(
+    context: &Context,
+    node: NodeId,
+    parts: &Parts,
+) -> Result<Response<Incoming>, Problem> {
+    let unreachable = |error: &dyn std::fmt::Display| {
+        Problem::new(Code::Unreachable, format!("node {} does not answer: {error}", node.short()))
+            .advice("see `hivemind nodes`; what runs there comes back with it, or runs elsewhere")
+    };
+    let address = context
+        .agent
+        .read(move |core, _| core.cluster().nodes.get(&node).and_then(|n| Some(n.status.as_ref()?.address)))
+        .await?
+        .ok_or_else(|| unreachable(&"its address is not known"))?;
+    let peer = Peer { node, address: (address, PEER_PORT).into() };
+    let stream = context.transport.open_http(peer).await.map_err(|error| unreachable(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
+        .await
+        .map_err(|error| unreachable(&error))?;
+    // Ends with the response's body or when the stream breaks.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "forwarding ended");
+        }
+    });
+    let mut request = Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
+    if let Some(headers) = request.headers_mut() {
+        headers.clone_from(&parts.headers);
+    }
+    let request = request.body(Body::empty()).map_err(|error| unreachable(&error))?;
+    sender.send_request(request).await.map_err(|error| unreachable(&error))
+}

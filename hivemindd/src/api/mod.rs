@@ -1,0 +1,80 @@
+//! The HTTPS API.
+//!
+//! Documents enter as DSSE envelopes and carry their own signatures. Every other request is
+//! signed by RFC 9421 ([`auth`]), but for health, version and the API's description. The same
+//! router answers operators over TLS and other nodes over QUIC, so any node answers any request
+//! ([`forward`]).
+
+mod auth;
+mod body;
+mod forward;
+mod logs;
+mod openapi;
+mod reads;
+mod refusal;
+mod server;
+mod specs;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::routing::{get, post};
+use hivemind_spec::problem::{Code, Problem};
+
+pub use self::auth::Seen;
+pub use self::body::Bodies;
+pub use self::server::{listen_address, serve, serve_peers, tls_config};
+
+use self::refusal::Refusal;
+use crate::agent::AgentHandle;
+use crate::clock::Clock;
+use crate::runtime::Runtime;
+use crate::transport::Transport;
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct Context {
+    /// The agent's loop.
+    pub agent: AgentHandle,
+    /// The node's clock.
+    pub clock: Arc<Clock>,
+    /// The way to other nodes.
+    pub transport: Transport,
+    /// The containers of this node.
+    pub runtime: Runtime,
+    /// Signed requests seen lately.
+    pub seen: Arc<Seen>,
+    /// Room for requests' bodies.
+    pub bodies: Arc<Bodies>,
+}
+
+/// Every path of the API.
+pub fn router(context: Context) -> Router {
+    let signed = Router::new()
+        .route("/v1/specs", get(specs::list))
+        .route("/v1/nodes", get(reads::nodes))
+        .route("/v1/workloads", get(reads::workloads))
+        .route("/v1/replicas", get(reads::replicas))
+        .route("/v1/status", get(reads::status))
+        .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
+        .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));
+    let open = Router::new()
+        .route("/v1/specs", post(specs::push))
+        .route("/v1/health", get(reads::health))
+        .route("/v1/version", get(reads::version))
+        .route("/v1/openapi.json", get(openapi::serve));
+    signed.merge(open).fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(context)
+}
+
+async fn no_such_path(uri: Uri) -> Refusal {
+    Problem::new(Code::NotFound, format!("{} is not a path of this API", uri.path()))
+        .advice("see /v1/openapi.json for the paths there are")
+        .into()
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Refusal {
+    Problem::new(Code::MethodNotAllowed, format!("{} does not take {method}", uri.path()))
+        .advice("see /v1/openapi.json for the methods there are")
+        .into()
+}

@@ -1,0 +1,37 @@
+//! The API's description, made from the handlers and types themselves.
+
+use axum::Json;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Description;
+
+use super::{logs, reads, specs};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Hivemind",
+        description = "Documents enter as DSSE envelopes (Ed25519). Other requests are signed by RFC 9421 \
+                       with RFC 9530 content digests; health, version and this description are open. \
+                       Errors are RFC 9457 problem documents with stable codes.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    paths(
+        specs::push,
+        specs::list,
+        reads::nodes,
+        reads::workloads,
+        reads::replicas,
+        reads::status,
+        reads::health,
+        reads::version,
+        logs::stream,
+        serve,
+    )
+)]
+struct Api;
+
+/// This description. Unsigned.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
+pub(super) async fn serve() -> Json<Description> {
+    Json(Api::openapi())
+}

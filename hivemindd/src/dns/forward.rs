@@ -1,0 +1,152 @@
+//! Questions that are not ours, asked of the underlay's name servers.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, Record, RecordType};
+use hickory_resolver::{Resolver, TokioResolver};
+use tokio::sync::{Semaphore, watch};
+
+/// How long one name server may take.
+const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a question may take in all. Stub resolvers ask again after five seconds.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Answers kept: enough for the names a node's containers use, about a megabyte.
+const CACHE_ENTRIES: u64 = 1024;
+
+/// The longest an answer is kept, so that a name server's mistake does not stay for a day.
+const CACHE_MAX_TTL: Duration = Duration::from_secs(300);
+
+/// The longest a name's absence is kept.
+const CACHE_MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
+
+/// Questions under way at once; further ones are told to try again. Bounds memory and sockets when
+/// the name servers do not answer.
+const MAX_UNDER_WAY: usize = 128;
+
+/// Name servers asked, at most: resolvers elsewhere use three (resolv.conf, MAXNS).
+const MAX_UPSTREAMS: usize = 3;
+
+/// What came of a question.
+#[derive(Debug)]
+pub(super) struct Forwarded {
+    pub(super) code: ResponseCode,
+    pub(super) answers: Vec<Record>,
+    /// The SOA of a negative answer.
+    pub(super) soa: Option<Record>,
+}
+
+impl Forwarded {
+    fn failed(code: ResponseCode) -> Self {
+        Self { code, answers: Vec::new(), soa: None }
+    }
+}
+
+/// Asks the underlay's name servers.
+pub(super) struct Forwarder {
+    upstreams: watch::Receiver<Vec<SocketAddr>>,
+    /// Our own addresses: asking ourselves would never end.
+    own: watch::Receiver<BTreeSet<SocketAddr>>,
+    /// The resolver and the name servers it was made for.
+    resolver: Mutex<Option<(Vec<SocketAddr>, TokioResolver)>>,
+    under_way: Semaphore,
+}
+
+impl Forwarder {
+    pub(super) fn new(
+        upstreams: watch::Receiver<Vec<SocketAddr>>,
+        own: watch::Receiver<BTreeSet<SocketAddr>>,
+    ) -> Self {
+        Self { upstreams, own, resolver: Mutex::new(None), under_way: Semaphore::new(MAX_UNDER_WAY) }
+    }
+
+    /// Asks. Fails with `SERVFAIL` when no name server answers, or too much is under way.
+    pub(super) async fn ask(&self, name: &Name, record_type: RecordType) -> Forwarded {
+        let Ok(_permit) = self.under_way.try_acquire() else {
+            tracing::warn!(limit = MAX_UNDER_WAY, "too many DNS questions under way");
+            return Forwarded::failed(ResponseCode::ServFail);
+        };
+        let Some(resolver) = self.resolver() else { return Forwarded::failed(ResponseCode::ServFail) };
+        let mut name = name.clone();
+        name.set_fqdn(true);
+        match tokio::time::timeout(TOTAL_TIMEOUT, resolver.lookup(name, record_type)).await {
+            Ok(Ok(lookup)) => {
+                Forwarded { code: ResponseCode::NoError, answers: lookup.answers().to_vec(), soa: None }
+            }
+            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none)))) => Forwarded {
+                code: none.response_code,
+                answers: Vec::new(),
+                soa: none.soa.map(|soa| soa.into_record_of_rdata()),
+            },
+            Ok(Err(NetError::Dns(DnsError::ResponseCode(code)))) => Forwarded::failed(code),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no name server answered");
+                Forwarded::failed(ResponseCode::ServFail)
+            }
+            Err(_) => Forwarded::failed(ResponseCode::ServFail),
+        }
+    }
+
+    /// The resolver for the name servers there are now, made when they change. With the servers
+    /// the cache changes too: another network may have other answers.
+    fn resolver(&self) -> Option<TokioResolver> {
+        let own = self.own.borrow().clone();
+        let upstreams: Vec<SocketAddr> = self
+            .upstreams
+            .borrow()
+            .iter()
+            .filter(|upstream| !own.contains(upstream))
+            .take(MAX_UPSTREAMS)
+            .copied()
+            .collect();
+        if upstreams.is_empty() {
+            return None;
+        }
+        // A panic elsewhere leaves at worst an old resolver behind.
+        let mut held = self.resolver.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if held.as_ref().is_none_or(|(made_for, _)| *made_for != upstreams) {
+            match make(&upstreams) {
+                Ok(resolver) => *held = Some((upstreams, resolver)),
+                Err(error) => {
+                    tracing::error!(%error, "cannot make a resolver");
+                    return None;
+                }
+            }
+        }
+        held.as_ref().map(|(_, resolver)| resolver.clone())
+    }
+}
+
+fn make(upstreams: &[SocketAddr]) -> Result<TokioResolver, NetError> {
+    let servers = upstreams.iter().map(|upstream| {
+        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+        let on_port = connections.map(|mut connection| {
+            connection.port = upstream.port();
+            connection
+        });
+        NameServerConfig::new(upstream.ip(), true, on_port.to_vec())
+    });
+    let mut options = ResolverOpts::default();
+    options.timeout = UPSTREAM_TIMEOUT;
+    options.attempts = 1;
+    options.edns0 = true;
+    options.cache_size = CACHE_ENTRIES;
+    options.positive_max_ttl = Some(CACHE_MAX_TTL);
+    options.negative_max_ttl = Some(CACHE_MAX_NEGATIVE_TTL);
+    options.use_hosts_file = ResolveHosts::Never;
+    // Clients follow CNAME chains themselves and need every link.
+    options.preserve_intermediates = true;
+    options.num_concurrent_reqs = 2;
+    let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+    Resolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
+}

@@ -1,0 +1,183 @@
+//! The control groups: what the node keeps for itself, whatever the workloads do.
+//!
+//! ```text
+//! /sys/fs/cgroup/hivemind
+//!   containerd   memory.min, cpu.weight
+//!   agent        memory.min, memory.max, cpu.weight
+//!   workloads    memory.max and pids.max that leave the node's reserve; one child per container
+//! ```
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::console::line;
+
+/// Everything of ours is below.
+const ROOT: &str = "/sys/fs/cgroup/hivemind";
+
+const MIB: u64 = 1024 * 1024;
+
+/// What containers may not have: the kernel, PID 1, containerd, the agent and the shims.
+const RESERVE: u64 = 128 * MIB;
+
+/// On small machines the reserve is this part of all memory instead.
+const RESERVE_PART: u64 = 4;
+
+/// Protected memory of containerd: what it uses when idle (design, section 7), and some.
+const CONTAINERD_MIN: u64 = 64 * MIB;
+
+/// Protected memory of the agent.
+const AGENT_MIN: u64 = 48 * MIB;
+
+/// The agent's limit: ten times its need. Its containers survive when it is ended and restarted.
+const AGENT_MAX: u64 = 512 * MIB;
+
+/// Shares of CPU time under contention; a container that asks for nothing gets 100 of its parent's.
+const NODE_CPU_WEIGHT: u32 = 1000;
+
+/// containerd's share while the machine boots: the agent goes before it.
+const BOOT_CPU_WEIGHT: u32 = 10;
+const WORKLOADS_CPU_WEIGHT: u32 = 100;
+
+/// Processes and threads of all containers: what is left of the kernel's table after the node's own.
+const PIDS_RESERVE: u64 = 4096;
+
+/// Makes the tree. Settings that this kernel refuses are said and left out.
+pub(super) fn make_tree() -> Result<(), Error> {
+    let memory = total_memory();
+    let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let pids = pids.and_then(|text| text.trim().parse().ok()).unwrap_or(32 * 1024);
+    for (group, settings) in plan(memory, pids) {
+        let path = Path::new("/sys/fs/cgroup").join(group);
+        std::fs::create_dir_all(&path).map_err(Error::io("creating", &path))?;
+        for (file, value) in settings {
+            if let Err(error) = std::fs::write(path.join(file), &value) {
+                line(&format!("{}/{file} = {value}: {error}", path.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives containerd its share for good.
+pub(super) fn end_of_boot() {
+    let path = Path::new(ROOT).join("containerd/cpu.weight");
+    if let Err(error) = std::fs::write(&path, NODE_CPU_WEIGHT.to_string()) {
+        line(&format!("{}: {error}", path.display()));
+    }
+}
+
+type Settings = Vec<(&'static str, String)>;
+
+/// Groups in the order to make them, with their settings in the order to write them.
+fn plan(memory: u64, pids: u64) -> Vec<(&'static str, Settings)> {
+    let set = |file, value: u64| (file, value.to_string());
+    let controllers = || ("cgroup.subtree_control", "+cpu +memory +pids +io +cpuset".to_owned());
+    let reserve = RESERVE.min(memory / RESERVE_PART);
+    // Protection counts only as far as all parents grant it, and never beyond what exists.
+    let scale = |min: u64| min.min(memory / 8);
+    let kept = scale(CONTAINERD_MIN) + scale(AGENT_MIN);
+    vec![
+        ("", vec![controllers()]),
+        ("hivemind", vec![controllers(), set("memory.min", kept)]),
+        (
+            "hivemind/containerd",
+            vec![
+                set("memory.min", scale(CONTAINERD_MIN)),
+                set("cpu.weight", BOOT_CPU_WEIGHT.into()),
+                // Unpacking images fills the page cache, which counts here: it is reclaimed, not fatal.
+                set("memory.high", memory / 2),
+            ],
+        ),
+        (
+            "hivemind/agent",
+            vec![
+                set("memory.min", scale(AGENT_MIN)),
+                set("memory.max", AGENT_MAX.min(memory / 2)),
+                set("cpu.weight", NODE_CPU_WEIGHT.into()),
+            ],
+        ),
+        (
+            "hivemind/workloads",
+            vec![
+                controllers(),
+                set("memory.max", memory - reserve),
+                set("pids.max", pids.saturating_sub(PIDS_RESERVE).max(pids / 2)),
+                set("cpu.weight", WORKLOADS_CPU_WEIGHT.into()),
+            ],
+        ),
+    ]
+}
+
+/// All memory of the machine, bytes.
+fn total_memory() -> u64 {
+    nix::sys::sysinfo::sysinfo().map_or(RESERVE * RESERVE_PART, |info| info.ram_total())
+}
+
+/// The file through which a process enters a group of ours.
+pub(super) fn procs(group: &str) -> Option<OwnedFd> {
+    let path = Path::new(ROOT).join(group).join("cgroup.procs");
+    match File::options().write(true).open(&path) {
+        Ok(file) => Some(file.into()),
+        Err(error) => {
+            line(&format!("{}: {error}", path.display()));
+            None
+        }
+    }
+}
+
+/// The processes in a group of ours and below.
+pub(super) fn pids_below(group: &str) -> Vec<i32> {
+    let mut pids = Vec::new();
+    let mut open = vec![PathBuf::from(ROOT).join(group)];
+    while let Some(folder) = open.pop() {
+        if let Ok(text) = std::fs::read_to_string(folder.join("cgroup.procs")) {
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        open.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(memory: u64, group: &str, file: &str) -> u64 {
+        let plan = plan(memory, 32768);
+        let (_, settings) = plan.iter().find(|(name, _)| *name == group).unwrap();
+        settings.iter().find(|(name, _)| *name == file).unwrap().1.parse().unwrap()
+    }
+
+    #[test]
+    fn workloads_leave_the_node_its_reserve_on_machines_of_any_size() {
+        for memory in [256 * MIB, 512 * MIB, 1024 * MIB, 65536 * MIB] {
+            let workloads = value(memory, "hivemind/workloads", "memory.max");
+            assert!(memory - workloads >= (128 * MIB).min(memory / 4), "{memory}");
+            assert!(workloads >= memory / 2, "{memory}");
+        }
+        assert!(value(1024 * MIB, "hivemind/workloads", "pids.max") < 32768);
+    }
+
+    #[test]
+    fn parents_grant_the_protection_their_children_ask_for() {
+        for memory in [256 * MIB, 4096 * MIB] {
+            let children = ["hivemind/containerd", "hivemind/agent"];
+            let asked: u64 = children.iter().map(|group| value(memory, group, "memory.min")).sum();
+            assert_eq!(value(memory, "hivemind", "memory.min"), asked);
+            assert!(asked <= memory / 2);
+        }
+    }
+
+    #[test]
+    fn groups_are_made_parents_first() {
+        let plan = plan(1024 * MIB, 32768);
+        let names: Vec<_> = plan.iter().map(|(name, _)| *name).collect();
+        let mut sorted = names.clone();
+        sorted.sort_by_key(|name| name.split('/').filter(|part| !part.is_empty()).count());
+        assert_eq!(names, sorted);
+    }
+}

@@ -1,0 +1,191 @@
+//! PID 1: mounts, modules, the state partition, and two children.
+//!
+//! Two lives of the same program:
+//!
+//! ```text
+//! initramfs `/init` (early)  --switch root-->  `/sbin/init` (this module)
+//!                                                 prepare: mounts, modules, state, configuration
+//!                                                 supervise: containerd, agent, until told to stop
+//!                                                 shut down: children, containers, disks
+//! ```
+//!
+//! It is single-threaded, speaks no network protocol and keeps no state of its own. It must not end:
+//! what fails is printed and tried again, or leads to a reboot whose reason is on the console.
+
+mod backoff;
+pub mod block;
+mod cgroup;
+mod child;
+mod cmdline;
+pub mod config;
+mod console;
+pub mod early;
+pub mod modules;
+mod mounts;
+mod output;
+mod power;
+mod shutdown;
+mod state;
+mod supervisor;
+mod sys;
+mod watchdog;
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub use console::line;
+use supervisor::Supervisor;
+
+/// How long the reason of a failed boot stays on the console before the machine tries again. Long
+/// enough to read on a screen, short enough that a passing fault heals unattended.
+const REBOOT_DELAY: Duration = Duration::from_secs(10);
+
+/// Modules of the root image, in the order to load them.
+const MODULES_LIST: &str = "/usr/lib/hivemind/modules.load";
+
+/// The host name until the agent knows a better one.
+const DEFAULT_HOSTNAME: &str = "hivemind";
+
+/// Runs as PID 1 of the real root. Never returns.
+pub fn run() -> ! {
+    console::open();
+    console::reboot_on_panic();
+    let supervised = prepare().and_then(Supervisor::new).and_then(Supervisor::run);
+    match supervised {
+        Ok(how) => shutdown::finish(how),
+        Err(error) => give_up(&error),
+    }
+}
+
+/// Asks PID 1 for an ordered reboot.
+///
+/// # Errors
+/// When this process may not signal PID 1.
+pub fn request_reboot() -> nix::Result<()> {
+    kill(Pid::from_raw(1), Signal::SIGUSR2)
+}
+
+/// Asks PID 1 to shut the machine down and switch it off.
+///
+/// # Errors
+/// When this process may not signal PID 1.
+pub fn request_power_off() -> nix::Result<()> {
+    kill(Pid::from_raw(1), Signal::SIGUSR1)
+}
+
+/// Everything up to the first child. Only what makes supervising pointless is an error.
+///
+/// Returns the power buttons: opened as early as there are any, they keep a press during a long
+/// check of the disk.
+fn prepare() -> Result<Vec<power::Button>, Error> {
+    mounts::mount_all()?;
+    sys::quiet_kernel();
+    line(&format!("hivemindd {} on Linux {}", env!("CARGO_PKG_VERSION"), sys::kernel_release()));
+    let loaded = modules::load_list(Path::new(MODULES_LIST));
+    line(&format!("{loaded} kernel modules loaded"));
+    let buttons = power::buttons();
+    mounts::mount_late();
+    mounts::write_sysctls();
+    if let Err(error) = sys::loopback_up() {
+        line(&format!("the loopback interface stays down: {error}"));
+    }
+    let disk = block::boot_disk()?;
+    let size = state::bring_up(&disk)?;
+    line(&format!("state partition mounted ({})", human_size(size)));
+    let hostname = config::load(Some(&disk)).and_then(|config| config.node.hostname);
+    if let Err(error) = nix::unistd::sethostname(hostname.as_deref().unwrap_or(DEFAULT_HOSTNAME)) {
+        line(&format!("the host name was not set: {error}"));
+    }
+    state::provide_machine_id();
+    cgroup::make_tree()?;
+    Ok(buttons)
+}
+
+/// `7.5 GiB`.
+fn human_size(bytes: u64) -> String {
+    // Exact enough for people; only values near 2^53 bytes would lose a digit.
+    #[allow(clippy::cast_precision_loss)]
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+}
+
+/// Says why, waits for people to read it, and starts the machine again.
+fn give_up(error: &Error) -> ! {
+    line(&format!("cannot go on: {}", chain(error)));
+    line(&format!("rebooting in {} s", REBOOT_DELAY.as_secs()));
+    std::thread::sleep(REBOOT_DELAY);
+    nix::unistd::sync();
+    loop {
+        // Only fails for want of the right, which PID 1 has; then waiting is all that is left.
+        let _ = reboot(RebootMode::RB_AUTOBOOT);
+        std::thread::sleep(REBOOT_DELAY);
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// Why the machine cannot be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file system every program needs.
+    #[error("{what} cannot be mounted at {at}")]
+    Mount {
+        /// The device or type.
+        what: String,
+        /// The mount point.
+        at: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no such device.
+    #[error("no block device {0} appeared")]
+    NoDevice(String),
+    /// A step with a file or device failed.
+    #[error("{action} {path}")]
+    Io {
+        /// What was tried, `reading`.
+        action: &'static str,
+        /// With what.
+        path: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The partition table cannot be used.
+    #[error("the partition table of {disk}: {message}")]
+    Table {
+        /// The disk.
+        disk: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A program of the image failed or took too long.
+    #[error("{program}: {message}")]
+    Program {
+        /// Its path.
+        program: &'static str,
+        /// How it ended.
+        message: String,
+    },
+}
+
+impl Error {
+    fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().display().to_string();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,235 @@
+//! The loop: children, orphans, the power button, signals and the watchdog, one event at a time.
+
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::child::{AGENT, CONTAINERD, Child};
+use super::console::line;
+use super::power::Button;
+use super::shutdown::How;
+use super::watchdog::{FEED_EVERY, Watchdog};
+use super::{Error, cgroup, config};
+
+/// How long the agent may take to tell its peers that it leaves.
+const AGENT_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the containers may take to end, all together.
+const WORKLOADS_GRACE: Duration = Duration::from_secs(20);
+
+/// How long containerd may take to close its database.
+const CONTAINERD_GRACE: Duration = Duration::from_secs(5);
+
+/// How long everything left may take after `SIGTERM`, and again after `SIGKILL`.
+const REST_GRACE: Duration = Duration::from_secs(2);
+
+/// How often a condition without an event of its own is looked at while shutting down.
+const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
+
+/// How long containerd leaves the processor to the agent: from the start to an agent that answers on a
+/// slow machine with one processor. What is idle meanwhile, containerd gets.
+const BOOT: Duration = Duration::from_secs(2);
+
+/// What PID 1 answers to. Real-time signals and the rest are ignored by being blocked.
+const SIGNALS: [Signal; 5] =
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// PID 1's whole state.
+pub(super) struct Supervisor {
+    containerd: Child,
+    agent: Child,
+    signals: SignalFd,
+    buttons: Vec<Button>,
+    watchdog: Watchdog,
+    announced: bool,
+    /// When boot is over; none when it is.
+    boot_ends: Option<Instant>,
+    stopping: bool,
+}
+
+impl Supervisor {
+    pub(super) fn new(buttons: Vec<Button>) -> Result<Self, Error> {
+        let mask: SigSet = SIGNALS.into_iter().collect();
+        let preparing = |source: std::io::Error| Error::Io {
+            action: "preparing to supervise with",
+            path: "signals and pipes".to_owned(),
+            source,
+        };
+        mask.thread_block().map_err(|error| preparing(error.into()))?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&mask, flags).map_err(|error| preparing(error.into()))?;
+        // Ctrl-Alt-Del becomes SIGINT to us instead of an instant reset.
+        if let Err(error) = nix::sys::reboot::set_cad_enabled(false) {
+            line(&format!("Ctrl-Alt-Del resets at once: {error}"));
+        }
+        Ok(Self {
+            containerd: Child::new(CONTAINERD).map_err(preparing)?,
+            agent: Child::new(AGENT).map_err(preparing)?,
+            signals,
+            buttons,
+            watchdog: Watchdog::open(),
+            announced: false,
+            boot_ends: Some(Instant::now() + BOOT),
+            stopping: false,
+        })
+    }
+
+    /// Supervises until told to stop, then stops everything that runs.
+    pub(super) fn run(mut self) -> Result<How, Error> {
+        let how = loop {
+            self.start_children();
+            self.end_boot_if_due();
+            self.watchdog.feed();
+            if let Some(how) = self.wait(self.next_due()) {
+                break how;
+            }
+        };
+        self.stop_everything(how);
+        Ok(how)
+    }
+
+    fn start_children(&mut self) {
+        let now = Instant::now();
+        if self.agent.due().is_some_and(|due| due <= now) {
+            config::load_again_if_missing();
+        }
+        // The agent first: an operator waits for it, and it for nobody.
+        let agent = self.agent.start_if_due(now);
+        let containerd = self.containerd.start_if_due(now);
+        if containerd && agent && !self.announced {
+            self.announced = true;
+            line("init up");
+        }
+    }
+
+    fn end_boot_if_due(&mut self) {
+        if self.boot_ends.take_if(|end| *end <= Instant::now()).is_some() {
+            cgroup::end_of_boot();
+        }
+    }
+
+    fn next_due(&self) -> Duration {
+        let now = Instant::now();
+        [self.containerd.due(), self.agent.due(), self.boot_ends]
+            .into_iter()
+            .flatten()
+            .map(|due| due.saturating_duration_since(now))
+            .fold(FEED_EVERY, Duration::min)
+    }
+
+    /// Waits for something to happen, at most `limit`, and deals with it. Some when told to stop.
+    fn wait(&mut self, limit: Duration) -> Option<How> {
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.containerd.output.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.agent.output.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(self.buttons.iter().map(|button| PollFd::new(button.as_fd(), PollFlags::POLLIN)));
+        // One more millisecond, so as not to wake just before the time.
+        let timeout = PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
+        if let Err(error) = poll(&mut fds, timeout)
+            && error != Errno::EINTR
+        {
+            // Without it the loop would spin.
+            std::thread::sleep(SHUTDOWN_POLL);
+        }
+        self.containerd.output.drain();
+        self.agent.output.drain();
+        let told = self.read_signals();
+        self.reap();
+        if self.buttons.iter_mut().any(Button::was_pressed) {
+            line("the power button was pressed");
+            return Some(How::PowerOff);
+        }
+        told
+    }
+
+    fn read_signals(&mut self) -> Option<How> {
+        let mut told = None;
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            let number = signal.ssi_signo.cast_signed();
+            told = match Signal::try_from(number) {
+                Ok(Signal::SIGTERM | Signal::SIGUSR1) => Some(How::PowerOff),
+                Ok(Signal::SIGINT | Signal::SIGUSR2) => Some(How::Reboot),
+                _ => told,
+            };
+        }
+        told
+    }
+
+    /// Takes in every process that ended. Shims and what they leave behind are PID 1's by adoption.
+    fn reap(&mut self) {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(status) => {
+                    let now = Instant::now();
+                    let _ = self.containerd.reaped(status, now, self.stopping)
+                        || self.agent.reaped(status, now, self.stopping);
+                }
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The ordered end: agent, containers, containerd, all else. Every wait is bounded.
+    fn stop_everything(&mut self, how: How) {
+        line(how.announcement());
+        self.stopping = true;
+        self.agent.signal(Signal::SIGTERM);
+        self.wait_until(AGENT_GRACE, |this| this.agent.pid().is_none());
+        // Straight to the processes: an end that needs neither containerd nor the agent to be well.
+        let workloads = || cgroup::pids_below("workloads");
+        signal_all(&workloads(), Signal::SIGTERM);
+        if !self.wait_until(WORKLOADS_GRACE, |_| workloads().is_empty()) {
+            line(&format!("{} processes of containers had to be killed", workloads().len()));
+        }
+        signal_all(&workloads(), Signal::SIGKILL);
+        self.containerd.signal(Signal::SIGTERM);
+        self.wait_until(CONTAINERD_GRACE, |this| this.containerd.pid().is_none());
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            // All but PID 1 itself.
+            let _ = kill(Pid::from_raw(-1), signal);
+            if self.wait_until(REST_GRACE, |_| no_children()) {
+                return;
+            }
+        }
+        line("some processes did not end");
+    }
+
+    /// Goes on with the loop, without starting anything, until the condition holds or time is up.
+    fn wait_until(&mut self, limit: Duration, holds: impl Fn(&Self) -> bool) -> bool {
+        let end = Instant::now() + limit;
+        loop {
+            if holds(self) {
+                return true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.watchdog.feed();
+            // Told to stop again: it is under way.
+            let _ = self.wait(left.min(SHUTDOWN_POLL));
+        }
+    }
+}
+
+fn signal_all(pids: &[i32], signal: Signal) {
+    for &pid in pids {
+        // It may have ended meanwhile.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+fn no_children() -> bool {
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT | WaitPidFlag::WEXITED;
+    nix::sys::wait::waitid(nix::sys::wait::Id::All, flags) == Err(Errno::ECHILD)
+}

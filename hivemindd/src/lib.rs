@@ -1,0 +1,19 @@
+//! The daemon's parts. Each acts; what to do is decided in `hivemind-core`.
+
+/// The daemon's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub mod agent;
+pub mod api;
+pub mod clock;
+pub mod discovery;
+pub mod dns;
+pub mod durable;
+pub mod identity;
+pub mod init;
+mod netlink;
+pub mod network;
+pub mod runtime;
+pub mod store;
+pub mod transport;
+pub mod underlay;

@@ -1,0 +1,85 @@
+//! Control groups of workloads (cgroup v2): made by the OCI runtime, read and cleaned up here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hivemind_core::event::ContainerId;
+
+use super::oci::WORKLOADS_CGROUP;
+
+/// Where the unified hierarchy is mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A path below the root of the hierarchy.
+fn below_root(group: &str) -> PathBuf {
+    Path::new(ROOT).join(group.trim_start_matches('/'))
+}
+
+fn of(id: &ContainerId) -> PathBuf {
+    below_root(WORKLOADS_CGROUP).join(&id.0)
+}
+
+/// Makes the parents of all workloads and of their shims, and passes them the controllers that are
+/// there. Returns whether limits can be set at all: not on a machine without the unified hierarchy.
+pub(super) fn prepare(shims: &str) -> bool {
+    let Ok(available) = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers")) else { return false };
+    let workloads = below_root(WORKLOADS_CGROUP);
+    for group in [Some(workloads.as_path()), (!shims.is_empty()).then(|| below_root(shims)).as_deref()] {
+        let Some(group) = group else { continue };
+        if let Err(error) = fs::create_dir_all(group) {
+            tracing::warn!(group = %group.display(), %error, "the cgroup cannot be made");
+        }
+    }
+    for parent in
+        workloads.ancestors().take_while(|path| path.starts_with(ROOT)).collect::<Vec<_>>().iter().rev()
+    {
+        for controller in available.split_whitespace() {
+            // Each on its own: one that cannot be passed on must not keep back the others.
+            let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    let passed = fs::read_to_string(workloads.join("cgroup.subtree_control")).unwrap_or_default();
+    let missing: Vec<_> =
+        ["cpu", "memory", "pids"].into_iter().filter(|name| !passed.contains(name)).collect();
+    if !missing.is_empty() {
+        tracing::warn!(
+            missing = missing.join(" "),
+            "cgroup controllers cannot be used; workloads run without limits"
+        );
+    }
+    missing.is_empty()
+}
+
+/// Whether the kernel has killed a process of the container for its memory.
+pub(super) fn was_out_of_memory(id: &ContainerId) -> bool {
+    let events = fs::read_to_string(of(id).join("memory.events")).unwrap_or_default();
+    out_of_memory_kills(&events) > 0
+}
+
+fn out_of_memory_kills(events: &str) -> u64 {
+    events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Kills what is left in a container's cgroup and removes it. The OCI runtime has usually done so.
+pub(super) fn remove(id: &ContainerId) {
+    let path = of(id);
+    if path.exists() {
+        let _ = fs::write(path.join("cgroup.kill"), "1");
+        if let Err(error) = fs::remove_dir(&path) {
+            tracing::warn!(group = %path.display(), %error, "the cgroup is not removed yet");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kills_count_as_out_of_memory() {
+        let events = |kills| format!("low 0\nhigh 3\nmax 12\noom 4\noom_kill {kills}\noom_group_kill 0\n");
+        assert_eq!(out_of_memory_kills(&events(0)), 0);
+        assert_eq!(out_of_memory_kills(&events(2)), 2);
+        assert_eq!(out_of_memory_kills(""), 0);
+    }
+}

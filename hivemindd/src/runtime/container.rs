@@ -1,0 +1,388 @@
+//! One container: made, started, stopped, removed, and run a command in.
+//!
+//! A container's record in containerd is made first and deleted last, so that whatever a crash
+//! leaves half made can be found by its id and removed.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_client::services::v1::container::Runtime as RuntimeInfo;
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
+    GetContainerRequest, GetRequest, KillRequest, StartRequest, UpdateContainerRequest, WaitRequest,
+};
+use containerd_client::tonic::{Code, Status};
+use containerd_client::types::Mount;
+use containerd_client::types::v1::{Process, Status as TaskStatus};
+use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
+use nix::sys::signal::Signal;
+use prost::Message;
+use prost_types::Any;
+
+use super::client::{SNAPSHOTTER, if_there, permanent, refused, request, transient, unless_there};
+use super::labels::{self, Labels};
+use super::oci::{self, Surroundings};
+use super::output;
+use super::user::Accounts;
+use super::{Runtime, cgroup};
+
+/// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
+const RUNTIME: &str = "io.containerd.runc.v2";
+
+/// How long a killed process may take to be gone, disk sleep included, before it is reported.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The type of a runtime specification.
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// The type of the runtime's options.
+const OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
+
+/// The real-time signals' first number.
+const FIRST_REAL_TIME_SIGNAL: u32 = 34;
+
+/// The last signal's number.
+const LAST_SIGNAL: u32 = 64;
+
+/// What the shim is told (containerd's `runc/options/oci.proto`; only what is used).
+#[derive(Clone, PartialEq, Message)]
+struct ShimOptions {
+    /// The cgroup the shim itself is in.
+    #[prost(string, tag = "3")]
+    shim_cgroup: String,
+    /// The OCI runtime.
+    #[prost(string, tag = "6")]
+    binary_name: String,
+}
+
+/// Reads a signal: `SIGTERM`, `TERM`, `SIGRTMIN+3` or `15`.
+pub(super) fn parse_signal(text: &str) -> Result<u32, OperationError> {
+    let name = text.trim().to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let number = name.parse().ok().or_else(|| {
+        if let Some(offset) = name.strip_prefix("RTMIN") {
+            let offset: u32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+            return FIRST_REAL_TIME_SIGNAL.checked_add(offset);
+        }
+        let signal: Signal = format!("SIG{name}").parse().ok()?;
+        u32::try_from(signal as i32).ok()
+    });
+    number
+        .filter(|number| (1..=LAST_SIGNAL).contains(number))
+        .ok_or_else(|| permanent(format!("{text:?} is not a signal; write SIGTERM or a number")))
+}
+
+/// Directories of a snapshot's layers, topmost first.
+fn layer_directories(mounts: &[Mount]) -> Vec<PathBuf> {
+    let options = mounts.iter().flat_map(|mount| &mount.options);
+    let layers =
+        options.filter_map(|option| option.strip_prefix("lowerdir=")).flat_map(|list| list.split(':'));
+    layers.map(PathBuf::from).collect()
+}
+
+/// The part of containerd's answer that says why a container does not start.
+pub(super) fn start_failure(status: &Status) -> OperationError {
+    let text = status.message();
+    let text = text.split_once("failed: ").map_or(text, |(_, rest)| rest);
+    let text = text.trim_end_matches(": unknown").trim_end_matches(['"', ')']);
+    let text = format!("the container does not start: {text}");
+    // What is not in the image will not be there at the next attempt.
+    let missing = text.contains("executable file") || text.contains("cannot find");
+    OperationError { text, permanent: missing && !matches!(status.code(), Code::Unavailable) }
+}
+
+impl Runtime {
+    /// The directory of a container's files under `/run`.
+    pub(super) fn files(&self, id: &ContainerId) -> PathBuf {
+        self.settings.run_dir.join(&id.0)
+    }
+
+    /// The container's main process, if it has a task.
+    async fn task(&self, id: &ContainerId) -> Result<Option<Process>, OperationError> {
+        let message = GetRequest { container_id: id.0.clone(), ..Default::default() };
+        let answer = if_there(self.containerd.tasks().get(request(message)).await);
+        Ok(answer.map_err(refused("looking for a task"))?.and_then(|answer| answer.into_inner().process))
+    }
+
+    /// The container's record.
+    pub(super) async fn container(&self, id: &ContainerId) -> Result<Option<Container>, OperationError> {
+        let answer =
+            self.containerd.containers().get(request(GetContainerRequest { id: id.0.clone() })).await;
+        let answer = if_there(answer).map_err(refused("looking for a container"))?;
+        Ok(answer.and_then(|answer| answer.into_inner().container))
+    }
+
+    /// Starts a container that may exist already, whole or half made.
+    pub(super) async fn start(&self, plan: &ContainerPlan) -> Result<(), OperationError> {
+        let id = &plan.id;
+        if let Some(task) = self.task(id).await?
+            && task.status() == TaskStatus::Running
+        {
+            return Ok(());
+        }
+        self.remove(id, false).await?;
+        let result = self.make(plan).await;
+        if result.is_err()
+            && let Err(error) = self.remove(id, false).await
+        {
+            tracing::warn!(container = id.0, %error, "what a failed start left is not removed yet");
+        }
+        result
+    }
+
+    async fn make(&self, plan: &ContainerPlan) -> Result<(), OperationError> {
+        let id = &plan.id;
+        let image = self.images.find(&plan.spec.image).await?;
+        let image =
+            image.ok_or_else(|| transient(format!("image {} is not on this node", plan.spec.image)))?;
+        let stop_signal = image.execution.stop_signal.clone();
+        let labels = Labels { container: plan.labels.clone(), stop_signal };
+        let mut container = Container {
+            id: id.0.clone(),
+            labels: labels::write(&labels),
+            image: plan.spec.image.clone(),
+            runtime: Some(RuntimeInfo { name: RUNTIME.into(), options: Some(self.shim_options()) }),
+            spec: Some(Any { type_url: SPEC_TYPE.into(), value: b"{}".to_vec() }),
+            snapshotter: SNAPSHOTTER.into(),
+            snapshot_key: id.0.clone(),
+            ..Default::default()
+        };
+        let create = CreateContainerRequest { container: Some(container.clone()) };
+        unless_there(self.containerd.containers().create(request(create)).await)
+            .map_err(refused("making a container"))?;
+        let (mounts, ()) =
+            tokio::try_join!(self.prepare_snapshot(id, &image.chain), self.networks.create(plan))?;
+
+        let files = self.files(id);
+        write_files(&files, plan)
+            .map_err(|error| transient(format!("writing to {}: {error}", files.display())))?;
+        let user = plan.spec.user.as_deref().or(image.execution.user.as_deref()).unwrap_or_default();
+        let around = Surroundings {
+            execution: &image.execution,
+            identity: Accounts::from_layers(&layer_directories(&mounts)).resolve(user)?,
+            netns: &self.networks.path(id),
+            files: &files,
+            limits: self.limits,
+            open_files: self.open_files,
+        };
+        let spec = oci::spec(plan, &around)?.to_string();
+        container.spec = Some(Any { type_url: SPEC_TYPE.into(), value: spec.into_bytes() });
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["spec".into()] });
+        let update = UpdateContainerRequest { container: Some(container), update_mask };
+        self.containerd.containers().update(request(update)).await.map_err(refused("making a container"))?;
+        self.run_task(plan, mounts, &files).await
+    }
+
+    async fn prepare_snapshot(&self, id: &ContainerId, chain: &str) -> Result<Vec<Mount>, OperationError> {
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: SNAPSHOTTER.into(),
+            key: id.0.clone(),
+            parent: chain.to_owned(),
+            labels: HashMap::new(),
+        };
+        let answer = self.containerd.snapshots().prepare(request(prepare)).await;
+        Ok(answer.map_err(refused("making a snapshot"))?.into_inner().mounts)
+    }
+
+    async fn run_task(
+        &self,
+        plan: &ContainerPlan,
+        rootfs: Vec<Mount>,
+        files: &Path,
+    ) -> Result<(), OperationError> {
+        let id = &plan.id;
+        let pipes = output::pipes(files);
+        let [stdout, stderr] = pipes.each_ref().map(|pipe| pipe.to_string_lossy().into_owned());
+        self.logs.attach(id, pipes, output::log_file(&self.settings.log_dir, &plan.labels.replica));
+        let create = CreateTaskRequest {
+            container_id: id.0.clone(),
+            rootfs,
+            stdout,
+            stderr,
+            options: Some(self.shim_options()),
+            ..Default::default()
+        };
+        let mut tasks = self.containerd.tasks();
+        tasks.create(request(create)).await.map_err(|status| start_failure(&status))?;
+        let start = StartRequest { container_id: id.0.clone(), ..Default::default() };
+        tasks.start(request(start)).await.map_err(|status| start_failure(&status))?;
+        Ok(())
+    }
+
+    fn shim_options(&self) -> Any {
+        let options = ShimOptions {
+            shim_cgroup: self.settings.shim_cgroup.clone(),
+            binary_name: self.settings.oci_runtime.to_string_lossy().into_owned(),
+        };
+        Any { type_url: OPTIONS_TYPE.into(), value: options.encode_to_vec() }
+    }
+
+    /// Asks the task to end, then kills it. Returns when it has ended.
+    pub(super) async fn stop(
+        &self,
+        id: &ContainerId,
+        signal: Option<&str>,
+        grace: Duration,
+    ) -> Result<(), OperationError> {
+        if !self.is_alive(id).await? {
+            return Ok(());
+        }
+        let signal = match signal {
+            Some(signal) => parse_signal(signal)?,
+            None => self.own_stop_signal(id).await?,
+        };
+        let ended = self.wait_for_end(id);
+        tokio::pin!(ended);
+        self.kill(id, signal).await?;
+        if let Ok(ended) = tokio::time::timeout(grace, &mut ended).await {
+            return ended;
+        }
+        self.kill(id, Signal::SIGKILL as u32).await?;
+        tokio::time::timeout(KILL_PATIENCE, ended).await.unwrap_or_else(|_| {
+            Err(transient(format!("the container does not end {} s after SIGKILL", KILL_PATIENCE.as_secs())))
+        })
+    }
+
+    async fn is_alive(&self, id: &ContainerId) -> Result<bool, OperationError> {
+        Ok(self.task(id).await?.is_some_and(|task| task.status() != TaskStatus::Stopped))
+    }
+
+    /// The image's stop signal, else SIGTERM; SIGTERM too when the image's is nonsense.
+    async fn own_stop_signal(&self, id: &ContainerId) -> Result<u32, OperationError> {
+        let container = self.container(id).await?;
+        let signal =
+            container.and_then(|container| labels::read(&container.labels)).and_then(|l| l.stop_signal);
+        Ok(signal.and_then(|signal| parse_signal(&signal).ok()).unwrap_or(Signal::SIGTERM as u32))
+    }
+
+    async fn kill(&self, id: &ContainerId, signal: u32) -> Result<(), OperationError> {
+        let message = KillRequest { container_id: id.0.clone(), signal, ..Default::default() };
+        let answer = if_there(self.containerd.tasks().kill(request(message)).await);
+        match answer {
+            // It ended on its own in the meantime.
+            Err(status) if status.code() == Code::FailedPrecondition => Ok(()),
+            other => other.map(drop).map_err(refused("signalling a container")),
+        }
+    }
+
+    async fn wait_for_end(&self, id: &ContainerId) -> Result<(), OperationError> {
+        let message = WaitRequest { container_id: id.0.clone(), ..Default::default() };
+        let answer = if_there(self.containerd.tasks().wait(request(message)).await);
+        answer.map(drop).map_err(refused("waiting for a container to end"))
+    }
+
+    /// Removes all there is of a container, whether whole, half made or not there.
+    pub(super) async fn remove(&self, id: &ContainerId, logs: bool) -> Result<(), OperationError> {
+        let container = self.container(id).await?;
+        self.stop(id, Some("SIGKILL"), KILL_PATIENCE).await?;
+        let delete = DeleteTaskRequest { container_id: id.0.clone() };
+        if_there(self.containerd.tasks().delete(request(delete)).await)
+            .map_err(refused("deleting a task"))?;
+        self.logs.detach(id).await;
+        let snapshot = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.0.clone() };
+        if_there(self.containerd.snapshots().remove(request(snapshot)).await)
+            .map_err(refused("removing a snapshot"))?;
+        self.networks.remove(id).await?;
+        cgroup::remove(id);
+        remove_directory(&self.files(id))?;
+        if let Some(labels) = container.and_then(|container| labels::read(&container.labels))
+            && logs
+        {
+            let file = output::log_file(&self.settings.log_dir, &labels.container.replica);
+            output::remove_logs(&file)
+                .map_err(|error| transient(format!("removing {}: {error}", file.display())))?;
+        }
+        let delete = DeleteContainerRequest { id: id.0.clone() };
+        if_there(self.containerd.containers().delete(request(delete)).await)
+            .map_err(refused("deleting a container"))?;
+        self.logs.forget(id);
+        Ok(())
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), OperationError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(transient(format!("removing {}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes what is mounted over the image's `/etc`, and makes the pipes of its output.
+fn write_files(directory: &Path, plan: &ContainerPlan) -> std::io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let ContainerPlan { hostname, ip, gateway, search, .. } = plan;
+    fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{ip}\t{hostname}.{search} {hostname}\n"
+    );
+    fs::write(directory.join("hosts"), hosts)?;
+    fs::write(
+        directory.join("resolv.conf"),
+        format!("nameserver {gateway}\nsearch {search}\noptions ndots:1\n"),
+    )?;
+    output::pipes(directory).iter().try_for_each(|pipe| output::make_pipe(pipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_by_name_and_number() {
+        for (text, number) in
+            [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGQUIT", 3), ("SIGRTMIN+3", 37), ("sigwinch", 28)]
+        {
+            assert_eq!(parse_signal(text).unwrap(), number, "{text}");
+        }
+        for text in ["", "SIGNOTHING", "0", "65", "-1", "SIGRTMIN+99"] {
+            let error = parse_signal(text).unwrap_err();
+            assert!(error.permanent && error.text.contains("not a signal"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_layers_of_a_snapshot_are_found_topmost_first() {
+        let mount = Mount {
+            options: vec!["index=off".into(), "upperdir=/u".into(), "lowerdir=/2/fs:/1/fs".into()],
+            ..Default::default()
+        };
+        assert_eq!(layer_directories(&[mount]), [PathBuf::from("/2/fs"), PathBuf::from("/1/fs")]);
+    }
+
+    #[test]
+    fn a_missing_program_is_a_permanent_failure_in_plain_words() {
+        let status = Status::unknown(
+            "failed to create shim task: Others(\"OCI runtime create failed: executable file `nope` not found in \
+             $PATH: No such file or directory\"): unknown",
+        );
+        let error = start_failure(&status);
+        assert!(error.permanent);
+        assert_eq!(
+            error.text,
+            "the container does not start: executable file `nope` not found in $PATH: No such file or directory"
+        );
+        assert!(!start_failure(&Status::unavailable("containerd is gone")).permanent);
+    }
+
+    #[test]
+    fn a_container_knows_its_own_name_and_its_name_server() {
+        let directory = std::env::temp_dir().join(format!("hivemind-files-{}", std::process::id()));
+        let plan = super::super::oci::tests::plan();
+        write_files(&directory, &plan).unwrap();
+        let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+        assert_eq!(read("hostname"), "web-0\n");
+        assert!(read("hosts").contains("10.42.3.7\tweb-0.default.hive.internal web-0\n"));
+        assert_eq!(
+            read("resolv.conf"),
+            "nameserver 10.42.3.1\nsearch default.hive.internal\noptions ndots:1\n"
+        );
+        // Twice is as good as once.
+        write_files(&directory, &plan).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -1,0 +1,162 @@
+use super::*;
+
+fn entry(os: &str, architecture: &str, digest: &str) -> IndexEntry {
+    let platform = Platform { os: os.into(), architecture: architecture.into() };
+    IndexEntry { digest: digest.into(), platform: Some(platform) }
+}
+
+fn blob(digest: &str) -> Blob {
+    Blob { media_type: LAYER_TYPES[1].into(), digest: digest.into(), size: 10 }
+}
+
+#[test]
+fn references_are_read_as_in_docker() {
+    let cases = [
+        ("nginx", "docker.io", "library/nginx", Some("latest"), None),
+        ("registry.lab:5000/web:1", "registry.lab:5000", "web", Some("1"), None),
+        ("localhost/a/b", "localhost", "a/b", Some("latest"), None),
+    ];
+    for (name, registry, repository, tag, digest) in cases {
+        let reference = parse_reference(name).unwrap();
+        assert_eq!(
+            (reference.registry(), reference.repository(), reference.tag(), reference.digest()),
+            (registry, repository, tag, digest),
+            "{name}"
+        );
+    }
+    let pinned = format!("registry.lab:5000/web@{}", sha256(b""));
+    assert_eq!(parse_reference(&pinned).unwrap().digest(), Some(sha256(b"").as_str()));
+    for name in ["", "registry.lab/Upper", "a b", "web:", "https://registry.lab/web"] {
+        let error = parse_reference(name).unwrap_err();
+        assert!(error.permanent && error.text.contains("not an image reference"), "{name}: {}", error.text);
+    }
+}
+
+#[test]
+fn the_platform_of_this_machine_is_chosen_or_the_others_are_named() {
+    let (os, architecture) = PLATFORM;
+    let mine = [entry("linux", "s390x", "sha256:a"), entry(os, architecture, "sha256:b")];
+    assert_eq!(choose_platform("web", &mine).unwrap(), "sha256:b");
+    let error =
+        choose_platform("web", &[entry("linux", "s390x", "a"), entry("windows", "amd64", "b")]).unwrap_err();
+    assert!(error.permanent);
+    assert_eq!(
+        error.text,
+        format!("web has no {os}/{architecture} variant; it has: linux/s390x, windows/amd64")
+    );
+    assert!(choose_platform("web", &[]).unwrap_err().text.ends_with("it has: none"));
+}
+
+#[test]
+fn an_image_of_another_machine_is_refused() {
+    let config =
+        parse_config("web", br#"{"os":"linux","architecture":"mips","rootfs":{"diff_ids":["a"]}}"#).unwrap();
+    let error = check_config("web", &config, 1).unwrap_err();
+    assert!(error.permanent && error.text.contains("linux/mips"), "{}", error.text);
+}
+
+#[test]
+fn a_broken_manifest_is_refused_before_anything_is_fetched() {
+    let good = sha256(b"layer");
+    check_layers("web", &blob(&good), &[blob(&good)]).unwrap();
+    let refused = |config: Blob, layers: &[Blob]| check_layers("web", &config, layers).unwrap_err().text;
+    assert!(refused(blob(&good), &[]).contains("0 layers"));
+    assert!(refused(blob(&good), &[blob("sha256:../../etc/passwd")]).contains("not a SHA-256 digest"));
+    let encrypted =
+        Blob { media_type: "application/vnd.oci.image.layer.v1.tar+encrypted".into(), ..blob(&good) };
+    assert!(refused(blob(&good), &[encrypted]).contains("cannot be unpacked"));
+    let huge = Blob { size: MAX_DOCUMENT_BYTES + 1, ..blob(&good) };
+    assert!(refused(huge, &[blob(&good)]).contains("configuration"));
+    let many = vec![blob(&good); MAX_LAYERS + 1];
+    assert!(refused(blob(&good), &many).contains("layers"));
+    assert!(parse_manifest("web", br#"{"schemaVersion":1}"#).unwrap_err().permanent);
+    assert!(parse_manifest("web", b"<html>").unwrap_err().permanent);
+}
+
+#[test]
+fn configurations_with_nulls_are_read() {
+    let text = br#"{"os":"linux","architecture":"amd64","config":{"User":"web","Env":null,"Cmd":["a"],
+        "Entrypoint":null,"WorkingDir":"","StopSignal":"SIGQUIT","Labels":null,"ExposedPorts":{"80/tcp":{}}},
+        "rootfs":{"type":"layers","diff_ids":["sha256:a"]}}"#;
+    let execution = parse_config("web", text).unwrap().config.unwrap();
+    assert_eq!(execution.user.as_deref(), Some("web"));
+    assert_eq!(execution.cmd, Some(vec!["a".to_owned()]));
+    assert_eq!((execution.env, execution.entrypoint), (None, None));
+    assert_eq!(execution.stop_signal.as_deref(), Some("SIGQUIT"));
+}
+
+#[test]
+fn what_an_image_needs_is_kept_as_long_as_its_manifest() {
+    let labels = manifest_labels(&blob("sha256:c"), &[blob("sha256:a"), blob("sha256:b")]);
+    assert_eq!(labels["containerd.io/gc.ref.content.config"], "sha256:c");
+    assert_eq!(labels["containerd.io/gc.ref.content.l.0"], "sha256:a");
+    assert_eq!(labels["containerd.io/gc.ref.content.l.1"], "sha256:b");
+}
+
+#[test]
+fn refusals_of_a_registry_read_well() {
+    let reference = parse_reference("registry.lab:5000/web:9").unwrap();
+    let envelope = |code: &str| {
+        let envelope =
+            serde_json::from_str(&format!(r#"{{"errors":[{{"code":"{code}","message":"m"}}]}}"#)).unwrap();
+        OciDistributionError::RegistryError { envelope, url: "u".into() }
+    };
+    let unauthorized = OciDistributionError::UnauthorizedError { url: "u".into() };
+    let broken = OciDistributionError::ServerError { code: 502, url: "u".into(), message: String::new() };
+    let cases = [
+        (envelope("MANIFEST_UNKNOWN"), "registry registry.lab:5000 has no web:9 (404 manifest unknown)"),
+        (envelope("NAME_UNKNOWN"), "registry registry.lab:5000 has no repository web (404 name unknown)"),
+        (envelope("DENIED"), "registry registry.lab:5000 does not let this node read web:9 (denied)"),
+        (
+            unauthorized,
+            "registry registry.lab:5000 does not let this node read web:9 (401); it may be private or misspelt",
+        ),
+        (broken, "registry registry.lab:5000 failed with status 502"),
+    ];
+    for (error, text) in cases {
+        let error = explain("web:9", &reference, error);
+        assert_eq!(error.text, text);
+        // The operator may push the image, or make it public, at any time.
+        assert!(!error.permanent);
+    }
+}
+
+/// Answers one request on a loopback port and says what protocol it was spoken to in.
+async fn first_bytes(insecure: bool) -> Vec<u8> {
+    use tokio::io::AsyncReadExt as _;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let list = if insecure { vec![host.clone()] } else { vec!["other.lab:5000".to_owned()] };
+    let images = Images::new(Containerd::new(std::path::Path::new("/nonexistent")), &list).unwrap();
+    let reference = parse_reference(&format!("{host}/web:1")).unwrap();
+    let client = tokio::spawn(async move { images.fetch_manifest("web:1", &reference).await.map(drop) });
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut bytes = vec![0; 5];
+    stream.read_exact(&mut bytes).await.unwrap();
+    drop((stream, listener));
+    assert!(client.await.unwrap().is_err());
+    bytes
+}
+
+#[tokio::test]
+async fn only_registries_on_the_list_are_spoken_to_in_the_clear() {
+    assert_eq!(first_bytes(true).await, b"GET /");
+    // The start of a TLS handshake record.
+    assert_eq!(first_bytes(false).await[..2], [0x16, 0x03]);
+}
+
+#[tokio::test]
+async fn a_registry_that_is_down_is_named() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let images =
+        Images::new(Containerd::new(std::path::Path::new("/nonexistent")), &["127.0.0.1:1".into()]).unwrap();
+    let reference = parse_reference("127.0.0.1:1/web").unwrap();
+    let error = images.fetch_manifest("127.0.0.1:1/web", &reference).await.map(drop).unwrap_err();
+    assert!(
+        error.text.starts_with("cannot reach registry 127.0.0.1:1: Connection refused"),
+        "{}",
+        error.text
+    );
+    assert!(!error.permanent);
+}

@@ -1,0 +1,98 @@
+//! What a container is, kept in its containerd labels, so that it is adopted after a restart of
+//! the agent.
+
+use std::collections::HashMap;
+
+use hivemind_core::event::ContainerLabels;
+use hivemind_core::record::{ReplicaId, WorkloadId};
+
+/// All that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Labels {
+    /// What the core wants to know.
+    pub(super) container: ContainerLabels,
+    /// The image's stop signal.
+    pub(super) stop_signal: Option<String>,
+}
+
+const NAMESPACE: &str = "hivemind/namespace";
+const WORKLOAD: &str = "hivemind/workload";
+const SLOT: &str = "hivemind/slot";
+const TEMPLATE: &str = "hivemind/template";
+const IP: &str = "hivemind/ip";
+const RESTARTS: &str = "hivemind/restarts";
+const STOP_SIGNAL: &str = "hivemind/stop-signal";
+
+/// Labels as containerd keeps them.
+pub(super) fn write(labels: &Labels) -> HashMap<String, String> {
+    let ContainerLabels { replica, template, ip, restarts } = &labels.container;
+    let mut written: HashMap<String, String> = [
+        (NAMESPACE, replica.workload.namespace.clone()),
+        (WORKLOAD, replica.workload.name.clone()),
+        (SLOT, replica.slot.to_string()),
+        (TEMPLATE, template.to_string()),
+        (IP, ip.to_string()),
+        (RESTARTS, restarts.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    written.extend(labels.stop_signal.clone().map(|signal| (STOP_SIGNAL.to_owned(), signal)));
+    written
+}
+
+/// Reads them back; `None` when one is missing or is not what it should be.
+pub(super) fn read(labels: &HashMap<String, String>) -> Option<Labels> {
+    let workload =
+        WorkloadId { namespace: labels.get(NAMESPACE)?.clone(), name: labels.get(WORKLOAD)?.clone() };
+    let container = ContainerLabels {
+        replica: ReplicaId { workload, slot: labels.get(SLOT)?.parse().ok()? },
+        template: labels.get(TEMPLATE)?.parse().ok()?,
+        ip: labels.get(IP)?.parse().ok()?,
+        restarts: labels.get(RESTARTS)?.parse().ok()?,
+    };
+    Some(Labels { container, stop_signal: labels.get(STOP_SIGNAL).cloned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hivemind_spec::id::Digest;
+
+    #[test]
+    fn what_a_container_is_survives_in_its_labels() {
+        let workload = WorkloadId { namespace: "default".into(), name: "web".into() };
+        let container = ContainerLabels {
+            replica: ReplicaId { workload, slot: 3 },
+            template: Digest::of(b"a template"),
+            ip: "10.42.3.7".parse().unwrap(),
+            restarts: 2,
+        };
+        for stop_signal in [None, Some("SIGQUIT".to_owned())] {
+            let labels = Labels { container: container.clone(), stop_signal };
+            assert_eq!(read(&write(&labels)), Some(labels));
+        }
+    }
+
+    #[test]
+    fn labels_that_are_not_ours_are_not_guessed_at() {
+        let labels = Labels {
+            container: ContainerLabels {
+                replica: ReplicaId {
+                    workload: WorkloadId { namespace: "default".into(), name: "web".into() },
+                    slot: 0,
+                },
+                template: Digest::of(b"a template"),
+                ip: "10.42.3.7".parse().unwrap(),
+                restarts: 0,
+            },
+            stop_signal: None,
+        };
+        for broken in [SLOT, TEMPLATE, IP, RESTARTS] {
+            let mut written = write(&labels);
+            written.insert(broken.into(), "nonsense".into());
+            assert_eq!(read(&written), None, "{broken}");
+            written.remove(broken);
+            assert_eq!(read(&written), None, "{broken}");
+        }
+    }
+}

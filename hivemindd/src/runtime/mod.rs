@@ -1,0 +1,260 @@
+//! Containers: images, snapshots, tasks and logs, by containerd.
+//!
+//! Carries out [`RuntimeOp`]s and reports an [`Inventory`]; every operation may be repeated, and
+//! none decides anything: whether to restart, when, and with which address is the core's business.
+//!
+//! containerd keeps what there is; nothing about containers is kept here. So the agent may die and
+//! come back at any time: its next inventory is the truth, and running containers are adopted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use containerd_client::services::v1::{ListContainersRequest, ListTasksRequest};
+use containerd_client::types::v1::{Process, Status as TaskStatus};
+use hivemind_core::event::{ContainerId, ContainerState, Inventory, OperationError, RuntimeOp, TaskState};
+use hivemind_spec::api::PullProgress;
+use tokio::sync::Semaphore;
+
+mod cgroup;
+mod client;
+mod container;
+mod content;
+pub mod health;
+mod image;
+mod labels;
+pub mod logs;
+mod netns;
+mod oci;
+mod output;
+mod seccomp;
+mod user;
+mod watch;
+
+pub use watch::Seen;
+
+/// Operations other than pulls that run at a time: starting is mostly waiting for containerd and
+/// the kernel, and each takes memory here and there.
+const OPERATIONS_AT_A_TIME: usize = 8;
+
+/// Pulls that run at a time. They do not take the place of other operations, because one may hang
+/// on a slow registry for minutes.
+const PULLS_AT_A_TIME: usize = 4;
+
+/// Exit code of a process ended by SIGKILL.
+const KILLED: u32 = 137;
+
+/// Where things are. The defaults are those of the image.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// containerd's socket.
+    pub socket: PathBuf,
+    /// The OCI runtime.
+    pub oci_runtime: PathBuf,
+    /// Files of running containers; gone after a reboot, as the containers are.
+    pub run_dir: PathBuf,
+    /// Named network namespaces.
+    pub netns_dir: PathBuf,
+    /// Containers' logs.
+    pub log_dir: PathBuf,
+    /// The overlay's bridge.
+    pub bridge: String,
+    /// The cgroup shims are in, so that they are not counted as containerd's; empty: containerd's.
+    pub shim_cgroup: String,
+    /// Registries (`host:port`) spoken to by plain HTTP.
+    pub insecure_registries: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            socket: "/run/containerd/containerd.sock".into(),
+            oci_runtime: "/usr/bin/crun".into(),
+            run_dir: "/run/hivemind/containers".into(),
+            netns_dir: "/run/netns".into(),
+            log_dir: "/var/log/containers".into(),
+            bridge: "hive0".into(),
+            shim_cgroup: "/hivemind/shims".into(),
+            insecure_registries: Vec::new(),
+        }
+    }
+}
+
+/// The container runtime of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+impl std::ops::Deref for Runtime {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+#[doc(hidden)]
+pub struct Inner {
+    settings: Settings,
+    containerd: client::Containerd,
+    images: image::Images,
+    networks: netns::Networks,
+    logs: output::Collector,
+    operations: Semaphore,
+    pulls: Semaphore,
+    /// Whether resource limits can be set.
+    limits: bool,
+    /// The highest hard limit of open files a container can be given.
+    open_files: u64,
+}
+
+impl Runtime {
+    /// Prepares to talk to containerd, which need not be up yet. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the machine lacks what no retry brings: CA certificates, threads.
+    pub fn connect(settings: Settings) -> Result<Self, OperationError> {
+        // The registry client takes the process's TLS provider. An error says that there is one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let containerd = client::Containerd::new(&settings.socket);
+        let images = image::Images::new(containerd.clone(), &settings.insecure_registries)?;
+        let networks =
+            netns::Networks { directory: settings.netns_dir.clone(), bridge: settings.bridge.clone() };
+        let logs = output::Collector::start()
+            .map_err(|error| client::permanent(format!("the log collector cannot start: {error}")))?;
+        let limits = cgroup::prepare(&settings.shim_cgroup);
+        Ok(Self(Arc::new(Inner {
+            settings,
+            containerd,
+            images,
+            networks,
+            logs,
+            operations: Semaphore::new(OPERATIONS_AT_A_TIME),
+            pulls: Semaphore::new(PULLS_AT_A_TIME),
+            limits,
+            open_files: open_files(),
+        })))
+    }
+
+    /// Carries out an operation. May be called concurrently; operations on one container must come
+    /// one after the other. `progress` is told now and then how far a pull is.
+    ///
+    /// # Errors
+    /// What went wrong, in words for `hivemind ps`.
+    pub async fn run(&self, op: &RuntimeOp, progress: impl Fn(PullProgress)) -> Result<(), OperationError> {
+        let places = if matches!(op, RuntimeOp::Pull { .. }) { &self.pulls } else { &self.operations };
+        let _place = places.acquire().await.map_err(|_| client::transient("the runtime is shutting down"))?;
+        match op {
+            RuntimeOp::Pull { image } => self.images.pull(image, progress).await,
+            RuntimeOp::Start(plan) => self.start(plan).await,
+            RuntimeOp::Stop { container, signal, grace_ms } => {
+                self.stop(container, signal.as_deref(), Duration::from_millis(*grace_ms)).await
+            }
+            RuntimeOp::Remove { container, logs } => self.remove(container, *logs).await,
+        }
+    }
+
+    /// What containerd holds now. Also goes on recording the output of containers that were
+    /// started by an agent before this one.
+    ///
+    /// # Errors
+    /// When containerd does not answer.
+    pub async fn inventory(&self) -> Result<Inventory, OperationError> {
+        let (mut containers, mut tasks) = (self.containerd.containers(), self.containerd.tasks());
+        let (containers, tasks, images) = tokio::try_join!(
+            async {
+                let answer = containers.list(client::request(ListContainersRequest::default())).await;
+                answer.map_err(client::refused("listing containers"))
+            },
+            async {
+                let answer = tasks.list(client::request(ListTasksRequest::default())).await;
+                answer.map_err(client::refused("listing tasks"))
+            },
+            self.images.list(),
+        )?;
+        let mut inventory = Inventory { images: images.into_iter().collect(), ..Inventory::default() };
+        for container in containers.into_inner().containers {
+            let labels = labels::read(&container.labels).map(|labels| labels.container);
+            let id = ContainerId(container.id);
+            inventory.containers.insert(id, ContainerState { labels, task: TaskState::Absent });
+        }
+        for task in tasks.into_inner().tasks {
+            // In this list, `id` names the container.
+            let id = ContainerId(if task.container_id.is_empty() {
+                task.id.clone()
+            } else {
+                task.container_id.clone()
+            });
+            let Some(state) = inventory.containers.get_mut(&id) else { continue };
+            state.task = task_state(&id, &task);
+            if let Some(labels) = &state.labels {
+                let file = output::log_file(&self.settings.log_dir, &labels.replica);
+                self.logs.adopt(&id, output::pipes(&self.files(&id)), file);
+            }
+        }
+        Ok(inventory)
+    }
+}
+
+fn task_state(id: &ContainerId, task: &Process) -> TaskState {
+    match task.status() {
+        TaskStatus::Stopped => {
+            let code = task.exit_status;
+            let at_ms = task.exited_at.map_or(0, |time| {
+                let seconds = u64::try_from(time.seconds).unwrap_or(0);
+                seconds * 1000 + u64::try_from(time.nanos).unwrap_or(0) / 1_000_000
+            });
+            TaskState::Exited { code, at_ms, oom: code == KILLED && cgroup::was_out_of_memory(id) }
+        }
+        // Created but never started: an agent died in between.
+        TaskStatus::Created | TaskStatus::Unknown => TaskState::Absent,
+        TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => TaskState::Running,
+    }
+}
+
+/// The highest hard limit of open files this process may give: any, unless it may not raise its
+/// own (`CAP_SYS_RESOURCE`, bit 24), as in some containers.
+fn open_files() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = capabilities.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    if capabilities.is_none_or(|capabilities| capabilities >> 24 & 1 == 1) {
+        return u64::MAX;
+    }
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock, in milliseconds since 1970.
+fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time in RFC 3339, UTC, whole seconds.
+fn rfc3339(wall_ms: u64) -> String {
+    let seconds = wall_ms / 1000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days to a date of the proleptic Gregorian calendar, counting from 1 March of year 0.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(1_709_251_199_999), "2024-02-29T23:59:59Z");
+        assert_eq!(rfc3339(4_102_444_800_000), "2100-01-01T00:00:00Z");
+    }
+}

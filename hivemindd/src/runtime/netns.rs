@@ -1,0 +1,205 @@
+//! A container's network namespace: made under a name, joined to the overlay's bridge.
+//!
+//! Made by us and not by the OCI runtime, so that the address is there before the first process
+//! runs, and so that it can be taken apart by name after any crash.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+
+use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::sync::oneshot;
+
+use super::client::transient;
+
+/// The container's interface, as in every other container system.
+const INTERFACE: &str = "eth0";
+
+/// Index of the loopback interface in a namespace of its own.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// Digits of the container id in the name of the machine's end: 15 characters is the kernel's
+/// limit, 52 bits are enough to be unique on a node.
+const NAME_DIGITS: usize = 13;
+
+/// Where named network namespaces are, and which bridge they join.
+#[derive(Debug, Clone)]
+pub(super) struct Networks {
+    /// Directory of the names.
+    pub(super) directory: PathBuf,
+    /// The overlay's bridge.
+    pub(super) bridge: String,
+}
+
+/// A step that failed.
+fn failed<E: std::fmt::Display>(step: &str) -> impl Fn(E) -> OperationError + '_ {
+    move |error| transient(format!("network of the container: {step}: {error}"))
+}
+
+impl Networks {
+    /// The namespace's name in the file system.
+    pub(super) fn path(&self, id: &ContainerId) -> PathBuf {
+        self.directory.join(&id.0)
+    }
+
+    /// Makes the namespace and joins it to the overlay. What a half-made one left must be removed
+    /// first.
+    pub(super) async fn create(&self, plan: &ContainerPlan) -> Result<(), OperationError> {
+        let path = self.path(&plan.id);
+        fs::create_dir_all(&self.directory).map_err(failed("making the directory of namespaces"))?;
+        fs::File::create(&path).map_err(failed("naming the namespace"))?;
+        let target = path.clone();
+        in_thread(move || new_namespace(&target)).await.map_err(failed("making the namespace"))?;
+        self.connect(plan, &path).await?;
+        let (ip, prefix, gateway) = (plan.ip, plan.prefix, plan.gateway);
+        in_thread(move || configure_inside(&path, ip, prefix, gateway))
+            .await
+            .map_err(failed("setting the address"))
+    }
+
+    /// Makes the pair of interfaces: one end on the bridge, the other in the namespace.
+    async fn connect(&self, plan: &ContainerPlan, path: &Path) -> Result<(), OperationError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(failed("opening netlink"))?;
+        let driver = tokio::spawn(connection);
+        let result = self.connect_by(&handle, plan, path).await;
+        driver.abort();
+        result
+    }
+
+    async fn connect_by(
+        &self,
+        handle: &Handle,
+        plan: &ContainerPlan,
+        path: &Path,
+    ) -> Result<(), OperationError> {
+        let bridge = index_of(handle, &self.bridge).await.map_err(failed("looking for the bridge"))?;
+        let bridge = bridge.ok_or_else(|| {
+            transient(format!(
+                "the bridge {} is not there: this node's overlay network is not up yet",
+                self.bridge
+            ))
+        })?;
+        let namespace = fs::File::open(path).map_err(failed("opening the namespace"))?;
+        let inside = LinkUnspec::new_with_name(INTERFACE)
+            .setns_by_fd(namespace.as_fd().as_raw_fd())
+            .mtu(plan.mtu)
+            .build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(host_interface(&plan.id))
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(inside)))
+            .mtu(plan.mtu)
+            .controller(bridge)
+            .up()
+            .build();
+        handle.link().add(pair).execute().await.map_err(failed("making the pair of interfaces"))
+    }
+
+    /// Takes the namespace apart. It need not be there.
+    pub(super) async fn remove(&self, id: &ContainerId) -> Result<(), OperationError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(failed("opening netlink"))?;
+        let driver = tokio::spawn(connection);
+        let result = delete_link(&handle, &host_interface(id)).await;
+        driver.abort();
+        result.map_err(failed("removing the interface"))?;
+        let path = self.path(id);
+        match umount2(&path, MntFlags::MNT_DETACH) {
+            // Not there, or there but not mounted: half made.
+            Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+            Err(error) => return Err(failed("removing the namespace")(error)),
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("removing the namespace's name")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The name of the machine's end of a container's pair of interfaces.
+pub(super) fn host_interface(id: &ContainerId) -> String {
+    let digits = id.0.strip_prefix("hm-").unwrap_or(&id.0);
+    format!("hv{}", digits.chars().take(NAME_DIGITS).collect::<String>())
+}
+
+async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
+    use futures_util::TryStreamExt as _;
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    match links.try_next().await {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(error) if is(&error, Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn delete_link(handle: &Handle, name: &str) -> Result<(), rtnetlink::Error> {
+    let Some(index) = index_of(handle, name).await? else { return Ok(()) };
+    match handle.link().del(index).execute().await {
+        Err(error) if !is(&error, Errno::ENODEV) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -(errno as i32))
+}
+
+/// Runs `work` on a thread of its own, because it changes the thread's network namespace: a thread
+/// of a pool would carry it into somebody else's work.
+async fn in_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new().name("netns".into()).spawn(move || {
+        let _ = sender.send(work());
+    })?;
+    receiver.await.map_err(|_| io::Error::other("the thread died"))?
+}
+
+fn new_namespace(path: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
+}
+
+fn configure_inside(path: &Path, ip: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) -> io::Result<()> {
+    setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async move {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        configure(&handle, ip, prefix, gateway).await.map_err(io::Error::other)
+    })
+}
+
+async fn configure(
+    handle: &Handle,
+    ip: Ipv4Addr,
+    prefix: u8,
+    gateway: Ipv4Addr,
+) -> Result<(), rtnetlink::Error> {
+    let up = |index| handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute();
+    up(LOOPBACK_INDEX).await?;
+    let index = index_of(handle, INTERFACE).await?.ok_or(rtnetlink::Error::RequestFailed)?;
+    handle.address().add(index, IpAddr::V4(ip), prefix).execute().await?;
+    up(index).await?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+    handle.route().add(route).execute().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_fit_the_kernel() {
+        let name = host_interface(&ContainerId("hm-0123456789abcdef".into()));
+        assert_eq!(name, "hv0123456789abc");
+        assert!(name.len() <= 15);
+    }
+}

@@ -1,0 +1,236 @@
+//! The runtime specification of a container (OCI runtime specification 1.1), made from the image's
+//! configuration and the plan.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use hivemind_core::event::{ContainerPlan, OperationError};
+use serde_json::{Value, json};
+
+use super::client::permanent;
+use super::image::Execution;
+use super::seccomp;
+use super::user::Identity;
+
+/// Docker's default path of executables, for images that set none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What Docker grants a container's root: enough to change owners and users and to serve low
+/// ports, nothing that reaches the machine.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+const MASKED_PATHS: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+];
+
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Files a process may have open: what servers expect, below the kernel's `fs.nr_open`.
+pub(super) const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+
+/// Length of the CPU accounting period, in microseconds: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// CPU shares of one core, as Docker and cgroup v1 count them.
+const SHARES_PER_CORE: u64 = 1024;
+
+/// The kernel's bounds of CPU shares.
+const SHARES_RANGE: (u64, u64) = (2, 262_144);
+
+/// Workloads are killed before the services of the machine when memory is short.
+const OOM_SCORE_ADJUSTMENT: i32 = 100;
+
+/// The parent cgroup of all workloads.
+pub(super) const WORKLOADS_CGROUP: &str = "/hivemind/workloads";
+
+/// What surrounds the container.
+pub(super) struct Surroundings<'a> {
+    /// The image's wishes.
+    pub(super) execution: &'a Execution,
+    /// Who it runs as.
+    pub(super) identity: Identity,
+    /// Its network namespace.
+    pub(super) netns: &'a Path,
+    /// The directory with its `hosts`, `hostname` and `resolv.conf`.
+    pub(super) files: &'a Path,
+    /// Whether resource limits can be set: not where no cgroup controllers are delegated.
+    pub(super) limits: bool,
+    /// The highest hard limit of open files that can be given.
+    pub(super) open_files: u64,
+}
+
+/// Makes the runtime specification.
+pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, OperationError> {
+    Ok(json!({
+        "ociVersion": "1.1.0",
+        "hostname": plan.hostname,
+        "root": { "path": "rootfs", "readonly": plan.spec.read_only },
+        "process": process(plan, around)?,
+        "mounts": mounts(plan, around.files),
+        "linux": {
+            "cgroupsPath": format!("{WORKLOADS_CGROUP}/{}", plan.id.0),
+            "namespaces": [
+                { "type": "pid" },
+                { "type": "ipc" },
+                { "type": "uts" },
+                { "type": "mount" },
+                { "type": "cgroup" },
+                { "type": "network", "path": around.netns },
+            ],
+            "resources": resources(plan, around.limits),
+            "maskedPaths": MASKED_PATHS,
+            "readonlyPaths": READONLY_PATHS,
+            // As Docker does: harmless inside a network namespace of its own, and images expect it.
+            "sysctl": {
+                "net.ipv4.ip_unprivileged_port_start": "0",
+                "net.ipv4.ping_group_range": "0 2147483647",
+            },
+            "seccomp": seccomp::profile(),
+        },
+    }))
+}
+
+fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, OperationError> {
+    let args = arguments(plan, around.execution)?;
+    let directory = plan.spec.working_dir.as_deref().or(around.execution.working_dir.as_deref());
+    let directory = directory.filter(|path| !path.is_empty()).unwrap_or("/");
+    if !directory.starts_with('/') {
+        return Err(permanent(format!("the working directory {directory:?} is not an absolute path")));
+    }
+    let hard = OPEN_FILES.1.min(around.open_files);
+    let soft = OPEN_FILES.0.min(hard);
+    let identity = &around.identity;
+    let capabilities: &[&str] = if identity.uid == 0 { &CAPABILITIES } else { &[] };
+    Ok(json!({
+        "terminal": false,
+        "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
+        "args": args,
+        "env": environment(plan, around),
+        "cwd": directory,
+        "capabilities": {
+            "bounding": CAPABILITIES,
+            "effective": capabilities,
+            "permitted": capabilities,
+        },
+        "rlimits": [
+            { "type": "RLIMIT_NOFILE", "soft": soft, "hard": hard },
+            { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+        ],
+        "noNewPrivileges": true,
+        "oomScoreAdj": OOM_SCORE_ADJUSTMENT,
+    }))
+}
+
+/// Entry point and command by Docker's rules: each of the document's replaces the image's, and an
+/// entry point of the document's own also drops the image's command.
+pub(super) fn arguments(plan: &ContainerPlan, execution: &Execution) -> Result<Vec<String>, OperationError> {
+    let spec = &plan.spec;
+    let entrypoint = spec.entrypoint.as_ref().or(execution.entrypoint.as_ref());
+    let command = match (&spec.command, &spec.entrypoint) {
+        (Some(command), _) => Some(command),
+        (None, Some(_)) => None,
+        (None, None) => execution.cmd.as_ref(),
+    };
+    let args: Vec<String> = entrypoint.into_iter().chain(command).flatten().cloned().collect();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(permanent(format!(
+            "image {} says not what to run; set `command` in the document",
+            spec.image
+        )));
+    }
+    Ok(args)
+}
+
+fn environment(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<String> {
+    let mut env: BTreeMap<&str, &str> = [("PATH", DEFAULT_PATH), ("HOSTNAME", plan.hostname.as_str())].into();
+    env.insert("HOME", around.identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/"));
+    let image = around.execution.env.iter().flatten().filter_map(|variable| variable.split_once('='));
+    env.extend(image);
+    env.extend(plan.spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn mounts(plan: &ContainerPlan, files: &Path) -> Vec<Value> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ];
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let source = files.join(name);
+        mounts.push(mount(
+            &format!("/etc/{name}"),
+            "bind",
+            &source.to_string_lossy(),
+            &["rbind", "rprivate"],
+        ));
+    }
+    // What is written there counts against the container's memory; where that has no limit, the
+    // kernel's default (half the machine's memory) holds.
+    let size = plan.spec.resources.memory_limit_bytes.map(|bytes| format!("size={bytes}"));
+    for path in &plan.spec.tmpfs {
+        let mut options = vec!["nosuid", "nodev", "noexec", "mode=1777"];
+        options.extend(size.as_deref());
+        mounts.push(mount(path, "tmpfs", "tmpfs", &options));
+    }
+    mounts
+}
+
+fn resources(plan: &ContainerPlan, limits: bool) -> Value {
+    // No device but the harmless ones every container gets from the runtime.
+    let devices = json!([{ "allow": false, "access": "rwm" }]);
+    if !limits {
+        return json!({ "devices": devices });
+    }
+    let wanted = &plan.spec.resources;
+    let shares = (wanted.cpu_millis() * SHARES_PER_CORE / 1000).clamp(SHARES_RANGE.0, SHARES_RANGE.1);
+    let mut cpu = json!({ "shares": shares });
+    if let Some(millis) = wanted.cpu_limit_millis {
+        cpu["period"] = CPU_PERIOD_US.into();
+        cpu["quota"] = (millis.saturating_mul(CPU_PERIOD_US) / 1000).max(1000).into();
+    }
+    let mut resources = json!({ "devices": devices, "cpu": cpu, "pids": { "limit": wanted.pids() } });
+    if let Some(bytes) = wanted.memory_limit_bytes {
+        // The limit of memory and swap together: as much as of memory alone, so no swap.
+        resources["memory"] = json!({ "limit": bytes, "swap": bytes });
+    }
+    resources
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,184 @@
+use super::*;
+use hivemind_core::event::{ContainerId, ContainerLabels};
+use hivemind_core::record::{ReplicaId, WorkloadId};
+use hivemind_spec::id::Digest;
+use hivemind_spec::workload::{ContainerSpec, Resources};
+
+/// A plan of a container that asks for nothing special.
+pub(in crate::runtime) fn plan() -> ContainerPlan {
+    let spec: ContainerSpec = serde_json::from_value(json!({ "image": "registry.lab:5000/web:1" })).unwrap();
+    let workload = WorkloadId { namespace: "default".into(), name: "web".into() };
+    let labels = ContainerLabels {
+        replica: ReplicaId { workload, slot: 0 },
+        template: Digest::of(b"a document"),
+        ip: "10.42.3.7".parse().unwrap(),
+        restarts: 0,
+    };
+    ContainerPlan {
+        id: ContainerId("hm-0123456789abcdef".into()),
+        ip: labels.ip,
+        labels,
+        spec,
+        hostname: "web-0".into(),
+        prefix: 24,
+        gateway: "10.42.3.1".parse().unwrap(),
+        search: "default.hive.internal".into(),
+        mtu: 1450,
+    }
+}
+
+fn strings(words: &[&str]) -> Option<Vec<String>> {
+    Some(words.iter().map(|word| (*word).to_owned()).collect())
+}
+
+fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits: bool) -> Value {
+    let around = Surroundings {
+        execution,
+        identity,
+        netns: Path::new("/run/netns/hm-0123456789abcdef"),
+        files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
+        limits,
+        open_files: 4096,
+    };
+    spec(plan, &around).unwrap()
+}
+
+fn shell() -> Execution {
+    Execution { cmd: strings(&["sh"]), ..Execution::default() }
+}
+
+#[test]
+fn entry_point_and_command_combine_as_in_docker() {
+    let image =
+        Execution { entrypoint: strings(&["/entry"]), cmd: strings(&["serve"]), ..Execution::default() };
+    type Words<'a> = &'a [&'a str];
+    let cases: [(Option<Words>, Option<Words>, Words); 7] = [
+        (None, None, &["/entry", "serve"]),
+        (None, Some(&["check", "-v"]), &["/entry", "check", "-v"]),
+        (None, Some(&[]), &["/entry"]),
+        // An entry point of the document's own drops the image's command.
+        (Some(&["/other"]), None, &["/other"]),
+        (Some(&["/other"]), Some(&["x"]), &["/other", "x"]),
+        (Some(&[]), Some(&["sh", "-c", "true"]), &["sh", "-c", "true"]),
+        (Some(&["a", "b"]), Some(&["c"]), &["a", "b", "c"]),
+    ];
+    for (entrypoint, command, expected) in cases {
+        let mut plan = plan();
+        plan.spec.entrypoint = entrypoint.and_then(strings);
+        plan.spec.command = command.and_then(strings);
+        assert_eq!(arguments(&plan, &image).unwrap(), expected, "{entrypoint:?} {command:?}");
+    }
+    assert_eq!(arguments(&plan(), &shell()).unwrap(), ["sh"]);
+}
+
+#[test]
+fn nothing_to_run_is_a_permanent_error_that_says_what_to_do() {
+    let mut empty_word = plan();
+    empty_word.spec.command = strings(&[""]);
+    for plan in [plan(), empty_word] {
+        let error = arguments(&plan, &Execution::default()).unwrap_err();
+        assert!(error.permanent && error.text.contains("set `command`"), "{}", error.text);
+    }
+}
+
+#[test]
+fn the_documents_environment_wins_over_the_images() {
+    let mut execution = shell();
+    execution.env = strings(&["PATH=/image", "A=image", "B=x=y", "broken"]);
+    let mut plan = plan();
+    plan.spec.env = [("A".to_owned(), "document".to_owned())].into();
+    let identity = Identity { home: Some("/home/web".into()), ..Identity::default() };
+    let spec = built(&plan, &execution, identity, true);
+    let env = ["A=document", "B=x=y", "HOME=/home/web", "HOSTNAME=web-0", "PATH=/image"];
+    assert_eq!(spec["process"]["env"], json!(env));
+    let bare = built(&self::plan(), &shell(), Identity::default(), true);
+    assert_eq!(bare["process"]["env"], json!(["HOME=/", "HOSTNAME=web-0", format!("PATH={DEFAULT_PATH}")]));
+}
+
+#[test]
+fn limits_reach_the_kernel_in_its_own_units() {
+    let mut plan = plan();
+    plan.spec.resources = Resources {
+        cpu_request_millis: Some(250),
+        cpu_limit_millis: Some(1500),
+        memory_limit_bytes: Some(64 << 20),
+        pids_limit: Some(50),
+        ..Resources::default()
+    };
+    let spec = built(&plan, &shell(), Identity::default(), true);
+    let resources = &spec["linux"]["resources"];
+    assert_eq!(resources["cpu"], json!({ "shares": 256, "period": 100_000, "quota": 150_000 }));
+    assert_eq!(resources["memory"], json!({ "limit": 64 << 20, "swap": 64 << 20 }));
+    assert_eq!(resources["pids"], json!({ "limit": 50 }));
+    assert_eq!(spec["linux"]["cgroupsPath"], "/hivemind/workloads/hm-0123456789abcdef");
+    // Without limits of its own, a container can still not fork without end.
+    let bare = built(&self::plan(), &shell(), Identity::default(), true);
+    assert_eq!(bare["linux"]["resources"]["pids"], json!({ "limit": 4096 }));
+    assert!(bare["linux"]["resources"]["memory"].is_null());
+}
+
+#[test]
+fn only_root_gets_capabilities_and_nobody_gains_any() {
+    let root = built(&plan(), &shell(), Identity::default(), true);
+    assert_eq!(root["process"]["capabilities"]["effective"].as_array().unwrap().len(), CAPABILITIES.len());
+    let user = built(&plan(), &shell(), Identity { uid: 101, gid: 102, ..Identity::default() }, true);
+    assert_eq!(user["process"]["capabilities"]["effective"], json!([]));
+    assert_eq!(user["process"]["user"], json!({ "uid": 101, "gid": 102, "additionalGids": [] }));
+    for spec in [root, user] {
+        assert_eq!(spec["process"]["noNewPrivileges"], true);
+        for owner_only in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE"] {
+            assert!(!spec["process"]["capabilities"].to_string().contains(owner_only));
+        }
+    }
+}
+
+#[test]
+fn a_container_joins_its_network_and_sees_its_own_names() {
+    let mut plan = plan();
+    plan.spec.read_only = true;
+    plan.spec.tmpfs = vec!["/run".into()];
+    plan.spec.resources.memory_limit_bytes = Some(8 << 20);
+    let spec = built(&plan, &shell(), Identity::default(), true);
+    assert_eq!(spec["root"]["readonly"], true);
+    assert_eq!(spec["hostname"], "web-0");
+    let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+    assert!(namespaces.contains(&json!({ "type": "network", "path": "/run/netns/hm-0123456789abcdef" })));
+    let mounts = spec["mounts"].as_array().unwrap();
+    let find = |path: &str| mounts.iter().find(|mount| mount["destination"] == path).unwrap();
+    assert_eq!(find("/etc/hosts")["source"], "/run/hivemind/containers/hm-0123456789abcdef/hosts");
+    assert_eq!(find("/etc/resolv.conf")["type"], "bind");
+    assert!(find("/run")["options"].as_array().unwrap().contains(&json!("size=8388608")));
+}
+
+#[test]
+fn a_working_directory_must_be_absolute() {
+    let mut plan = plan();
+    let mut execution = shell();
+    execution.working_dir = Some("/srv".into());
+    assert_eq!(built(&plan, &execution, Identity::default(), true)["process"]["cwd"], "/srv");
+    plan.spec.working_dir = Some("tmp".into());
+    let around = Surroundings {
+        execution: &execution,
+        identity: Identity::default(),
+        netns: Path::new("/n"),
+        files: Path::new("/f"),
+        limits: true,
+        open_files: u64::MAX,
+    };
+    assert!(spec(&plan, &around).unwrap_err().permanent);
+}
+
+#[test]
+fn no_more_files_are_promised_than_the_machine_can_give() {
+    let spec = built(&plan(), &shell(), Identity::default(), true);
+    assert_eq!(spec["process"]["rlimits"][0], json!({ "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4096 }));
+}
+
+#[test]
+fn user_namespaces_and_kernel_doors_are_shut() {
+    let profile = seccomp::profile().to_string();
+    for call in ["bpf", "unshare", "setns", "mount", "kexec_load", "io_uring_setup", "userfaultfd", "clone3"]
+    {
+        assert!(profile.contains(&format!("\"{call}\"")), "{call}");
+    }
+}

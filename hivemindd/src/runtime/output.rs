@@ -1,0 +1,355 @@
+//! Containers' output, collected into rotated files.
+//!
+//! Each container writes into pipes of its shim, which copies them into two named pipes under
+//! `/run`; the agent reads those. The shim keeps them open at both ends, so an agent that restarts
+//! loses nothing: what is written meanwhile waits in the pipes, and a container that writes more
+//! than they hold waits too.
+//!
+//! One line per record: wall milliseconds, a space, `stdout` or `stderr`, a space, the text. The
+//! newest file is `SLOT.log`, older ones are `SLOT.log.1` and so on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hivemind_core::event::ContainerId;
+use hivemind_core::record::ReplicaId;
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+
+/// Size at which a log file is set aside, in bytes.
+pub(super) const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Log files kept per replica, the newest included: with [`MAX_FILE_BYTES`] this bounds a
+/// replica's share of the disk to 10 MiB.
+pub(super) const MAX_FILES: u32 = 5;
+
+/// Longer lines are cut into records of this length, in bytes, as Docker does.
+pub(super) const MAX_LINE_BYTES: usize = 16 * 1024;
+
+/// Bytes read from a pipe at once.
+const READ_BYTES: usize = 8 * 1024;
+
+/// The streams of a container, in the order of its pipes.
+const STREAMS: [&str; 2] = ["stdout", "stderr"];
+
+/// Where a replica's log is.
+pub(super) fn log_file(directory: &Path, replica: &ReplicaId) -> PathBuf {
+    // Namespaces and names are DNS labels, checked when the document was accepted; a path is made
+    // of nothing else.
+    let safe = |name: &str| name.replace(['/', '\0'], "_").trim_start_matches('.').to_owned();
+    directory
+        .join(safe(&replica.workload.namespace))
+        .join(safe(&replica.workload.name))
+        .join(format!("{}.log", replica.slot))
+}
+
+/// The path of an older file; 0 is the newest.
+pub(super) fn older(path: &Path, age: u32) -> PathBuf {
+    if age == 0 {
+        return path.to_owned();
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{age}"));
+    PathBuf::from(name)
+}
+
+/// Removes a replica's log files.
+pub(super) fn remove_logs(path: &Path) -> io::Result<()> {
+    for age in 0..MAX_FILES {
+        match fs::remove_file(older(path, age)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    // The directories go when they are empty, and only then.
+    for directory in path.ancestors().skip(1).take(2) {
+        if fs::remove_dir(directory).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Removes logs of replicas that have no container here any more and wrote nothing for a while:
+/// what a removal without its log leaves must not add up.
+pub(super) fn prune(directory: &Path, in_use: &BTreeSet<PathBuf>, idle: Duration) {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    for file in entries(directory).flat_map(|path| entries(&path)).flat_map(|path| entries(&path)) {
+        let is_newest = file.extension().is_some_and(|extension| extension == "log");
+        let age = fs::metadata(&file).and_then(|metadata| metadata.modified()).ok();
+        let age = age.and_then(|written| written.elapsed().ok());
+        if is_newest
+            && !in_use.contains(&file)
+            && age.is_some_and(|age| age > idle)
+            && let Err(error) = remove_logs(&file)
+        {
+            tracing::warn!(file = %file.display(), %error, "an old log is not removed");
+        }
+    }
+}
+
+/// A log file that sets itself aside when it is full.
+pub(super) struct LogFile {
+    path: PathBuf,
+    file: fs::File,
+    bytes: u64,
+}
+
+impl LogFile {
+    /// Opens the newest file, to go on writing at its end.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let file = fs::File::options().create(true).append(true).open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { path: path.to_owned(), file, bytes })
+    }
+
+    /// Appends whole records.
+    pub(super) fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        if self.bytes > 0 && self.bytes + records.len() as u64 > MAX_FILE_BYTES {
+            for age in (0..MAX_FILES - 1).rev() {
+                match fs::rename(older(&self.path, age), older(&self.path, age + 1)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            *self = Self::open(&self.path)?;
+        }
+        self.file.write_all(records)?;
+        self.bytes += records.len() as u64;
+        Ok(())
+    }
+}
+
+/// Cuts a stream into records.
+pub(super) struct Splitter {
+    stream: &'static str,
+    partial: Vec<u8>,
+}
+
+impl Splitter {
+    pub(super) fn new(stream: &'static str) -> Self {
+        Self { stream, partial: Vec::new() }
+    }
+
+    /// Takes bytes as they come and appends the records that are complete to `out`.
+    pub(super) fn feed(&mut self, mut data: &[u8], now_ms: u64, out: &mut Vec<u8>) {
+        while !data.is_empty() {
+            let room = MAX_LINE_BYTES - self.partial.len();
+            let window = &data[..data.len().min(room)];
+            match window.iter().position(|byte| *byte == b'\n') {
+                Some(end) => {
+                    self.partial.extend_from_slice(&data[..end]);
+                    self.emit(now_ms, out);
+                    data = &data[end + 1..];
+                }
+                None => {
+                    self.partial.extend_from_slice(window);
+                    data = &data[window.len()..];
+                    // A newline right behind a full line belongs to it.
+                    if self.partial.len() == MAX_LINE_BYTES {
+                        self.emit(now_ms, out);
+                        data = data.strip_prefix(b"\n").unwrap_or(data);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the stream: a last line without newline is a record too.
+    pub(super) fn finish(&mut self, now_ms: u64, out: &mut Vec<u8>) {
+        if !self.partial.is_empty() {
+            self.emit(now_ms, out);
+        }
+    }
+
+    fn emit(&mut self, now_ms: u64, out: &mut Vec<u8>) {
+        // Writing to a vector cannot fail.
+        let _ = write!(out, "{now_ms} {} ", self.stream);
+        out.extend_from_slice(self.partial.strip_suffix(b"\r").unwrap_or(&self.partial));
+        out.push(b'\n');
+        // Most lines are short; the memory of a long one is given back.
+        self.partial = Vec::new();
+    }
+}
+
+/// The two named pipes of a container, in its directory under `/run`.
+pub(super) fn pipes(directory: &Path) -> [PathBuf; 2] {
+    STREAMS.map(|stream| directory.join(stream))
+}
+
+/// Makes a named pipe unless it is there.
+pub(super) fn make_pipe(path: &Path) -> io::Result<()> {
+    match nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Opens a named pipe for reading. Also held open for writing, so that it does not end while the
+/// other side comes and goes.
+pub(super) fn open_pipe(path: &Path) -> io::Result<pipe::Receiver> {
+    pipe::OpenOptions::new().read_write(true).open_receiver(path)
+}
+
+enum Command {
+    Attach {
+        id: ContainerId,
+        pipes: [PathBuf; 2],
+        file: PathBuf,
+        stop: oneshot::Receiver<oneshot::Sender<()>>,
+    },
+}
+
+/// Reads all containers' pipes on one thread, so that a slow disk delays logs and nothing else.
+pub(super) struct Collector {
+    commands: mpsc::UnboundedSender<Command>,
+    /// What is being read, and how to end it; `None` while a container is being removed.
+    attached: Mutex<BTreeMap<ContainerId, Option<oneshot::Sender<oneshot::Sender<()>>>>>,
+}
+
+impl Collector {
+    /// Starts the thread. It ends when the collector is dropped.
+    pub(super) fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let (commands, mut receiver) = mpsc::unbounded_channel();
+        std::thread::Builder::new().name("logs".into()).spawn(move || {
+            runtime.block_on(async move {
+                while let Some(Command::Attach { id, pipes, file, stop }) = receiver.recv().await {
+                    tokio::spawn(async move {
+                        if let Err(error) = collect(&pipes, &file, stop).await {
+                            tracing::warn!(container = id.0, %error, "its output is not recorded");
+                        }
+                    });
+                }
+            });
+        })?;
+        Ok(Self { commands, attached: Mutex::default() })
+    }
+
+    /// Reads the pipes of a container that is started, from now on.
+    pub(super) fn attach(&self, id: &ContainerId, pipes: [PathBuf; 2], file: PathBuf) {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sender, stop) = oneshot::channel();
+        attached.insert(id.clone(), Some(sender));
+        let _ = self.commands.send(Command::Attach { id: id.clone(), pipes, file, stop });
+    }
+
+    /// Reads the pipes of a container that was found, unless they are read already, not there, or
+    /// being removed.
+    pub(super) fn adopt(&self, id: &ContainerId, pipes: [PathBuf; 2], file: PathBuf) {
+        let known = {
+            let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+            attached.get(id).is_some_and(|stop| stop.as_ref().is_none_or(|stop| !stop.is_closed()))
+        };
+        if !known && pipes.iter().all(|pipe| pipe.exists()) {
+            self.attach(id, pipes, file);
+        }
+    }
+
+    /// Reads what is left in a container's pipes and lets go of them.
+    pub(super) async fn detach(&self, id: &ContainerId) {
+        let stop = {
+            let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+            attached.insert(id.clone(), None).flatten()
+        };
+        if let Some(stop) = stop {
+            let (sender, done) = oneshot::channel();
+            if stop.send(sender).is_ok() {
+                let _ = done.await;
+            }
+        }
+    }
+
+    /// Forgets a container that is removed.
+    pub(super) fn forget(&self, id: &ContainerId) {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+async fn collect(
+    pipes: &[PathBuf; 2],
+    file: &Path,
+    mut stop: oneshot::Receiver<oneshot::Sender<()>>,
+) -> io::Result<()> {
+    let [stdout, stderr] = [open_pipe(&pipes[0])?, open_pipe(&pipes[1])?];
+    let mut splitters = STREAMS.map(Splitter::new);
+    let mut log = LogFile::open(file)?;
+    let mut failing = false;
+    loop {
+        let done = tokio::select! {
+            ready = stdout.readable() => { ready?; None }
+            ready = stderr.readable() => { ready?; None }
+            done = &mut stop => Some(done),
+        };
+        let mut records = Vec::new();
+        // One read each in turn, so that a chatty stream does not starve the other; all that is
+        // there when it is the end.
+        match done.is_some() {
+            false => drop(read_both([&stdout, &stderr], &mut splitters, &mut records, try_read)?),
+            true => while read_both([&stdout, &stderr], &mut splitters, &mut records, read_now)? {},
+        }
+        if done.is_some() {
+            let now_ms = super::wall_ms();
+            splitters.iter_mut().for_each(|splitter| splitter.finish(now_ms, &mut records));
+        }
+        // A full disk loses lines; it must not stop the container.
+        let result = if records.is_empty() { Ok(()) } else { log.append(&records) };
+        if let Err(error) = &result
+            && !failing
+        {
+            tracing::warn!(file = %file.display(), %error, "output is lost");
+        }
+        failing = result.is_err();
+        if let Some(done) = done {
+            if let Ok(done) = done {
+                let _ = done.send(());
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Reads each pipe once, by `read`. Returns whether there was anything.
+fn read_both(
+    pipes: [&pipe::Receiver; 2],
+    splitters: &mut [Splitter; 2],
+    records: &mut Vec<u8>,
+    read: impl Fn(&pipe::Receiver, &mut [u8]) -> io::Result<usize>,
+) -> io::Result<bool> {
+    let mut any = false;
+    let mut buffer = [0; READ_BYTES];
+    for (pipe, splitter) in pipes.into_iter().zip(splitters) {
+        let count = read(pipe, &mut buffer)?;
+        any |= count > 0;
+        splitter.feed(&buffer[..count], super::wall_ms(), records);
+    }
+    Ok(any)
+}
+
+/// Reads what the reactor knows to be there; 0 when it knows of nothing.
+pub(super) fn try_read(pipe: &pipe::Receiver, buffer: &mut [u8]) -> io::Result<usize> {
+    match pipe.try_read(buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other,
+    }
+}
+
+/// Reads what is there, whether or not the reactor has heard of it yet; 0 when there is nothing.
+pub(super) fn read_now(pipe: &pipe::Receiver, buffer: &mut [u8]) -> io::Result<usize> {
+    match nix::unistd::read(pipe, buffer) {
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+use super::*;
+
+fn records(splitter: &mut Splitter, parts: &[&[u8]]) -> String {
+    let mut out = Vec::new();
+    for part in parts {
+        splitter.feed(part, 7, &mut out);
+    }
+    splitter.finish(8, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+fn directory(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("hivemind-output-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&path);
+    path
+}
+
+#[test]
+fn lines_are_whole_however_they_come() {
+    let expected = "7 stdout one\n7 stdout \n7 stdout two\n8 stdout last\n";
+    assert_eq!(records(&mut Splitter::new("stdout"), &[b"one\n\ntwo\r\nlast"]), expected);
+    assert_eq!(
+        records(&mut Splitter::new("stdout"), &[b"o", b"ne\n", b"\ntw", b"o\r", b"\nla", b"st"]),
+        expected
+    );
+}
+
+#[test]
+fn a_line_without_end_is_cut_and_takes_no_more_memory() {
+    let long = vec![b'x'; 2 * MAX_LINE_BYTES + 3];
+    let mut splitter = Splitter::new("stderr");
+    let out = records(&mut splitter, &[&long, b"\nnext\n"]);
+    let lengths: Vec<_> = out.lines().map(|line| line.len() - "7 stderr ".len()).collect();
+    assert_eq!(lengths, [MAX_LINE_BYTES, MAX_LINE_BYTES, 3, 4]);
+    // A line of exactly the limit is one record, not one and an empty one.
+    let out = records(&mut Splitter::new("stderr"), &[&vec![b'y'; MAX_LINE_BYTES], b"\n"]);
+    assert_eq!(out.lines().count(), if out.ends_with("7 stderr \n") { 2 } else { 1 });
+}
+
+#[test]
+fn a_log_is_bounded_and_the_newest_lines_are_kept() {
+    let directory = directory("rotation");
+    let path = directory.join("default/web/0.log");
+    let mut log = LogFile::open(&path).unwrap();
+    let record = |number: u32| format!("{number:07} stdout {}\n", "z".repeat(100_000));
+    for number in 0..150 {
+        log.append(record(number).as_bytes()).unwrap();
+    }
+    let sizes: Vec<_> = (0..MAX_FILES).map(|age| fs::metadata(older(&path, age)).unwrap().len()).collect();
+    assert!(sizes.iter().all(|size| *size <= MAX_FILE_BYTES), "{sizes:?}");
+    assert!(!older(&path, MAX_FILES).exists());
+    assert!(fs::read_to_string(&path).unwrap().lines().last().unwrap().starts_with("0000149 "));
+    // An agent that comes back goes on in the same file.
+    drop(log);
+    LogFile::open(&path).unwrap().append(b"0000150 stdout again\n").unwrap();
+    assert!(fs::read_to_string(&path).unwrap().ends_with("0000150 stdout again\n"));
+    remove_logs(&path).unwrap();
+    assert!(!directory.join("default").exists());
+    remove_logs(&path).unwrap();
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_written_while_nobody_reads_is_not_lost() {
+    let directory = directory("pipes");
+    fs::create_dir_all(&directory).unwrap();
+    let id = ContainerId("hm-1".into());
+    let paths = pipes(&directory);
+    paths.iter().for_each(|path| make_pipe(path).unwrap());
+    // What the shim does: it holds the pipe open for reading too.
+    let hold = fs::File::options().read(true).write(true).open(&paths[0]).unwrap();
+    let file = directory.join("0.log");
+    for (agent, text) in [("first", "before\n"), ("second", "while the agent was away\n")] {
+        (&hold).write_all(text.as_bytes()).unwrap();
+        let collector = Collector::start().unwrap();
+        collector.adopt(&id, paths.clone(), file.clone());
+        collector.adopt(&id, paths.clone(), file.clone());
+        collector.detach(&id).await;
+        // A late look at a container that is being removed does not bring its log back.
+        collector.adopt(&id, paths.clone(), file.clone());
+        collector.detach(&id).await;
+        assert!(fs::read_to_string(&file).unwrap().ends_with(text), "{agent}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2);
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn only_old_logs_of_replicas_that_are_gone_are_pruned() {
+    let directory = directory("prune");
+    let [used, gone] = ["default/web/0.log", "default/old/0.log"].map(|name| directory.join(name));
+    for path in [&used, &gone] {
+        LogFile::open(path).unwrap().append(b"1 stdout x\n").unwrap();
+    }
+    fs::write(older(&gone, 1), "1 stdout x\n").unwrap();
+    let in_use = [used.clone()].into();
+    prune(&directory, &in_use, Duration::from_secs(3600));
+    assert!(gone.exists());
+    std::thread::sleep(Duration::from_millis(20));
+    prune(&directory, &in_use, Duration::from_millis(1));
+    assert!(used.exists() && !directory.join("default/old").exists());
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn a_log_stays_in_its_directory() {
+    use hivemind_core::record::WorkloadId;
+    let workload = WorkloadId { namespace: "../..".into(), name: "/etc".into() };
+    let file = log_file(Path::new("/var/log/containers"), &ReplicaId { workload, slot: 1 });
+    assert_eq!(file, Path::new("/var/log/containers/_../_etc/1.log"));
+}
