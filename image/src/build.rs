@@ -1,0 +1,284 @@
+//! The build, from the files in `rootfs` to the disk image.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::apt::{self, Mirrors, hex_sha256};
+use crate::cache::{Cache, Key};
+use crate::debian::{self, Keep, Parts};
+use crate::layout::{self, Role};
+use crate::lock::{Lock, Wanted};
+use crate::process::run;
+use crate::progress::{Outcome, Progress};
+use crate::{check, disk, initramfs, programs, root, uki};
+
+/// Most of an image is compressed already, so that higher levels take many times longer and save nothing.
+const IMAGE_ZSTD_LEVEL: i32 = 3;
+
+/// What decides about the content of a cached step besides its inputs: the code that makes it.
+const DEBIAN_RECIPE: &str =
+    concat!(include_str!("debian.rs"), include_str!("modules.rs"), include_str!("elf.rs"));
+const ROOT_RECIPE: &str = include_str!("root.rs");
+const INITRAMFS_RECIPE: &str = include_str!("initramfs.rs");
+
+/// What to build, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The checkout to build from.
+    pub checkout: PathBuf,
+    /// Where the results go.
+    pub out: PathBuf,
+    /// The project's cache folder.
+    pub cache: PathBuf,
+    /// Cargo's target folder.
+    pub target: PathBuf,
+    /// A folder with the daemon's programs, to use instead of building them.
+    pub daemon: Option<PathBuf>,
+}
+
+/// The finished files.
+#[derive(Clone, Debug)]
+pub struct Output(PathBuf);
+
+impl Output {
+    /// The files in a folder that a build wrote to.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+    /// The disk image.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.0.join("hivemind-x86_64.img")
+    }
+    /// The disk image, compressed.
+    #[must_use]
+    pub fn compressed(&self) -> PathBuf {
+        self.0.join("hivemind-x86_64.img.zst")
+    }
+    /// The kernel, for direct boot.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.0.join("vmlinuz")
+    }
+    /// The initramfs, for direct boot.
+    #[must_use]
+    pub fn initramfs(&self) -> PathBuf {
+        self.0.join("initrd.img")
+    }
+    /// The kernel command line, for direct boot.
+    #[must_use]
+    pub fn command_line(&self) -> PathBuf {
+        self.0.join("cmdline")
+    }
+}
+
+/// The command line of slot A. The console listed last is the one PID 1 writes to.
+#[must_use]
+pub fn command_line() -> String {
+    format!(
+        "root=PARTUUID={} rootfstype=squashfs ro hivemind.slot=a console=tty0 console=ttyS0,115200 quiet panic=10",
+        layout::partition(Role::RootA).guid
+    )
+}
+
+fn os_release(build_id: &str) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "ID=hivemind\nNAME=Hivemind\nPRETTY_NAME=\"Hivemind {version}\"\nVERSION_ID={version}\nBUILD_ID={build_id}\n"
+    )
+}
+
+/// Writes `packages.lock` anew.
+///
+/// # Errors
+/// When the archive cannot be asked.
+pub fn refresh_lock(checkout: &Path, project_cache: &Path) -> Result<Lock> {
+    let wanted = Wanted::parse(&rootfs_file(checkout, "packages.toml")?)?;
+    let scratch = project_cache.join("index");
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch)?;
+    }
+    let lock = apt::resolve(&wanted, &Mirrors::of_this_machine()?, &scratch)?;
+    lock.check_against(&wanted)?;
+    fs::write(checkout.join("rootfs/packages.lock"), lock.render())?;
+    fs::remove_dir_all(&scratch)?;
+    Ok(lock)
+}
+
+fn rootfs_file(checkout: &Path, name: &str) -> Result<String> {
+    let path = checkout.join("rootfs").join(name);
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Builds everything.
+///
+/// # Errors
+/// When a step fails.
+pub fn build(options: &Options) -> Result<Output> {
+    let mut progress = Progress::new(9);
+    let lock_text = rootfs_file(&options.checkout, "packages.lock")?;
+    let keep_text = rootfs_file(&options.checkout, "keep.toml")?;
+    let containerd = rootfs_file(&options.checkout, "containerd.toml")?;
+    let lock = Lock::parse(&lock_text)?;
+    lock.check_against(&Wanted::parse(&rootfs_file(&options.checkout, "packages.toml")?)?)?;
+    let keep: Keep = toml::from_str(&keep_text).context("rootfs/keep.toml")?;
+    let cache = Cache::open(&options.cache)?;
+    let debs = options.cache.join("debs");
+
+    progress.step("Debian packages", || {
+        let fetched = apt::fetch(&lock, &Mirrors::of_this_machine()?, &debs)?;
+        Ok(((), Outcome::of(fetched == 0)))
+    })?;
+    let debian = progress.step("root from packages", || {
+        let key = Key::new(DEBIAN_RECIPE).with(lock_text.as_bytes()).with(keep_text.as_bytes());
+        let made = cache.get("debian", &key, |work, out| debian::assemble(&lock, &keep, &debs, work, out))?;
+        let outcome = Outcome::of(made.reused);
+        Ok(((Parts::at(&made.dir), key.finish()), outcome))
+    })?;
+    let (parts, debian_key) = debian;
+    let shim = progress.step("containerd shim", || {
+        let (shim, reused) = programs::shim(&options.cache)?;
+        Ok((shim, Outcome::of(reused)))
+    })?;
+    let daemon = progress.step("hivemindd", || {
+        let daemon = match &options.daemon {
+            Some(dir) => programs::Daemon::at(dir),
+            None => programs::daemon(&options.checkout, &options.target, lock.as_of)?,
+        };
+        Ok((daemon, Outcome::Done))
+    })?;
+    let (agent, init) = (read(&daemon.agent)?, read(&daemon.init)?);
+
+    let base_key = Key::new(ROOT_RECIPE)
+        .with(debian_key.as_bytes())
+        .with(&read(&shim)?)
+        .with(containerd.as_bytes())
+        .with(&run(Command::new("mksquashfs").arg("-version")).unwrap_or_default());
+    let base = progress.step("root file system, packages", || {
+        let sources = root::Sources { containerd: &containerd, lock: &lock_text };
+        let made = cache
+            .get("base", &base_key, |work, out| root::base(&parts, &shim, &sources, lock.as_of, work, out))?;
+        Ok((made.dir.join("base.squashfs"), Outcome::of(made.reused)))
+    })?;
+    let build_id = Key::new("build").with(base_key.finish().as_bytes()).with(&agent).with(&init).finish();
+    let release_text = os_release(&build_id[..16]);
+    let root = progress.step("root file system, daemon", || {
+        let key = Key::new("root").with(base_key.finish().as_bytes()).with(release_text.as_bytes());
+        let made = cache.get("root", &key, |work, out| {
+            root::with_daemon(&base, &daemon, &release_text, lock.as_of, work, out)?;
+            check::root_file_system(&out.join("root.squashfs"))
+        })?;
+        Ok((made.dir.join("root.squashfs"), Outcome::of(made.reused)))
+    })?;
+    let initrd = progress.step("kernel and initramfs", || {
+        let key = Key::new(INITRAMFS_RECIPE).with(debian_key.as_bytes()).with(&init);
+        let made = cache.get("initramfs", &key, |_, out| {
+            Ok(fs::write(out.join("initrd.img"), initramfs::build(&init, &parts, lock.as_of)?)?)
+        })?;
+        Ok((made.dir.join("initrd.img"), Outcome::of(made.reused)))
+    })?;
+
+    fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
+    let output = Output(options.out.clone());
+    progress.step("disk image", || {
+        write_disk(&output, &parts, &root, &initrd, &release_text, lock.as_of)?;
+        Ok(((), Outcome::Done))
+    })?;
+    progress.step("compressed image", || {
+        replace(&output.compressed(), |path| {
+            let image = File::open(output.image())?;
+            zstd::stream::copy_encode(image, File::create(path)?, IMAGE_ZSTD_LEVEL)
+                .context("compressing the image")
+        })?;
+        Ok(((), Outcome::Done))
+    })?;
+    report(&output, &root, &initrd)?;
+    Ok(output)
+}
+
+fn write_disk(
+    output: &Output,
+    parts: &Parts,
+    root: &Path,
+    initrd: &Path,
+    os_release: &str,
+    as_of: u64,
+) -> Result<()> {
+    let command_line = command_line();
+    let kernel = read(&parts.kernel())?;
+    let initrd = read(initrd)?;
+    let release = read(&parts.kernel_release())?;
+    // The kernel comes last: it takes more memory than its file, behind itself.
+    let sections: [uki::Section<'_>; 5] = [
+        (".osrel", os_release.as_bytes()),
+        (".cmdline", command_line.as_bytes()),
+        (".uname", &release),
+        (".initrd", &initrd),
+        (".linux", &kernel),
+    ];
+    let unified = uki::build(&read(&parts.efi_stub())?, &sections)?;
+    let boot_manager = read(&parts.boot_manager())?;
+    let files: [disk::FatFile<'_>; 3] = [
+        ("EFI/BOOT/BOOTX64.EFI", &boot_manager),
+        ("EFI/Linux/hivemind-a.efi", &unified),
+        ("loader/loader.conf", b"timeout 0\neditor no\n"),
+    ];
+    replace(&output.image(), |path| disk::write(path, root, &files, as_of))?;
+    replace(&output.kernel(), |path| Ok(fs::write(path, &kernel)?))?;
+    replace(&output.initramfs(), |path| Ok(fs::write(path, &initrd)?))?;
+    replace(&output.command_line(), |path| Ok(fs::write(path, command_line + "\n")?))
+}
+
+/// Writes a file beside its place and moves it there: a machine that runs from the old file keeps it, and an
+/// interrupted build leaves no half of one.
+fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    write(&partial)?;
+    match fs::rename(&partial, path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("writing {}", path.display()))
+        }
+        result => Ok(result?),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// What takes how much.
+fn report(output: &Output, root: &Path, initrd: &Path) -> Result<()> {
+    #[allow(clippy::cast_precision_loss, reason = "megabytes with one digit")]
+    let megabytes = |path: &Path| fs::metadata(path).map(|meta| meta.len() as f64 / 1e6);
+    eprintln!("  root file system {:6.1} MB", megabytes(root)?);
+    eprintln!("  kernel           {:6.1} MB", megabytes(&output.kernel())?);
+    eprintln!("  initramfs        {:6.1} MB", megabytes(initrd)?);
+    eprintln!("  {}  {:.1} MB", output.compressed().display(), megabytes(&output.compressed())?);
+    let digest = hex_sha256(&read(&output.compressed())?);
+    eprintln!("  sha256 {digest}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_told_the_root_of_slot_a_by_its_guid() {
+        let line = command_line();
+        assert!(line.starts_with("root=PARTUUID=b1f2c7de-5a0e-4f0b-9d53-6869766d000a "));
+        assert!(line.split(' ').any(|word| word == "hivemind.slot=a"));
+    }
+
+    #[test]
+    fn os_release_names_the_build() {
+        assert!(os_release("abc").contains("\nBUILD_ID=abc\n"));
+    }
+}
