@@ -1,0 +1,438 @@
+//! The command line: what can be typed. What it does is in [`crate::command`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::quantity;
+
+/// Runs containers on a cluster of Hivemind machines.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hivemind",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  hivemind init lab\n  hivemind image configure hivemind.img\n  hivemind push compose.yaml --wait --node 192.0.2.5"
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The cluster, when this machine knows several
+    #[arg(
+        long,
+        global = true,
+        env = "HIVEMIND_CLUSTER",
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
+    pub cluster: Option<String>,
+    /// The cluster's bundle, when it is not in ~/.config/hivemind
+    #[arg(long, global = true, env = "HIVEMIND_DIR", value_name = "DIR", help_heading = "Global options")]
+    pub dir: Option<PathBuf>,
+    /// A node to ask, HOST or HOST:PORT; repeat for several, tried in turn
+    #[arg(
+        long,
+        global = true,
+        env = "HIVEMIND_NODE",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        help_heading = "Global options"
+    )]
+    pub node: Vec<String>,
+    /// The operator key to sign with: its name in the bundle, or the path of its file
+    #[arg(
+        long,
+        global = true,
+        env = "HIVEMIND_KEY",
+        value_name = "NAME",
+        default_value = crate::bundle::ROOT_KEY,
+        help_heading = "Global options"
+    )]
+    pub key: String,
+    /// How to print results
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Global options")]
+    pub output: Output,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: JSON.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new cluster: its keys, its bundle and a first join token
+    #[command(after_help = "Example:\n  hivemind init lab --passphrase")]
+    Init(Init),
+    /// Make and list join tokens
+    #[command(subcommand, after_help = "Example:\n  hivemind token create --ttl 1h --uses 3")]
+    Token(Token),
+    /// Configure disk images and disks
+    #[command(subcommand, after_help = "Example:\n  hivemind image configure hivemind.img --hostname edge-1")]
+    Image(Image),
+    /// Sign a Compose file's services and push them to the cluster
+    #[command(after_help = "Example:\n  hivemind push compose.yaml --wait")]
+    Push(Push),
+    /// Show what a push would change, and change nothing
+    #[command(after_help = "Example:\n  hivemind plan compose.yaml --exit-code")]
+    Plan(Plan),
+    /// Print the documents a Compose file turns into
+    #[command(after_help = "Example:\n  hivemind convert compose.yaml --output json")]
+    Convert(Convert),
+    /// List replicas: where they run and why they do not
+    #[command(after_help = "Example:\n  hivemind ps web")]
+    Ps(Ps),
+    /// List the machines of the cluster
+    #[command(after_help = "Example:\n  hivemind nodes --output json")]
+    Nodes,
+    /// Show the cluster at a glance
+    #[command(after_help = "Example:\n  hivemind status")]
+    Status,
+    /// Show what a workload's containers print
+    #[command(after_help = "Examples:\n  hivemind logs web -f\n  hivemind logs web/0 --tail 20")]
+    Logs(Logs),
+    /// Remove workloads
+    #[command(after_help = "Examples:\n  hivemind remove web\n  hivemind remove -f compose.yaml --yes")]
+    Remove(Remove),
+    /// Manage operators' keys
+    #[command(
+        subcommand,
+        after_help = "Example:\n  hivemind keys generate ci && hivemind keys add ci --role deployer"
+    )]
+    Keys(Keys),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  hivemind completions bash > /etc/bash_completion.d/hivemind")]
+    Completions(Completions),
+}
+
+/// See [`Command::Init`].
+#[derive(Debug, Args)]
+pub struct Init {
+    /// The cluster's name: lower-case letters, digits and hyphens
+    pub name: String,
+    /// Encrypt private keys with a passphrase (asked for, or from HIVEMIND_PASSPHRASE)
+    #[arg(long)]
+    pub passphrase: bool,
+    /// How long machines may join with the first token
+    #[arg(long, default_value = crate::token::DEFAULT_TTL, value_parser = quantity::duration_ms)]
+    pub ttl: u64,
+}
+
+/// See [`Command::Token`].
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a join token
+    #[command(after_help = "Example:\n  hivemind token create --ttl 1h --uses 3 --seed 192.0.2.5")]
+    Create(TokenCreate),
+    /// List the tokens made on this machine
+    #[command(after_help = "Example:\n  hivemind token list")]
+    List,
+}
+
+/// See [`Token::Create`].
+#[derive(Debug, Args)]
+pub struct TokenCreate {
+    /// How long machines may join with it
+    #[arg(long, default_value = crate::token::DEFAULT_TTL, value_parser = quantity::duration_ms)]
+    pub ttl: u64,
+    /// How many machines may join with it; any number if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub uses: Option<u32>,
+    /// A member to ask first, HOST or HOST:PORT; needed only where multicast does not reach
+    #[arg(long = "seed", visible_alias = "seeds", value_delimiter = ',', value_name = "HOST")]
+    pub seeds: Vec<String>,
+    /// Also write the token to this file
+    #[arg(long, value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
+}
+
+/// See [`Command::Image`].
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Write the machine configuration onto an image file or a disk
+    #[command(
+        after_help = "Examples:\n  hivemind image configure hivemind.img\n  hivemind image configure /dev/sdx --hostname edge-1 --label site=roof\n  hivemind image configure --output-file node.toml"
+    )]
+    Configure(Box<ImageConfigure>),
+}
+
+/// See [`Image::Configure`].
+#[derive(Debug, Args)]
+pub struct ImageConfigure {
+    /// The image file or disk
+    #[arg(required_unless_present_any = ["stdout", "output_file"], conflicts_with_all = ["stdout", "output_file"])]
+    pub target: Option<PathBuf>,
+    /// The token file; without it the bundle's latest open token
+    #[arg(long, value_name = "FILE")]
+    pub token: Option<PathBuf>,
+    /// The machine's host name; without it one made from its id
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// A label for placement constraints
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+    /// A member to ask first, HOST or HOST:PORT
+    #[arg(long = "seed", value_name = "HOST", value_delimiter = ',')]
+    pub seeds: Vec<String>,
+    /// A registry to speak plain HTTP to, HOST:PORT
+    #[arg(long = "insecure-registry", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub insecure_registries: Vec<String>,
+    /// The network interface; without it the first with a carrier
+    #[arg(long)]
+    pub interface: Option<String>,
+    /// A static address with prefix length, as 192.0.2.5/24; without it DHCP
+    #[arg(long)]
+    pub address: Option<String>,
+    /// The default gateway of a static address
+    #[arg(long, requires = "address")]
+    pub gateway: Option<std::net::IpAddr>,
+    /// A name server
+    #[arg(long, value_delimiter = ',')]
+    pub dns: Vec<std::net::IpAddr>,
+    /// A time server
+    #[arg(long, value_delimiter = ',')]
+    pub ntp: Vec<String>,
+    /// Print the configuration instead
+    #[arg(long, conflicts_with = "output_file")]
+    pub stdout: bool,
+    /// Write the configuration to this file instead
+    #[arg(long, value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
+    /// Replace another cluster's configuration
+    #[arg(long)]
+    pub force: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not KEY=VALUE")),
+    }
+}
+
+/// Where a Compose file is and what to make of it.
+#[derive(Debug, Clone, Args)]
+pub struct Source {
+    /// The Compose file; `-` reads standard input
+    pub file: PathBuf,
+    /// The namespace of its workloads
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+}
+
+/// See [`Command::Push`].
+#[derive(Debug, Args)]
+pub struct Push {
+    /// What to push.
+    #[command(flatten)]
+    pub source: Source,
+    /// Wait until everything runs, and show how far it is
+    #[arg(long, short)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "5m", value_parser = quantity::duration_ms, requires = "wait")]
+    pub timeout: u64,
+}
+
+/// See [`Command::Plan`].
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// What to compare with the cluster.
+    #[command(flatten)]
+    pub source: Source,
+    /// End with exit code 7 when something would change
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// See [`Command::Convert`].
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// What to convert.
+    #[command(flatten)]
+    pub source: Source,
+}
+
+/// See [`Command::Ps`].
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Only this workload's replicas
+    pub workload: Option<String>,
+    /// Only this namespace; all if not given
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+}
+
+/// See [`Command::Logs`].
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The workload, or one of its replicas as WORKLOAD/SLOT
+    pub workload: String,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// Go on with what is printed from now on
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last lines of each replica
+    #[arg(long, value_name = "N")]
+    pub tail: Option<u32>,
+    /// Show when each line was printed
+    #[arg(long, short)]
+    pub timestamps: bool,
+}
+
+/// See [`Command::Remove`].
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// The workloads
+    #[arg(required_unless_present = "file")]
+    pub names: Vec<String>,
+    /// The services of this Compose file
+    #[arg(long, short, conflicts_with = "names")]
+    pub file: Option<PathBuf>,
+    /// The workloads' namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// See [`Command::Keys`].
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// List the cluster's keys, and which of them are on this machine
+    #[command(after_help = "Example:\n  hivemind keys list")]
+    List,
+    /// Make a private key on this machine and print its public half
+    #[command(after_help = "Example:\n  hivemind keys generate ci")]
+    Generate(KeysGenerate),
+    /// Let a key act on the cluster
+    #[command(after_help = "Example:\n  hivemind keys add ci --role deployer --namespace web")]
+    Add(KeysAdd),
+    /// End a key's use; what it signed stays valid
+    #[command(after_help = "Example:\n  hivemind keys retire ci")]
+    Retire(KeyName),
+    /// End a key's use and void all it ever signed
+    #[command(after_help = "Example:\n  hivemind keys revoke ci --yes")]
+    Revoke(KeyName),
+}
+
+/// See [`Keys::Generate`].
+#[derive(Debug, Args)]
+pub struct KeysGenerate {
+    /// The key's name
+    pub name: String,
+    /// Encrypt it with a passphrase
+    #[arg(long)]
+    pub passphrase: bool,
+}
+
+/// See [`Keys::Add`].
+#[derive(Debug, Args)]
+pub struct KeysAdd {
+    /// The key's name
+    pub name: String,
+    /// Its public half in base64; without it that of the key NAME on this machine
+    #[arg(long, value_name = "BASE64")]
+    pub public_key: Option<String>,
+    /// What it may do
+    #[arg(long, value_enum)]
+    pub role: Role,
+    /// A namespace it may touch; all if not given
+    #[arg(long = "namespace", value_name = "NAMESPACE")]
+    pub namespaces: Vec<String>,
+    /// Whose it is
+    #[arg(long, default_value = "")]
+    pub owner: String,
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Everything
+    Admin,
+    /// Push and remove workloads, and read
+    Deployer,
+    /// Read
+    Viewer,
+}
+
+/// The name of a key.
+#[derive(Debug, Args)]
+pub struct KeyName {
+    /// The key's name
+    pub name: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// See [`Command::Completions`].
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} says nothing about itself");
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example") && help.contains("hivemind "), "{path} has no example");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path} {} has no help", argument.get_id());
+            }
+            command.get_subcommands().for_each(|sub| check(sub, &path));
+        }
+        check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn the_examples_in_the_help_can_be_typed() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for example in help.lines().filter_map(|line| line.trim().strip_prefix("hivemind ")) {
+                for part in example.split(" && hivemind ") {
+                    let words = part.split_whitespace().take_while(|word| *word != ">");
+                    if let Err(error) = Cli::try_parse_from(std::iter::once("hivemind").chain(words)) {
+                        panic!("{part}: {error}");
+                    }
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

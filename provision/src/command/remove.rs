@@ -1,0 +1,69 @@
+//! `hivemind remove`.
+
+use hivemind_spec::document::{Kind, SpecKey};
+use serde_json::json;
+
+use super::push::{held, send};
+use super::{plan, source};
+use crate::cli::{Global, Output, Remove, Source};
+use crate::deploy;
+use crate::failure::{Exit, Failure, Result};
+use crate::terminal::{GOOD, STRONG, confirm, paint, say, say_json};
+
+pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
+    let mut names: Vec<String> = match &options.file {
+        None => options.names.clone(),
+        Some(file) => {
+            let source = Source { file: file.clone(), namespace: options.namespace.clone() };
+            source::compile(&source)?.documents.into_iter().map(|document| document.metadata.name).collect()
+        }
+    };
+    // Removing twice what was named twice would be a conflict with oneself.
+    names.sort();
+    names.dedup();
+    let client = super::client(global)?;
+    let current = super::block_on("nothing was removed", plan::current(&client, &options.namespace))?;
+    let find = |name: &String| {
+        let key = SpecKey { kind: Kind::Workload, namespace: options.namespace.clone(), name: name.clone() };
+        current.iter().find(|item| item.key == key && !item.deleted)
+    };
+    // Services of a file may be gone already; a name that was typed must exist.
+    let missing: Vec<&String> = names.iter().filter(|name| find(name).is_none()).collect();
+    if let (None, [first, ..]) = (&options.file, missing.as_slice()) {
+        return Err(Failure::new(
+            Exit::Refused,
+            "not-found",
+            format!(
+                "there is no workload {first:?} in namespace {:?}; nothing was removed",
+                options.namespace
+            ),
+        )
+        .advice("`hivemind ps` lists what there is"));
+    }
+    let items: Vec<_> = names.iter().filter_map(find).collect();
+    if !items.is_empty() && !options.yes {
+        let list = items.iter().map(|item| item.key.name.as_str()).collect::<Vec<_>>().join(", ");
+        if !confirm(&format!("Stop and remove {list}?"))? {
+            return Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was removed"));
+        }
+    }
+    let interrupted = "stopped; what was reported as removed is, the rest is not";
+    let accepted = super::block_on(interrupted, async {
+        let mut accepted = Vec::new();
+        for item in items {
+            let answer = send(&client, &deploy::removal(item, client.now_ms())).await?;
+            if global.output == Output::Text {
+                let name = paint(STRONG, &item.key.name);
+                say(&format!("{name}  {}, {}", paint(GOOD, "removed"), held(&answer)));
+            }
+            accepted.push(answer);
+        }
+        Ok(accepted)
+    })?;
+    if global.output == Output::Json {
+        say_json(&json!({ "removed": accepted, "notFound": missing }));
+    } else if accepted.is_empty() {
+        say("There was nothing to remove.");
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,112 @@
+//! Reads a Compose file and all that it depends on.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use hivemind_spec::document::{MAX_DOCUMENT_BYTES, is_dns_label};
+
+use crate::cli::Source;
+use crate::compose::{self, Compiled, Fault, Surroundings};
+use crate::failure::{Failure, Place, Result};
+use crate::terminal::{CHANGING, note, paint};
+
+/// Reads and compiles; prints warnings.
+pub(super) fn compile(source: &Source) -> Result<Compiled> {
+    if !is_dns_label(&source.namespace) {
+        return Err(Failure::input("bad-name", format!("{:?} cannot name a namespace", source.namespace))
+            .advice("use 1 to 63 lower-case letters, digits and hyphens"));
+    }
+    let stdin = source.file == Path::new("-");
+    let text = if stdin { read_stdin()? } else { read_file(&source.file)? };
+    let parent = source.file.parent().filter(|path| !stdin && !path.as_os_str().is_empty());
+    let folder = parent.map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let file = if stdin { "standard input".to_owned() } else { source.file.display().to_string() };
+    let read = |path: &str| {
+        let path = folder.join(path);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+        }
+    };
+    let surroundings = Surroundings {
+        variables: variables(&folder, &read)?,
+        project: project(&folder),
+        namespace: source.namespace.clone(),
+        read: &read,
+    };
+    let compiled = compose::compile(&text, &surroundings).map_err(|faults| failure(&file, &faults))?;
+    for warning in &compiled.warnings {
+        note(&format!("{} {}: {}", paint(CHANGING, "note:"), place(&file, warning), warning.message));
+    }
+    Ok(compiled)
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let length = std::fs::metadata(path).map_err(|e| Failure::file("read", path, &e))?.len();
+    if length > MAX_DOCUMENT_BYTES as u64 {
+        return Err(too_large(&path.display().to_string()));
+    }
+    std::fs::read_to_string(path).map_err(|e| Failure::file("read", path, &e))
+}
+
+fn read_stdin() -> Result<String> {
+    let mut text = String::new();
+    let limit = MAX_DOCUMENT_BYTES as u64 + 1;
+    let read = std::io::stdin().take(limit).read_to_string(&mut text);
+    read.map_err(|e| Failure::local("file", format!("cannot read standard input: {e}")))?;
+    if text.len() > MAX_DOCUMENT_BYTES { Err(too_large("standard input")) } else { Ok(text) }
+}
+
+fn too_large(name: &str) -> Failure {
+    Failure::input("too-large", format!("{name} is larger than {MAX_DOCUMENT_BYTES} bytes"))
+        .advice("is it a Compose file? If so, push it in parts")
+}
+
+/// The environment over the `.env` file beside the Compose file.
+fn variables(
+    folder: &Path,
+    read: &dyn Fn(&str) -> Result<Option<String>, String>,
+) -> Result<BTreeMap<String, String>> {
+    let text = read(".env").map_err(|e| Failure::local("file", e))?.unwrap_or_default();
+    let mut variables = compose::environment_file(&text).map_err(|(line, what)| {
+        let file = folder.join(".env").display().to_string();
+        Failure::input("bad-env", what).at(Place { file, line, column: 1 })
+    })?;
+    variables.extend(
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    );
+    Ok(variables)
+}
+
+/// The project's name of a file that gives none: its folder's, made to fit, as Compose does.
+fn project(folder: &Path) -> String {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let kept: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(63).collect();
+    match kept.trim_matches('-') {
+        "" => "app".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+fn place(file: &str, fault: &Fault) -> Place {
+    Place { file: file.to_owned(), line: fault.mark.line, column: fault.mark.column }
+}
+
+/// One failure that tells of all faults, a line each.
+fn failure(file: &str, faults: &[Fault]) -> Failure {
+    let (first, rest) = match faults {
+        [first, rest @ ..] => (first, rest),
+        [] => return Failure::input("bad-compose", format!("{file} is not a Compose file")),
+    };
+    let mut detail = first.message.clone();
+    for fault in rest {
+        detail.push_str(&format!("\n       {}: {}", place(file, fault), fault.message));
+    }
+    Failure::input("bad-compose", detail)
+        .at(place(file, first))
+        .advice("correct the file; nothing was changed. docs/compose.md lists every key")
+}

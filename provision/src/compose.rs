@@ -1,0 +1,143 @@
+//! Compose files (<https://compose-spec.io>) to documents.
+//!
+//! ```text
+//! text ──yaml──▶ nodes with places ──service──▶ workloads ──▶ documents, ready to be signed
+//! ```
+//!
+//! Every key is honoured or refused with its line and the reason ([`keys`]); none is ignored. All
+//! faults of a file are found in one go. Nothing here reads files or the environment: both come
+//! in with [`Surroundings`].
+
+mod interpolate;
+pub mod keys;
+mod reader;
+mod service;
+pub mod yaml;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_spec::document::{Document, Kind, Metadata, Spec, is_dns_label};
+
+pub use self::interpolate::environment_file;
+use self::reader::Reader;
+use self::yaml::Mark;
+
+/// The label that says which Compose file a workload came from.
+pub const APP_LABEL: &str = "hivemind/app";
+
+/// A fault in a Compose file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// Where it starts.
+    pub mark: Mark,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(mark: Mark, message: impl Into<String>) -> Self {
+        Self { mark, message: message.into() }
+    }
+}
+
+/// What a Compose file depends on besides its own text.
+pub struct Surroundings<'a> {
+    /// Variables for `${NAME}` and for environment entries without a value.
+    pub variables: BTreeMap<String, String>,
+    /// The project's name when the file gives none.
+    pub project: String,
+    /// The namespace of the workloads.
+    pub namespace: String,
+    /// Reads a file named in `env_file`; `None` when there is none.
+    pub read: &'a dyn Fn(&str) -> Result<Option<String>, String>,
+}
+
+/// What a Compose file turns into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compiled {
+    /// The project's name.
+    pub project: String,
+    /// One document for each service, in the order of the file, with revision 0.
+    pub documents: Vec<Document>,
+    /// What is no fault but may surprise.
+    pub warnings: Vec<Fault>,
+}
+
+/// Turns the text of a Compose file into documents.
+///
+/// # Errors
+/// All faults, in the order of the file; at least one.
+pub fn compile(text: &str, surroundings: &Surroundings<'_>) -> Result<Compiled, Vec<Fault>> {
+    let start = Mark { line: 1, column: 1 };
+    let root = yaml::parse(text).map_err(|fault| vec![fault])?;
+    let root = root.ok_or_else(|| vec![Fault::new(start, "the file is empty; it needs `services`")])?;
+    let reader = Reader::new(surroundings);
+    let compiled = whole(&reader, &root);
+    let (faults, warnings) = reader.finish();
+    match compiled {
+        Some((project, documents)) if faults.is_empty() => Ok(Compiled { project, documents, warnings }),
+        _ if faults.is_empty() => Err(vec![Fault::new(start, "the file is not a Compose file")]),
+        _ => Err(faults),
+    }
+}
+
+fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document>)> {
+    let top = reader.entries(root, keys::TOP)?;
+    let mut project = reader.surroundings.project.clone();
+    let mut services = None;
+    for (key, node) in top {
+        match key.text.as_str() {
+            "name" => project = reader.label(node, "a project's name")?,
+            "services" => services = Some(node),
+            "version" => reader.warn(key.mark, "`version` is obsolete and has no effect"),
+            _ => {}
+        }
+    }
+    let Some(services) = services else {
+        reader.fault(root.mark, "`services` is missing");
+        return None;
+    };
+    let services = reader.mapping(services)?;
+    if services.is_empty() {
+        reader.fault(root.mark, "`services` is empty");
+    }
+    let mut documents = Vec::new();
+    let mut published = BTreeSet::new();
+    for (key, node) in services {
+        if !is_dns_label(&key.text) {
+            let rule = "use 1 to 63 lower-case letters, digits and hyphens, because it is also a host name";
+            reader.fault(key.mark, format!("{:?} cannot name a service; {rule}", key.text));
+            continue;
+        }
+        let Some((workload, mut labels)) = service::workload(reader, key, node) else { continue };
+        for port in &workload.container.ports {
+            if let Some(number) = port.published
+                && !published.insert((number, port.protocol))
+            {
+                reader.fault(key.mark, format!("port {number} is published twice; choose another"));
+            }
+        }
+        labels.insert(APP_LABEL.to_owned(), project.clone());
+        let document = Document {
+            metadata: Metadata {
+                name: key.text.clone(),
+                namespace: reader.surroundings.namespace.clone(),
+                labels,
+                revision: 0,
+                replaces: None,
+                deleted: false,
+            },
+            kind: Kind::Workload,
+            spec: Some(Spec::Workload(Box::new(workload))),
+        };
+        // What the types and this reader cannot see, the document's own check does.
+        if let Err(error) = Document::parse(&document.to_json()) {
+            reader.fault(key.mark, format!("service {}: {}", key.text, error.message));
+        }
+        documents.push(document);
+    }
+    Some((project, documents))
+}
+
+#[cfg(test)]
+mod tests;

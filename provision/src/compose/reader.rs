@@ -1,0 +1,229 @@
+//! Reads values of the types a Compose file may have, and collects faults.
+
+use std::cell::RefCell;
+
+use hivemind_spec::document::is_dns_label;
+
+use super::interpolate::interpolate;
+use super::keys::{Row, refusal};
+use super::yaml::{Key, Mark, Node, Scalar, Type, Value};
+use super::{Fault, Surroundings};
+
+/// Faults reported of one file: a file with more has one cause, and nobody reads on.
+const MAX_FAULTS: usize = 50;
+
+/// Reads values and remembers what was wrong; a `None` means that a fault was recorded.
+pub(super) struct Reader<'a> {
+    pub(super) surroundings: &'a Surroundings<'a>,
+    faults: RefCell<Vec<Fault>>,
+    warnings: RefCell<Vec<Fault>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(surroundings: &'a Surroundings<'a>) -> Self {
+        Self { surroundings, faults: RefCell::default(), warnings: RefCell::default() }
+    }
+
+    /// The faults and the warnings, each once, in the order of the file.
+    pub(super) fn finish(self) -> (Vec<Fault>, Vec<Fault>) {
+        let sorted = |list: RefCell<Vec<Fault>>| {
+            let mut list = list.into_inner();
+            list.sort();
+            list.dedup();
+            list.truncate(MAX_FAULTS);
+            list
+        };
+        (sorted(self.faults), sorted(self.warnings))
+    }
+
+    pub(super) fn fault(&self, mark: Mark, message: impl Into<String>) {
+        self.faults.borrow_mut().push(Fault::new(mark, message));
+    }
+
+    pub(super) fn warn(&self, mark: Mark, message: impl Into<String>) {
+        self.warnings.borrow_mut().push(Fault::new(mark, message));
+    }
+
+    /// `value`, or a fault at `mark`.
+    pub(super) fn ok<T>(&self, mark: Mark, value: Result<T, String>) -> Option<T> {
+        value.map_err(|message| self.fault(mark, message)).ok()
+    }
+
+    fn wrong_type<T>(&self, node: &Node, wanted: &str) -> Option<T> {
+        self.fault(node.mark, format!("this is {}, but must be {wanted}", node.describe()));
+        None
+    }
+
+    /// A map's entries.
+    pub(super) fn mapping<'n>(&self, node: &'n Node) -> Option<&'n [(Key, Node)]> {
+        match &node.value {
+            Value::Mapping(entries) => Some(entries),
+            _ => self.wrong_type(node, "a map"),
+        }
+    }
+
+    /// A map's entries whose keys are honoured; the others are faults, except `x-` ones.
+    pub(super) fn entries<'n>(&self, node: &'n Node, table: &[Row]) -> Option<Vec<(&'n Key, &'n Node)>> {
+        let mut honoured = Vec::new();
+        for (key, value) in self.mapping(node)? {
+            if key.text.starts_with("x-") {
+                continue;
+            }
+            match refusal(table, &key.text) {
+                Some(reason) => self.fault(key.mark, reason),
+                None => honoured.push((key, value)),
+            }
+        }
+        Some(honoured)
+    }
+
+    /// A list's items.
+    pub(super) fn sequence<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
+        match &node.value {
+            Value::Sequence(items) => Some(items),
+            _ => self.wrong_type(node, "a list"),
+        }
+    }
+
+    /// A list's items, or the one that stands without a list.
+    pub(super) fn one_or_many<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
+        match &node.value {
+            Value::Scalar(_) => Some(std::slice::from_ref(node)),
+            _ => self.sequence(node),
+        }
+    }
+
+    /// A scalar with its variables replaced.
+    pub(super) fn scalar(&self, node: &Node, wanted: &str) -> Option<Scalar> {
+        let Value::Scalar(scalar) = &node.value else { return self.wrong_type(node, wanted) };
+        let replaced = self.ok(node.mark, interpolate(&scalar.text, &self.surroundings.variables))?;
+        for name in replaced.unset {
+            self.warn(node.mark, format!("the variable {name} is not set and became nothing"));
+        }
+        Some(Scalar { text: replaced.text, plain: scalar.plain })
+    }
+
+    /// Text; a number, a boolean or nothing is a fault.
+    pub(super) fn text(&self, node: &Node) -> Option<String> {
+        let scalar = self.scalar(node, "text")?;
+        match scalar.kind() {
+            Type::Text => Some(scalar.text),
+            // A variable that gives digits is still text: nobody can quote what is not there yet.
+            _ if matches!(&node.value, Value::Scalar(raw) if raw.text != scalar.text) => Some(scalar.text),
+            Type::Null => self.wrong_type(node, "text"),
+            _ => self.wrong_type(node, "text; put it in quotes"),
+        }
+    }
+
+    /// Text or a number, as text.
+    pub(super) fn text_or_number(&self, node: &Node, wanted: &str) -> Option<String> {
+        let scalar = self.scalar(node, wanted)?;
+        match scalar.kind() {
+            Type::Text | Type::Number => Some(scalar.text),
+            Type::Null | Type::Boolean => self.wrong_type(node, wanted),
+        }
+    }
+
+    /// Text, a number or a boolean as text, or nothing.
+    pub(super) fn any_scalar(&self, node: &Node) -> Option<Option<String>> {
+        let scalar = self.scalar(node, "text, a number or a boolean")?;
+        Some((scalar.kind() != Type::Null).then_some(scalar.text))
+    }
+
+    /// A boolean.
+    pub(super) fn boolean(&self, node: &Node) -> Option<bool> {
+        match self.scalar(node, "true or false")?.text.to_ascii_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => self.wrong_type(node, "true or false"),
+        }
+    }
+
+    /// A whole number within a range.
+    pub(super) fn integer(&self, node: &Node, least: i64, most: i64) -> Option<i64> {
+        let text = self.text_or_number(node, "a whole number")?;
+        let number = text.trim().parse::<i64>().map_err(|_| format!("{text:?} is not a whole number"));
+        let number = self.ok(node.mark, number)?;
+        if (least..=most).contains(&number) {
+            return Some(number);
+        }
+        self.fault(node.mark, format!("{number} is out of range; use {least} to {most}"));
+        None
+    }
+
+    /// A duration in milliseconds.
+    pub(super) fn duration_ms(&self, node: &Node) -> Option<u64> {
+        let text = self.text_or_number(node, "a duration")?;
+        self.ok(node.mark, crate::quantity::duration_ms(&text))
+    }
+
+    /// A size in bytes, more than 0.
+    pub(super) fn size_bytes(&self, node: &Node) -> Option<u64> {
+        let text = self.text_or_number(node, "a size")?;
+        match self.ok(node.mark, crate::quantity::size_bytes(&text))? {
+            0 => {
+                self.fault(node.mark, "a size of 0: it must be more");
+                None
+            }
+            bytes => Some(bytes),
+        }
+    }
+
+    /// A number of CPUs in thousandths, more than 0.
+    pub(super) fn cpu_millis(&self, node: &Node) -> Option<u64> {
+        let text = self.text_or_number(node, "a number of CPUs")?;
+        self.ok(node.mark, crate::quantity::cpu_millis(&text))
+    }
+
+    /// A DNS label.
+    pub(super) fn label(&self, node: &Node, what: &str) -> Option<String> {
+        let text = self.text(node)?;
+        if is_dns_label(&text) {
+            return Some(text);
+        }
+        self.fault(
+            node.mark,
+            format!("{text:?} cannot be {what}; use 1 to 63 lower-case letters, digits and hyphens"),
+        );
+        None
+    }
+
+    /// One of several words.
+    pub(super) fn word<T: Copy>(&self, node: &Node, words: &[(&str, T)]) -> Option<T> {
+        let list = words.iter().map(|(word, _)| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        let scalar = self.scalar(node, &format!("one of {list}"))?;
+        let found = words.iter().find(|(word, _)| *word == scalar.text);
+        if found.is_none() {
+            self.fault(node.mark, format!("{:?} is not one of {list}", scalar.text));
+        }
+        found.map(|(_, value)| *value)
+    }
+
+    /// A command: a list of texts, or one text that is split as a shell does.
+    pub(super) fn command(&self, node: &Node) -> Option<Vec<String>> {
+        if let Value::Sequence(items) = &node.value {
+            return items.iter().map(|item| self.text_or_number(item, "text")).collect();
+        }
+        let text = self.text(node)?;
+        let words = shlex::split(&text);
+        self.ok(node.mark, words.ok_or_else(|| format!("{text:?}: a quote is not closed")))
+    }
+
+    /// `NAME: VALUE` pairs as a map, or as a list of `NAME=VALUE`; a value may be absent.
+    pub(super) fn pairs(&self, node: &Node) -> Option<Vec<(Mark, String, Option<String>)>> {
+        if let Value::Mapping(entries) = &node.value {
+            let value =
+                |(key, node): &(Key, Node)| Some((key.mark, key.text.clone(), self.any_scalar(node)?));
+            return entries.iter().map(value).collect();
+        }
+        let items = self.sequence(node)?;
+        let pair = |item: &Node| {
+            let text = self.text(item)?;
+            Some(match text.split_once('=') {
+                Some((name, value)) => (item.mark, name.to_owned(), Some(value.to_owned())),
+                None => (item.mark, text, None),
+            })
+        };
+        items.iter().map(pair).collect()
+    }
+}

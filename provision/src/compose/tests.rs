@@ -1,0 +1,427 @@
+use hivemind_spec::workload::{RestartCondition, Takeover, WorkloadSpec};
+
+use super::keys::Verdict;
+use super::*;
+
+fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
+    let read = |path: &str| {
+        Ok(match path {
+            "app.env" => Some("FROM_FILE=file\nBOTH=file\n".to_owned()),
+            "bad.env" => Some("A=1\nnonsense\n".to_owned()),
+            _ => None,
+        })
+    };
+    let variables = [("TAG", "1.2"), ("INHERITED", "from outside")];
+    let surroundings = Surroundings {
+        variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        project: "folder".into(),
+        namespace: "default".into(),
+        read: &read,
+    };
+    compile(text, &surroundings)
+}
+
+fn compiled(text: &str) -> Compiled {
+    try_compile(text).unwrap_or_else(|faults| panic!("{text}\n{faults:#?}"))
+}
+
+/// The one service of a file.
+fn workload(text: &str) -> WorkloadSpec {
+    compiled(text).documents[0].workload().unwrap().clone()
+}
+
+/// A file with one service of an image and `rest`, which starts in line 4.
+fn service(rest: &str) -> String {
+    let rest: String = rest.lines().map(|line| format!("    {line}\n")).collect();
+    format!("services:\n  web:\n    image: nginx\n{rest}")
+}
+
+fn faults(text: &str) -> Vec<(usize, String)> {
+    match try_compile(text) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(faults) => faults.into_iter().map(|fault| (fault.mark.line, fault.message)).collect(),
+    }
+}
+
+/// The faults of a service with `rest`, one line each.
+fn refused(rest: &str) -> String {
+    faults(&service(rest)).into_iter().map(|(line, message)| format!("{line}: {message}\n")).collect()
+}
+
+const FULL: &str = r#"
+name: shop
+x-note: {free: text}
+x-base: &base
+  restart: on-failure:5
+  stop_grace_period: 1m30s
+services:
+  web:
+    <<: *base
+    image: registry.lab:5000/nginx:${TAG:-1}
+    command: nginx -g "daemon off;"
+    entrypoint: ["/entry", "--x"]
+    environment:
+      PORT: 80
+      DEBUG: true
+      INHERITED:
+    env_file: [app.env]
+    working_dir: /srv
+    user: "1000:1000"
+    hostname: front
+    ports: ["8080:80", "53:53/udp", "9000-9001:90-91", {target: 443, published: 8443, protocol: tcp, mode: ingress}]
+    expose: [9100]
+    labels: [tier=front, "note"]
+    stop_signal: quit
+    read_only: true
+    tmpfs: /run
+    x-anything: ignored
+    healthcheck:
+      test: curl -f localhost
+      interval: 10s
+      timeout: 2s
+      retries: 5
+      start_period: 1m
+    deploy:
+      mode: replicated
+      replicas: 3
+      resources:
+        limits: {cpus: '1.5', memory: 256M, pids: 100}
+        reservations: {cpus: 0.25, memory: 64m}
+      placement:
+        constraints: [node.labels.disk == ssd, "node.hostname != edge-1"]
+    x-hivemind: {takeover: never, priority: 7}
+  worker:
+    image: busybox
+    scale: 2
+    mem_limit: 32m
+    mem_reservation: 16m
+    cpus: 0.5
+    pids_limit: 50
+    healthcheck: {disable: true}
+"#;
+
+#[test]
+fn a_whole_file_becomes_one_workload_for_each_service() {
+    let compiled = compiled(FULL);
+    assert_eq!(compiled.project, "shop");
+    let names: Vec<_> = compiled.documents.iter().map(|d| d.key().to_string()).collect();
+    assert_eq!(names, ["Workload/default/web", "Workload/default/worker"]);
+    let labels = &compiled.documents[0].metadata.labels;
+    assert_eq!(
+        (labels[APP_LABEL].as_str(), labels["tier"].as_str(), labels["note"].as_str()),
+        ("shop", "front", "")
+    );
+
+    let web = compiled.documents[0].workload().unwrap();
+    let container = &web.container;
+    assert_eq!(container.image, "registry.lab:5000/nginx:1.2");
+    assert_eq!(container.command.as_deref().unwrap(), ["nginx", "-g", "daemon off;"]);
+    assert_eq!(container.entrypoint.as_deref().unwrap(), ["/entry", "--x"]);
+    let env = |name: &str| container.env[name].as_str();
+    assert_eq!(
+        (env("PORT"), env("DEBUG"), env("INHERITED"), env("FROM_FILE")),
+        ("80", "true", "from outside", "file")
+    );
+    assert_eq!(container.working_dir.as_deref(), Some("/srv"));
+    assert_eq!(container.user.as_deref(), Some("1000:1000"));
+    assert_eq!(container.hostname.as_deref(), Some("front"));
+    let ports: Vec<_> =
+        container.ports.iter().map(|p| (p.published, p.target, format!("{:?}", p.protocol))).collect();
+    let port = |published, target, protocol: &str| (published, target, protocol.to_owned());
+    assert_eq!(
+        ports,
+        [
+            port(Some(8080), 80, "Tcp"),
+            port(Some(53), 53, "Udp"),
+            port(Some(9000), 90, "Tcp"),
+            port(Some(9001), 91, "Tcp"),
+            port(Some(8443), 443, "Tcp"),
+            port(None, 9100, "Tcp"),
+        ]
+    );
+    assert_eq!(container.stop_signal.as_deref(), Some("SIGQUIT"));
+    assert_eq!(container.stop_grace_ms, 90_000);
+    assert!(container.read_only);
+    assert_eq!(container.tmpfs, ["/run"]);
+    let health = container.health.as_ref().unwrap();
+    assert_eq!(health.command, ["/bin/sh", "-c", "curl -f localhost"]);
+    assert_eq!((health.interval_ms, health.timeout_ms, health.retries), (10_000, 2000, 5));
+    assert_eq!(health.start_period_ms, 60_000);
+    assert_eq!(web.replicas, 3);
+    let resources = &container.resources;
+    assert_eq!((resources.cpu_limit_millis, resources.cpu_request_millis), (Some(1500), Some(250)));
+    assert_eq!(
+        (resources.memory_limit_bytes, resources.memory_request_bytes),
+        (Some(256 << 20), Some(64 << 20))
+    );
+    assert_eq!(resources.pids_limit, Some(100));
+    assert_eq!((web.restart.condition, web.restart.max_attempts), (RestartCondition::OnFailure, Some(5)));
+    let constraints: Vec<_> = web.constraints.iter().map(|c| (c.label.as_str(), c.value.as_str())).collect();
+    assert_eq!(constraints, [("disk", "ssd"), ("node.hostname", "edge-1")]);
+    assert_eq!((web.takeover, web.priority), (Takeover::Never, 7));
+
+    let worker = compiled.documents[1].workload().unwrap();
+    assert_eq!(worker.replicas, 2);
+    let resources = &worker.container.resources;
+    assert_eq!((resources.cpu_limit_millis, resources.memory_limit_bytes), (Some(500), Some(32 << 20)));
+    assert_eq!((resources.memory_request_bytes, resources.pids_limit), (Some(16 << 20), Some(50)));
+    assert_eq!(worker.container.health, None);
+}
+
+#[test]
+fn a_file_without_a_name_is_called_like_its_folder() {
+    let compiled = compiled(&service(""));
+    assert_eq!(compiled.documents[0].metadata.labels[APP_LABEL], "folder");
+}
+
+/// For each honoured key of a service a value that must change the document.
+fn sample(key: &str) -> &'static str {
+    match key {
+        "command" => "[a]",
+        "cpus" => "0.5",
+        "deploy" => "{replicas: 2}",
+        "entrypoint" => "[a]",
+        "env_file" => "app.env",
+        "environment" => "{A: b}",
+        "expose" => "[80]",
+        "healthcheck" => "{test: [CMD, a]}",
+        "hostname" => "a",
+        "image" => "other",
+        "labels" => "{a: b}",
+        "mem_limit" => "64m",
+        "mem_reservation" => "64m",
+        "pids_limit" => "5",
+        "ports" => "['1:1']",
+        "read_only" => "true",
+        "restart" => "'no'",
+        "scale" => "2",
+        "stop_grace_period" => "1s",
+        "stop_signal" => "INT",
+        "tmpfs" => "/a",
+        "user" => "'1'",
+        "working_dir" => "/a",
+        other => panic!("no sample for the honoured key {other}"),
+    }
+}
+
+/// The keys of a service in the schema of the Compose specification (compose-spec.json, 2025-11).
+const SPECIFIED: &str = "annotations attach blkio_config build cap_add cap_drop cgroup cgroup_parent command configs \
+    container_name cpu_count cpu_percent cpu_period cpu_quota cpu_rt_period cpu_rt_runtime cpu_shares cpus cpuset \
+    credential_spec depends_on deploy develop device_cgroup_rules devices dns dns_opt dns_search domainname \
+    entrypoint env_file environment expose extends external_links extra_hosts gpus group_add healthcheck hostname \
+    image init ipc isolation label_file labels links logging mac_address mem_limit mem_reservation mem_swappiness \
+    memswap_limit models network_mode networks oom_kill_disable oom_score_adj pid pids_limit platform ports \
+    post_start pre_stop privileged profiles provider pull_policy pull_refresh_after read_only restart runtime scale \
+    secrets security_opt shm_size stdin_open stop_grace_period stop_signal storage_opt sysctls tmpfs tty ulimits \
+    use_api_socket user userns_mode uts volumes volumes_from working_dir";
+
+#[test]
+fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line() {
+    let base = compiled(&service(""));
+    let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
+    let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();
+    assert_eq!(specified, listed, "the table lists exactly the specified keys");
+    for (key, verdict) in keys::SERVICE {
+        match verdict {
+            Verdict::Honoured(_) => {
+                let value = sample(key);
+                let text = if *key == "image" {
+                    "services:\n  web:\n    image: other\n".to_owned()
+                } else {
+                    service(&format!("{key}: {value}"))
+                };
+                assert_ne!(compiled(&text).documents, base.documents, "{key} has no effect");
+            }
+            Verdict::Refused(reason) => {
+                // Whatever the value, even one that changes nothing.
+                for value in ["", " {}", " []", " x"] {
+                    let text = refused(&format!("{key}:{value}"));
+                    assert!(
+                        text.starts_with("4: ") && text.contains(key) && text.contains(reason),
+                        "{key}: {text}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_other_refused_key_is_refused_where_it_stands() {
+    for (place, table) in keys::ALL {
+        for (key, verdict) in *table {
+            let Verdict::Refused(reason) = verdict else { continue };
+            let entry = format!("{key}: x");
+            let text = match *place {
+                "Top level" => format!("services:\n  web: {{image: a}}\n\n{entry}\n"),
+                "services.NAME" => service(&entry),
+                "services.NAME.deploy" => service(&format!("deploy: {{{entry}}}")),
+                "services.NAME.deploy.placement" => service(&format!("deploy: {{placement: {{{entry}}}}}")),
+                "services.NAME.deploy.resources.reservations" => {
+                    service(&format!("deploy: {{resources: {{reservations: {{{entry}}}}}}}"))
+                }
+                "services.NAME.deploy.restart_policy" => {
+                    service(&format!("deploy: {{restart_policy: {{{entry}}}}}"))
+                }
+                "services.NAME.healthcheck" => service(&format!("healthcheck: {{test: a, {entry}}}")),
+                "services.NAME.ports" => service(&format!("ports: [{{target: 1, {entry}}}]")),
+                "services.NAME.env_file" => service(&format!("env_file: [{{path: app.env, {entry}}}]")),
+                other => panic!("no place for {other}"),
+            };
+            let found = faults(&text);
+            assert!(
+                found.iter().any(|(line, m)| *line == 4 && m.contains(reason)),
+                "{place} {key}: {found:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_key_is_refused_with_a_guess() {
+    assert!(refused("comand: a").contains("did you mean `command`?"));
+    assert!(refused("deploy: {replica: 2}").contains("did you mean `replicas`?"));
+    assert!(refused("zzzzzz: a").contains("`x-zzzzzz`"));
+    assert!(refused("x-hivemind: {exclusiv: true}").contains("4:"));
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
+    for (rest, wanted) in [
+        ("command: {a: b}", "a map, but must be"),
+        ("command: 'a \"b'", "quote"),
+        ("hostname: 5", "put it in quotes"),
+        ("hostname: A_b", "host name"),
+        ("environment: text", "must be a list"),
+        ("environment: ['=x']", "cannot name a variable"),
+        ("environment: {A: [1]}", "a list, but must be"),
+        ("env_file: nowhere.env", "no file nowhere.env"),
+        ("env_file: bad.env", "bad.env:2:"),
+        ("working_dir: srv", "path from the root"),
+        ("ports: '80:80'", "must be a list"),
+        ("ports: ['80']", "which port to publish"),
+        ("ports: [80]", "which port to publish"),
+        ("ports: ['127.0.0.1:80:80']", "address"),
+        ("ports: ['0:80']", "1 to 65535"),
+        ("ports: ['80:70000']", "1 to 65535"),
+        ("ports: ['80-81:80']", "length"),
+        ("ports: ['1-1000:1-1000']", "range"),
+        ("ports: ['80:80/sctp']", "tcp or udp"),
+        ("ports: [{published: 80}]", "`target` is missing"),
+        ("ports: [{target: 80, mode: host}]", "ingress"),
+        ("ports: ['80:80', '80:81']", "published twice"),
+        ("deploy: {replicas: many}", "whole number"),
+        ("deploy: {replicas: -1}", "out of range"),
+        ("deploy: {mode: global}", "replicated"),
+        ("deploy: {replicas: 2}\nscale: 3", "line 4 says otherwise"),
+        ("deploy: {resources: {limits: {cpus: 0}}}", "more than 0"),
+        ("deploy: {resources: {limits: {cpus: -1}}}", "more than 0"),
+        ("deploy: {resources: {limits: {memory: 0}}}", "more"),
+        ("deploy: {resources: {limits: {memory: -5m}}}", "not a size"),
+        ("deploy: {resources: {limits: {pids: 0}}}", "out of range"),
+        ("deploy: {resources: {limits: {memory: 8M}, reservations: {memory: 16M}}}", "more than the limit"),
+        ("deploy: {resources: {limits: {cpus: 1}, reservations: {cpus: 2}}}", "more than the limit"),
+        ("mem_limit: 1m", "4 MiB"),
+        ("mem_limit: 64m\ndeploy: {resources: {limits: {memory: 65m}}}", "line 4 says otherwise"),
+        ("deploy: {placement: {constraints: ['engine.labels.a == b']}}", "not a constraint"),
+        ("deploy: {placement: {constraints: ['node.labels.a']}}", "not a constraint"),
+        ("restart: sometimes", "not a restart policy"),
+        ("restart: on-failure:x", "whole number"),
+        ("deploy: {restart_policy: {condition: maybe}}", "one of"),
+        ("stop_signal: SIGNOTHING", "not a signal"),
+        ("stop_grace_period: soon", "not a duration"),
+        ("stop_grace_period: 2h", "hour"),
+        ("healthcheck: {interval: 5s}", "`test` is missing"),
+        ("healthcheck: {test: [curl]}", "CMD"),
+        ("healthcheck: {test: []}", "CMD"),
+        ("healthcheck: {test: a, interval: 0s}", "more"),
+        ("healthcheck: {test: a, retries: 0}", "out of range"),
+        ("read_only: yes", "true or false"),
+        ("tmpfs: [run]", "path from the root"),
+        ("tmpfs: ['/run:size=1m']", "options"),
+        ("labels: {hivemind/app: x}", "ours"),
+        ("x-hivemind: {takeover: sometimes}", "majority"),
+        ("x-hivemind: {priority: 99999999999}", "out of range"),
+        ("hostname: ${NOPE:?say it}", "say it"),
+        ("hostname: ${NOPE", "closing brace"),
+    ] {
+        let text = refused(rest);
+        assert!(text.contains(wanted), "{rest}: {text}");
+        let line: usize = text.split(':').next().unwrap().parse().unwrap();
+        // What only the whole service shows stands at its name, in line 2.
+        assert!((2..=5).contains(&line), "{rest}: {text}");
+    }
+}
+
+#[test]
+fn files_that_are_no_compose_files_are_refused() {
+    for (text, line, wanted) in [
+        ("", 1, "empty"),
+        ("services:\n", 1, "must be a map"),
+        ("services: {}\n", 1, "`services` is empty"),
+        ("name: a\n", 1, "`services` is missing"),
+        ("[1, 2]\n", 1, "must be a map"),
+        ("services:\n  web:\n    command: a\n", 2, "no `image`"),
+        ("services:\n  web:\n    image: [1]\n", 3, "a list, but must be"),
+        ("services:\n  web:\n    image:\n", 3, "nothing, but must be"),
+        ("services:\n  web:\n    image: 5\n", 3, "put it in quotes"),
+        ("services:\n  web:\n    image: ''\n", 3, "not an image"),
+        ("services:\n  web: nginx\n", 2, "must be a map"),
+        ("services:\n  Web_1: {image: a}\n", 2, "host name"),
+        ("services:\n  a: {image: a}\n  a: {image: b}\n", 3, "line 2"),
+        ("name: Bad Name\nservices:\n  a: {image: a}\n", 1, "project"),
+    ] {
+        let text_faults = faults(text);
+        let found =
+            text_faults.iter().any(|(l, message)| message.contains(wanted) && (line == 1 || *l == line));
+        assert!(found, "{text:?}: {text_faults:?}");
+    }
+}
+
+#[test]
+fn all_faults_of_a_file_are_told_in_one_go_and_in_order() {
+    let lines: Vec<_> =
+        faults("services:\n  a:\n    imagee: x\n    privileged: true\n  b:\n    image: b\n    cpus: no\n")
+            .into_iter()
+            .map(|(line, _)| line)
+            .collect();
+    assert_eq!(lines, [2, 3, 4, 7]);
+}
+
+#[test]
+fn what_may_surprise_is_a_warning() {
+    let compiled = compiled(
+        "version: '3'\nservices:\n  a:\n    image: a\n    environment: [NOBODY]\n    hostname: h${NO}\n",
+    );
+    let lines: Vec<_> = compiled.warnings.iter().map(|warning| warning.mark.line).collect();
+    assert_eq!(lines, [1, 5, 6]);
+}
+
+#[test]
+fn the_environment_goes_before_environment_files() {
+    let workload = workload(
+        &service("env_file: {path: app.env}\nenvironment: {BOTH: here}")
+            .replace("{path: app.env}", "[{path: app.env}, {path: no.env, required: false}]"),
+    );
+    let env = &workload.container.env;
+    assert_eq!((env["BOTH"].as_str(), env["FROM_FILE"].as_str()), ("here", "file"));
+}
+
+#[test]
+fn the_page_of_all_keys_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/compose.md");
+    let wanted = keys::documentation();
+    if std::env::var_os("HIVEMIND_WRITE_DOCS").is_some() {
+        std::fs::write(path, &wanted).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(found == wanted, "docs/compose.md is old; run this test with HIVEMIND_WRITE_DOCS=1");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_makes_the_compiler_panic(key in "[a-z_]{1,12}", value in "[-a-z0-9:{}\\[\\]$*&' ,./]{0,30}") {
+        let _ = try_compile(&service(&format!("{key}: {value}")));
+        let _ = try_compile(&service(&format!("ports: [{value}]\ndeploy: {value}\nhealthcheck: {value}")));
+    }
+}

@@ -1,0 +1,217 @@
+//! From Compose files to changes, and from changes to signed documents. Pure, so that `plan` and
+//! `push` cannot disagree.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::api::SpecItem;
+use hivemind_spec::document::{Document, SpecKey};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::compose::APP_LABEL;
+
+/// What a push does to one document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// There is none of that name.
+    Create,
+    /// There is one with another content.
+    Update,
+    /// There is one with this content.
+    Keep,
+}
+
+/// One value that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Where, as a JSON pointer (RFC 6901) into the document.
+    pub pointer: String,
+    /// What is there now; absent: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Value>,
+    /// What would be there; absent: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Value>,
+}
+
+/// What a push does to one document, and what is needed to do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The document.
+    pub key: SpecKey,
+    /// What becomes of it.
+    pub action: Action,
+    /// What differs; everything for a new one.
+    pub differences: Vec<Difference>,
+    /// The document to sign, with its revision and what it replaces.
+    pub document: Document,
+}
+
+/// Compares documents with what the cluster holds.
+pub fn compare(documents: Vec<Document>, current: &[SpecItem], now_ms: u64) -> Vec<Change> {
+    let held: BTreeMap<&SpecKey, &SpecItem> = current.iter().map(|item| (&item.key, item)).collect();
+    documents
+        .into_iter()
+        .map(|mut document| {
+            let key = document.key();
+            let item = held.get(&key);
+            document.metadata.revision =
+                item.map_or(now_ms, |item| now_ms.max(item.revision.saturating_add(1)));
+            document.metadata.replaces = item.map(|item| item.digest);
+            let before =
+                item.filter(|item| !item.deleted).and_then(|item| content(&item.envelope.payload().ok()?));
+            let after = content(&document.to_json()).unwrap_or_default();
+            let mut differences = Vec::new();
+            differ(before.as_ref(), Some(&after), String::new(), &mut differences);
+            let action = match (&before, differences.is_empty()) {
+                (None, _) => Action::Create,
+                (Some(_), true) => Action::Keep,
+                (Some(_), false) => Action::Update,
+            };
+            Change { key, action, differences, document }
+        })
+        .collect()
+}
+
+/// The tombstone that removes what the cluster holds.
+pub fn removal(item: &SpecItem, now_ms: u64) -> Document {
+    let mut document = Document::tombstone(&item.key, now_ms.max(item.revision.saturating_add(1)));
+    document.metadata.replaces = Some(item.digest);
+    document
+}
+
+/// Workloads that came from the same Compose project, but are not in the file any more.
+pub fn left_over(project: &str, changes: &[Change], current: &[SpecItem]) -> Vec<SpecKey> {
+    let of_project = |item: &&SpecItem| {
+        let document = item.envelope.payload().ok().and_then(|bytes| Document::parse(&bytes).ok());
+        document.is_some_and(|d| d.metadata.labels.get(APP_LABEL).is_some_and(|app| app == project))
+    };
+    let in_file = |key: &SpecKey| changes.iter().any(|change| change.key == *key);
+    current
+        .iter()
+        .filter(|item| !item.deleted && !in_file(&item.key))
+        .filter(of_project)
+        .map(|item| item.key.clone())
+        .collect()
+}
+
+/// What people mean by a document's content: its specification and labels, without what every push
+/// changes. Goes through the parsed form, so that defaults written out or left out are the same.
+fn content(json: &[u8]) -> Option<Value> {
+    let document = Document::parse(json).ok()?;
+    let mut value: Value = serde_json::from_slice(&document.to_json()).ok()?;
+    let labels = value["metadata"]["labels"].take();
+    let mut content = serde_json::Map::new();
+    if !labels.is_null() {
+        content.insert("labels".to_owned(), labels);
+    }
+    content.insert("spec".to_owned(), value["spec"].take());
+    Some(Value::Object(content))
+}
+
+fn differ(before: Option<&Value>, after: Option<&Value>, pointer: String, out: &mut Vec<Difference>) {
+    if before == after {
+        return;
+    }
+    let empty = serde_json::Map::new();
+    // Descends into maps, also where one side has none, so that each line is one value.
+    let maps = match (before, after) {
+        (Some(Value::Object(before)), Some(Value::Object(after))) => Some((before, after)),
+        (None, Some(Value::Object(after))) => Some((&empty, after)),
+        (Some(Value::Object(before)), None) => Some((before, &empty)),
+        _ => None,
+    };
+    let Some((before_map, after_map)) = maps else {
+        out.push(Difference { pointer, before: before.cloned(), after: after.cloned() });
+        return;
+    };
+    let mut names: Vec<&String> = before_map.keys().chain(after_map.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        let escaped = name.replace('~', "~0").replace('/', "~1");
+        differ(before_map.get(name), after_map.get(name), format!("{pointer}/{escaped}"), out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hivemind_spec::dsse::Envelope;
+    use hivemind_spec::key::SigningKey;
+
+    use super::*;
+
+    fn document(image: &str, replicas: u32) -> Document {
+        let json = serde_json::json!({
+            "apiVersion": "hivemind/v1", "kind": "Workload",
+            "metadata": {"name": "web", "namespace": "default", "revision": 0, "labels": {APP_LABEL: "shop"}},
+            "spec": {"replicas": replicas, "container": {"image": image}},
+        });
+        Document::parse(json.to_string().as_bytes()).unwrap()
+    }
+
+    fn held(mut document: Document, revision: u64) -> SpecItem {
+        document.metadata.revision = revision;
+        let envelope = Envelope::sign(&document.to_json(), &SigningKey::from_seed([1; 32]));
+        SpecItem {
+            key: document.key(),
+            revision,
+            digest: envelope.digest(),
+            deleted: document.metadata.deleted,
+            envelope,
+        }
+    }
+
+    #[test]
+    fn a_new_document_is_created_with_the_time_as_revision() {
+        let changes = compare(vec![document("a", 1)], &[], 1000);
+        assert_eq!(changes[0].action, Action::Create);
+        assert_eq!(changes[0].document.metadata.revision, 1000);
+        assert_eq!(changes[0].document.metadata.replaces, None);
+        assert!(
+            changes[0].differences.iter().any(|d| d.pointer == "/spec/container/image" && d.before.is_none())
+        );
+    }
+
+    #[test]
+    fn the_same_content_is_kept_whatever_its_revision() {
+        let changes = compare(vec![document("a", 1)], &[held(document("a", 1), 5)], 1000);
+        assert_eq!((changes[0].action, changes[0].differences.len()), (Action::Keep, 0));
+    }
+
+    #[test]
+    fn a_change_names_what_differs_and_replaces_what_was_seen() {
+        let item = held(document("a", 1), 5000);
+        let changes = compare(vec![document("b", 1)], std::slice::from_ref(&item), 1000);
+        assert_eq!(changes[0].action, Action::Update);
+        let pointers: Vec<_> = changes[0].differences.iter().map(|d| d.pointer.as_str()).collect();
+        assert_eq!(pointers, ["/spec/container/image"]);
+        assert_eq!(changes[0].document.metadata.replaces, Some(item.digest));
+        assert_eq!(
+            changes[0].document.metadata.revision, 5001,
+            "never below the current one, whatever the clock"
+        );
+    }
+
+    #[test]
+    fn a_removed_document_is_created_anew_over_its_tombstone() {
+        let item = held(document("a", 1), 5);
+        let tombstone = removal(&item, 3);
+        assert_eq!((tombstone.metadata.revision, tombstone.metadata.replaces), (6, Some(item.digest)));
+        Document::parse(&tombstone.to_json()).unwrap();
+        let item = held(tombstone, 6);
+        let changes = compare(vec![document("a", 1)], std::slice::from_ref(&item), 1);
+        assert_eq!((changes[0].action, changes[0].document.metadata.revision), (Action::Create, 7));
+        assert_eq!(changes[0].document.metadata.replaces, Some(item.digest));
+    }
+
+    #[test]
+    fn what_left_the_file_is_found_by_its_project() {
+        let items = [held(document("a", 1), 5)];
+        assert_eq!(left_over("shop", &[], &items).len(), 1);
+        assert!(left_over("other", &[], &items).is_empty());
+        let changes = compare(vec![document("a", 1)], &items, 1);
+        assert!(left_over("shop", &changes, &items).is_empty());
+    }
+}
