@@ -1,0 +1,178 @@
+//! The test images: what is in them and how they run.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::debian::Unpacked;
+use super::layer::Layer;
+use super::oci::{DOCKER, OCI, Recipe};
+use crate::cache::target_dir;
+use crate::error::{Context, Result};
+use crate::process::run;
+
+/// The user ids of Debian's packages differ between computers; images need fixed ones.
+const PASSWD: &str = "root:x:0:0:root:/:/sbin/nologin\n\
+                      www-data:x:33:33:www-data:/var/www:/sbin/nologin\n\
+                      redis:x:999:999:redis:/data:/sbin/nologin\n\
+                      nobody:x:65534:65534:nobody:/:/sbin/nologin\n";
+const GROUP: &str = "root:x:0:\nwww-data:x:33:\nredis:x:999:\nnogroup:x:65534:\n";
+
+const REDIS_USER: u32 = 999;
+
+/// Serves the page, says which container answers, and has a health check.
+const NGINX_CONF: &str = "\
+daemon off;
+user www-data;
+worker_processes 1;
+pid /run/nginx.pid;
+error_log stderr notice;
+events { worker_connections 256; }
+http {
+    include mime.types;
+    access_log /dev/stdout;
+    server {
+        listen 80;
+        listen [::]:80;
+        root /usr/share/nginx/html;
+        location = /hostname { default_type text/plain; return 200 \"$hostname\\n\"; }
+        location = /health { default_type text/plain; access_log off; return 200 \"healthy\\n\"; }
+    }
+}
+";
+
+/// All images, made from Debian packages in `work` and from this project's own `misbehave`.
+pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
+    let mut recipes = Vec::new();
+    say("busybox");
+    let busybox = busybox(work)?;
+    recipes.push(Recipe {
+        name: "busybox",
+        tag: "1",
+        vocabulary: &DOCKER,
+        config: json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"] }),
+        layers: vec![busybox.clone()],
+    });
+    recipes.push(layers(busybox));
+    say("misbehave");
+    recipes.extend(misbehave()?);
+    say("nginx");
+    recipes.extend(nginx(work)?);
+    say("redis");
+    recipes.push(redis(work)?);
+    Ok(recipes)
+}
+
+fn accounts(layer: &mut Layer) {
+    layer.file("etc/passwd", 0o644, PASSWD).file("etc/group", 0o644, GROUP).folder("tmp", 0o1777, 0);
+}
+
+fn busybox(work: &Path) -> Result<Layer> {
+    let root = work.join("busybox");
+    let unpacked = Unpacked::fetch(&["busybox-static"], &work.join("debs"), &root)?;
+    let program = unpacked.path("usr/bin/busybox")?;
+    let applets = run(Command::new(&program).arg("--list"))?;
+    let mut layer = Layer::default();
+    accounts(&mut layer);
+    layer.copy(&program, "bin/busybox", 0o755)?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
+        layer.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    Ok(layer)
+}
+
+/// Not a program but a puzzle: every way in which a layer can change the ones below it.
+fn layers(busybox: Layer) -> Recipe {
+    let mut lower = Layer::default();
+    lower.file("data/kept", 0o644, "lower\n").file("data/removed", 0o644, "lower\n");
+    lower.file("data/replaced", 0o600, "lower\n").file("data/becomes-folder", 0o644, "lower\n");
+    lower.file("opaque/old", 0o644, "lower\n").folder("owned", 0o750, REDIS_USER);
+    lower.hard_link("data/linked", "data/kept").symlink("data/pointer", "kept");
+    let mut upper = Layer::default();
+    upper.file("data/.wh.removed", 0o644, "").file("data/replaced", 0o644, "upper\n");
+    upper.file("data/becomes-folder/inside", 0o644, "upper\n");
+    upper.file("opaque/.wh..wh..opq", 0o644, "").file("opaque/new", 0o644, "upper\n");
+    Recipe {
+        name: "layers",
+        tag: "1",
+        vocabulary: &OCI,
+        config: json!({ "Env": ["PATH=/bin"], "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["ls -lR /data /opaque /owned"] }),
+        layers: vec![busybox, lower, upper],
+    }
+}
+
+/// Two versions that differ in what they say, for rolling updates.
+fn misbehave() -> Result<Vec<Recipe>> {
+    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    // A folder of its own: cargo locks the shared one for as long as another build runs.
+    let target = target_dir()?.join("test-images");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args(["build", "--quiet", "--release", "--locked", "--package", "hivemind-misbehave"]);
+    cargo
+        .args(["--target", "x86_64-unknown-linux-musl", "--manifest-path", workspace, "--target-dir"])
+        .arg(&target);
+    run(&mut cargo)?;
+    let program = target.join("x86_64-unknown-linux-musl/release/misbehave");
+    let program = fs::read(&program).context(format!("read {}", program.display()))?;
+    let image = |tag: &'static str| {
+        let mut layer = Layer::default();
+        accounts(&mut layer);
+        layer.file("misbehave", 0o755, program.clone());
+        let environment = [format!("IMAGE_VERSION={tag}")];
+        let config =
+            json!({ "Env": environment, "Entrypoint": ["/misbehave"], "ExposedPorts": { "8080/tcp": {} } });
+        Recipe { name: "misbehave", tag, vocabulary: &OCI, config, layers: vec![layer] }
+    };
+    Ok(vec![image("1"), image("2")])
+}
+
+fn nginx(work: &Path) -> Result<Vec<Recipe>> {
+    let unpacked = Unpacked::fetch(&["nginx", "nginx-common"], &work.join("debs"), &work.join("nginx"))?;
+    let (mut libraries, mut program) = (Layer::default(), Layer::default());
+    accounts(&mut libraries);
+    unpacked.add_program(&mut program, &mut libraries, "usr/sbin/nginx")?;
+    program.copy(&unpacked.path("etc/nginx/mime.types")?, "etc/nginx/mime.types", 0o644)?;
+    program.file("etc/nginx/nginx.conf", 0o644, NGINX_CONF);
+    program.folder("var/log/nginx", 0o755, 0).folder("var/lib/nginx", 0o755, 0).folder("run", 0o755, 0);
+    let image = |tag: &'static str| {
+        let mut page = Layer::default();
+        page.file("usr/share/nginx/html/index.html", 0o644, format!("<h1>nginx, version {tag}</h1>\n"));
+        let config = json!({
+            "Env": [format!("IMAGE_VERSION={tag}")],
+            "Cmd": ["/usr/sbin/nginx"],
+            "ExposedPorts": { "80/tcp": {} },
+            "StopSignal": "SIGQUIT",
+        });
+        let layers = vec![libraries.clone(), program.clone(), page];
+        Recipe { name: "nginx", tag, vocabulary: &OCI, config, layers }
+    };
+    Ok(vec![image("1"), image("2")])
+}
+
+fn redis(work: &Path) -> Result<Recipe> {
+    let packages = ["redis-server", "redis-tools"];
+    let unpacked = Unpacked::fetch(&packages, &work.join("debs"), &work.join("redis"))?;
+    let (mut libraries, mut program) = (Layer::default(), Layer::default());
+    accounts(&mut libraries);
+    for name in ["usr/bin/redis-check-rdb", "usr/bin/redis-cli"] {
+        unpacked.add_program(&mut program, &mut libraries, name)?;
+    }
+    // One program under two names: it is the server when called so.
+    program.hard_link("usr/bin/redis-server", "usr/bin/redis-check-rdb").folder("data", 0o755, REDIS_USER);
+    Ok(Recipe {
+        name: "redis",
+        tag: "1",
+        vocabulary: &OCI,
+        config: json!({
+            "Env": ["PATH=/usr/bin"],
+            "User": "redis",
+            "WorkingDir": "/data",
+            "Cmd": ["redis-server", "--protected-mode", "no", "--dir", "/data"],
+            "ExposedPorts": { "6379/tcp": {} },
+            "Volumes": { "/data": {} },
+        }),
+        layers: vec![libraries, program],
+    })
+}
