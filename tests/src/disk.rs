@@ -1,0 +1,122 @@
+//! What is on the disk of a machine that is off: looked at, and changed, with the tools of any
+//! Linux computer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hivemind::image::ConfigPartition;
+use hivemind_qemu::Machine;
+use serde_json::Value;
+
+use crate::command::Run;
+
+/// Bytes in a sector, as `sfdisk` counts.
+const SECTOR: u64 = 512;
+
+/// Where the store is on the state partition, which the machine mounts at `/var`.
+const STORE: &str = "/lib/hivemind/store";
+
+/// The identity, once the machine has one.
+pub const IDENTITY: &str = "/lib/hivemind/identity/identity.json";
+
+/// Writes a machine configuration, right or wrong, onto the machine's own disk.
+///
+/// # Panics
+/// When anything fails; so do all functions here.
+pub fn configure(machine: &Machine, text: &str) {
+    open(machine, |disk| {
+        let written = ConfigPartition::open(disk).and_then(|partition| partition.write(text));
+        written.unwrap_or_else(|failure| panic!("{}: {}", failure.code, failure.detail));
+    });
+}
+
+/// Whether a file or folder is on the machine's state partition.
+pub fn has(machine: &Machine, path: &str) -> bool {
+    open(machine, |disk| FileSystem::of(disk).is_some_and(|state| state.has(path)))
+}
+
+/// Takes the node's store off the disk, gives its folder to `change`, and puts it back.
+pub fn change_store<T>(machine: &Machine, change: impl FnOnce(&Path) -> T) -> T {
+    open(machine, |disk| {
+        let state = FileSystem::of(disk).unwrap_or_else(|| panic!("no state on {}", disk.display()));
+        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+        state.ask(&[format!("rdump {STORE} {}", folder.path().display())]);
+        let store = folder.path().join("store");
+        let before = files(&store);
+        assert!(!before.is_empty(), "the store was not found");
+        let made = change(&store);
+        let inside = |path: &PathBuf| {
+            let inner = path.strip_prefix(&store).unwrap_or_else(|error| panic!("{error}"));
+            format!("{STORE}/{}", inner.display())
+        };
+        let gone = before.iter().map(|path| format!("rm {}", inside(path)));
+        let after = files(&store);
+        let new = after.iter().map(|path| format!("write {} {}", path.display(), inside(path)));
+        state.ask(&gone.chain(new).collect::<Vec<_>>());
+        for path in after {
+            assert!(state.has(&inside(&path)), "{} was not written back", path.display());
+        }
+        made
+    })
+}
+
+fn open<T>(machine: &Machine, work: impl FnOnce(&Path) -> T) -> T {
+    machine.open_disk(work).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let (folders, mut found): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    found.extend(folders.iter().flat_map(|folder| files(folder)));
+    found.sort();
+    found
+}
+
+/// The state partition's file system within a raw disk, through `debugfs`.
+struct FileSystem {
+    /// In the notation of e2fsprogs.
+    name: String,
+}
+
+impl FileSystem {
+    /// None when the partition was never formatted.
+    fn of(disk: &Path) -> Option<Self> {
+        let mut sfdisk = Command::new("/sbin/sfdisk");
+        sfdisk.arg("--json").arg(disk);
+        let table = Run::of(sfdisk).json().unwrap_or_else(|error| panic!("{error}"));
+        let partitions = table["partitiontable"]["partitions"].as_array().cloned().unwrap_or_default();
+        let state = partitions.iter().find(|partition| partition["name"] == "state");
+        let start = state.and_then(|partition| partition["start"].as_u64());
+        let start = start.unwrap_or_else(|| panic!("no state partition in {}", Value::from(partitions)));
+        let state = Self { name: format!("{}?offset={}", disk.display(), start * SECTOR) };
+        if !state.has("/") {
+            return None;
+        }
+        // What a power cut left in the journal belongs where it was to go. The first run brings it there
+        // and forgets the offset afterwards (e2fsprogs 1.47); the second finds what is to be repaired.
+        let check = || {
+            let mut fsck = Command::new("/sbin/e2fsck");
+            fsck.args(["-f", "-p", &state.name]);
+            Run::of(fsck)
+        };
+        let first = check();
+        let run = if first.code() == Some(0) { first } else { check() };
+        assert!(run.code().is_some_and(|code| code <= 1), "{run}");
+        Some(state)
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.ask(&[format!("stat {path}")]).contains("Inode:")
+    }
+
+    /// Runs commands of debugfs(8), whose exit code says nothing about them.
+    fn ask(&self, commands: &[String]) -> String {
+        let script = tempfile::NamedTempFile::new().unwrap_or_else(|error| panic!("{error}"));
+        fs::write(script.path(), commands.join("\n") + "\n").unwrap_or_else(|error| panic!("{error}"));
+        let mut debugfs = Command::new("/sbin/debugfs");
+        debugfs.arg("-w").arg("-f").arg(script.path()).arg(&self.name);
+        Run::of(debugfs).stdout()
+    }
+}

@@ -1,0 +1,15 @@
+//! The promises, on clusters of the real image. One binary, so that it is linked once.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+mod clocks;
+mod configuration;
+mod corruption;
+mod failover;
+mod faults;
+mod firmware;
+mod health;
+mod input;
+mod joining;
+mod supervisor;
+mod workloads;

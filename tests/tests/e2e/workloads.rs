@@ -1,0 +1,111 @@
+//! What was pushed runs, is found by name, and goes without a trace.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::wait;
+
+const WEB: &str = "
+services:
+  web:
+    image: registry.lab:5000/nginx:1
+    ports: ['8080:80']
+    deploy:
+      replicas: 3
+";
+
+#[test]
+fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
+    let cluster = Cluster::formed("app", 3);
+    let plan = cluster.json(&["plan", &file(&cluster, WEB)]).unwrap();
+    assert!(plan.to_string().contains("web"), "{plan}");
+    assert!(cluster.replicas("web").unwrap().is_empty(), "a plan changes nothing");
+
+    cluster.push(WEB).ok();
+    let replicas = cluster.wait_for_running("web", 3, STARTING);
+    let nodes: BTreeSet<_> = replicas.iter().map(|r| &r.node).collect();
+    assert_eq!(nodes.len(), 3, "spread over the machines: {replicas:#?}");
+
+    // Every machine answers on the published port, wherever the replicas are.
+    for machine in &cluster.machines {
+        let url = format!("http://{}:8080/", machine.address());
+        wait::until(&url, Duration::from_secs(20), || cluster.get(&url));
+    }
+
+    // From a container: by short and by full name, by address on every machine, and names outside.
+    cluster
+        .push(
+            "services:\n  asker:\n    image: registry.lab:5000/misbehave:1\n    ports: ['8081:8080']\n    \
+             hostname: asker\n",
+        )
+        .ok();
+    cluster.wait_for_running("asker", 1, STARTING);
+    let asker = format!("http://{}:8081", cluster.machines[0].address());
+    let web = ["web/80", "web.default.hive.internal/80"].map(str::to_owned);
+    let addresses = replicas.iter().map(|r| format!("{}/80", r.ip));
+    for place in web.into_iter().chain(addresses).chain(["registry.lab/5000".to_owned()]) {
+        let answer = wait::until(&place, Duration::from_secs(30), || {
+            cluster.get(&format!("{asker}/do/fetch/{place}"))
+        });
+        assert!(answer.0.contains("200 OK"), "{place}: {answer:?}");
+    }
+    let said = cluster.hivemind(["logs", "web", "--tail", "1000"]).ok().stdout();
+    assert!(said.contains("GET / "), "the logs tell of the requests: {said}");
+
+    let plan = cluster.json(&["plan", &file(&cluster, WEB)]).unwrap();
+    assert!(!plan.to_string().contains("\"replicas\""), "nothing to change: {plan}");
+
+    cluster.hivemind(["remove", "--yes", "web", "asker"]).ok();
+    wait::until("everything is gone", Duration::from_secs(60), || {
+        let left = [cluster.replicas("web")?, cluster.replicas("asker")?].concat();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+    });
+    let url = format!("http://{}:8080/", cluster.machines[0].address());
+    wait::until("the published port is closed", Duration::from_secs(20), || match cluster.get(&url) {
+        Ok(answer) => Err(answer),
+        Err(_) => Ok(()),
+    });
+}
+
+#[test]
+fn containers_that_misbehave_are_contained_restarted_and_explained() {
+    let cluster = Cluster::formed("misbehave", 1);
+    let push = |name: &str, rest: &str| {
+        let text = format!("services:\n  {name}:\n    image: registry.lab:5000/misbehave:1\n{rest}");
+        cluster.push(&text).ok();
+    };
+    push("crasher", "    command: ['--exit-code', '3', '--exit-after', '0.2']\n");
+    push("stubborn", "    command: ['--ignore-sigterm', '1']\n    stop_grace_period: 2s\n");
+    push("greedy", "    command: ['--eat-memory', '200']\n    mem_limit: 32m\n");
+    push("giant", "    deploy: {resources: {reservations: {memory: 64G}}}\n");
+    push("picky", "    deploy: {placement: {constraints: ['node.labels.disk == ssd']}}\n");
+    push("missing", "    deploy: {replicas: 1}\n");
+    cluster.push("services:\n  missing:\n    image: registry.lab:5000/no-such-image:1\n").ok();
+
+    let says = |workload: &str, wanted: &[&str]| {
+        wait::until(&format!("{workload} says {wanted:?}"), STARTING, || {
+            let replicas = cluster.replicas(workload)?;
+            let told = replicas.iter().any(|r| wanted.iter().all(|w| r.reason.contains(w)));
+            if told { Ok(replicas[0].clone()) } else { Err(format!("{replicas:#?}")) }
+        })
+        .0
+    };
+    let crasher = says("crasher", &["3"]);
+    assert!(crasher.restarts > 0 || crasher.phase == "backoff", "{crasher:?}");
+    says("greedy", &["memory"]);
+    assert_eq!(says("giant", &["memory"]).phase, "pending");
+    assert_eq!(says("picky", &["disk"]).phase, "pending");
+    says("missing", &["no-such-image"]);
+
+    cluster.wait_for_running("stubborn", 1, STARTING);
+    cluster.hivemind(["remove", "--yes", "stubborn"]).ok();
+    wait::until("the one that ignores SIGTERM is gone", Duration::from_secs(30), || {
+        let left = cluster.replicas("stubborn")?;
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+    });
+}
+
+fn file(cluster: &Cluster, compose: &str) -> String {
+    hivemind_tests::command::compose(cluster.folder(), compose).to_string_lossy().into_owned()
+}
