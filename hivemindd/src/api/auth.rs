@@ -16,6 +16,7 @@ use hivemind_spec::key::PublicKey;
 use hivemind_spec::problem::Problem;
 
 use super::Context;
+use super::forward::{FORWARDED_AT, FromPeer};
 use super::refusal::Refusal;
 
 /// The largest body of a signed request, bytes: reads have none, and signed orders are short.
@@ -30,13 +31,14 @@ const MAX_SEEN: usize = 50_000;
 pub struct Seen {
     /// The monotonic clock when this memory began, milliseconds.
     since_ms: u64,
-    until_s: Mutex<BTreeMap<(KeyId, String), u64>>,
+    /// By the monotonic clock, milliseconds: until when they must be remembered.
+    until_ms: Mutex<BTreeMap<(KeyId, String), u64>>,
 }
 
 impl Seen {
     /// An empty memory that begins now.
     pub fn since(now: Time) -> Self {
-        Self { since_ms: now.mono_ms, until_s: Mutex::default() }
+        Self { since_ms: now.mono_ms, until_ms: Mutex::default() }
     }
 
     /// When a request may have been signed that is not stale, seconds since 1970. One from before
@@ -49,16 +51,14 @@ impl Seen {
     }
 
     /// Remembers a request and says whether it came before.
-    fn before(&self, key: KeyId, nonce: &str, now_s: u64) -> bool {
-        let mut seen = self.until_s.lock().unwrap_or_else(PoisonError::into_inner);
+    fn before(&self, key: KeyId, nonce: &str, now: Time) -> bool {
+        let mut seen = self.until_ms.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= MAX_SEEN {
-            seen.retain(|_, until_s| *until_s >= now_s);
+            seen.retain(|_, until_ms| *until_ms >= now.mono_ms);
         }
         // Still full: rather refuse a new request as seen than answer an old one again.
-        seen.len() >= MAX_SEEN
-            || seen
-                .insert((key, nonce.to_owned()), now_s + 2 * TOLERANCE_S)
-                .is_some_and(|until| until >= now_s)
+        let until_ms = now.mono_ms + 2 * TOLERANCE_S * 1000;
+        seen.len() >= MAX_SEEN || seen.insert((key, nonce.to_owned()), until_ms).is_some()
     }
 }
 
@@ -78,8 +78,7 @@ pub(super) async fn require_signature(
         })
         .await?;
     let authority = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let now = context.clock.now();
-    let now_s = now.wall_ms / 1000;
+    let now = signers_now(context.clock.now(), parts.extensions.get::<FromPeer>(), &parts.headers);
     let fields = Fields::from(&parts.headers);
     let signed = http_signature::Request {
         method: parts.method.as_str(),
@@ -93,12 +92,19 @@ pub(super) async fn require_signature(
         signed,
         fields.received(),
         |id| known.get(id).copied(),
-        now_s,
+        now.wall_ms / 1000,
         context.seen.fresh(now),
-        |key, nonce| context.seen.before(*key, nonce, now_s),
+        |key, nonce| context.seen.before(*key, nonce, now),
     )
     .map_err(Problem::from)?;
     Ok(next.run(Request::from_parts(parts, Body::from(held.bytes.clone()))).await)
+}
+
+/// The time by which a request is fresh or stale. One that another node forwards was fresh by that
+/// node's clock, which may be decades from this one's (decision 0086).
+fn signers_now(now: Time, peer: Option<&FromPeer>, headers: &HeaderMap) -> Time {
+    let said = peer.and_then(|_| headers.get(FORWARDED_AT)?.to_str().ok()?.parse().ok());
+    Time { wall_ms: said.unwrap_or(now.wall_ms), ..now }
 }
 
 /// The signature's fields with repeated ones joined (RFC 9110, section 5.3).
@@ -137,18 +143,41 @@ impl Fields {
 mod tests {
     use super::*;
 
+    fn at(seconds: u64) -> Time {
+        Time { mono_ms: seconds * 1000, wall_ms: (1_000_000 + seconds) * 1000 }
+    }
+
     #[test]
-    fn a_request_is_answered_once() {
+    fn a_request_is_answered_once_however_the_clocks_jump() {
         let (seen, key) = (Seen::default(), KeyId::of(b"a"));
-        assert!(!seen.before(key, "nonce-1", 100));
-        assert!(seen.before(key, "nonce-1", 101));
-        assert!(!seen.before(KeyId::of(b"b"), "nonce-1", 101));
-        assert!(!seen.before(key, "nonce-2", 101));
+        assert!(!seen.before(key, "nonce-1", at(100)));
+        assert!(seen.before(key, "nonce-1", at(101)));
+        assert!(seen.before(key, "nonce-1", Time { wall_ms: 5, ..at(400) }));
+        assert!(!seen.before(KeyId::of(b"b"), "nonce-1", at(101)));
+        assert!(!seen.before(key, "nonce-2", at(101)));
+    }
+
+    #[test]
+    fn the_memory_of_requests_is_bounded_and_what_may_still_be_fresh_stays_in_it() {
+        let (seen, key) = (Seen::default(), KeyId::of(b"a"));
+        let accepted = |n: usize, now: Time| !seen.before(key, &format!("nonce-{n}"), now);
+        assert!((0..MAX_SEEN).all(|n| accepted(n, at(0))));
+        assert!(!accepted(MAX_SEEN, at(2 * TOLERANCE_S)), "no room, and all may still be fresh");
+        assert!(accepted(MAX_SEEN, at(2 * TOLERANCE_S + 1)));
+    }
+
+    #[test]
+    fn only_another_node_says_by_which_clock_a_request_is_fresh() {
+        let mut headers = HeaderMap::new();
+        headers.insert(FORWARDED_AT, "4102444800000".parse().unwrap());
+        assert_eq!(signers_now(at(7), None, &headers), at(7));
+        let forwarded = signers_now(at(7), Some(&FromPeer), &headers);
+        assert_eq!(forwarded, Time { wall_ms: 4_102_444_800_000, ..at(7) });
+        assert_eq!(signers_now(at(7), Some(&FromPeer), &HeaderMap::new()), at(7));
     }
 
     #[test]
     fn what_an_agent_before_this_one_may_have_answered_is_not_answered_again() {
-        let at = |seconds: u64| Time { mono_ms: seconds * 1000, wall_ms: (1_000_000 + seconds) * 1000 };
         let seen = Seen::since(at(500));
         assert_eq!(seen.fresh(at(502)), 1_000_499..=1_000_562);
         assert_eq!(seen.fresh(at(700)), 1_000_640..=1_000_760);

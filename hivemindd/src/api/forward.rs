@@ -1,9 +1,10 @@
 //! Forwarding: a request that concerns another node is sent there as it came, signature and all,
-//! over the QUIC connection between the nodes. The other node checks the signature again.
+//! over the QUIC connection between the nodes. The other node checks the signature again, by the
+//! clock of the node that forwards: the two clocks may differ by decades.
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{Request, Response};
+use axum::http::{HeaderName, Request, Response};
 use hivemind_core::event::Peer;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::machine::PEER_PORT;
@@ -16,6 +17,10 @@ use super::Context;
 /// Marks a request that another node forwarded: it is answered here, and never forwarded again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FromPeer;
+
+/// The header by which a node says what time it was by its own clock when it found the request
+/// fresh, milliseconds since 1970. From anybody but a node it means nothing.
+pub(super) const FORWARDED_AT: HeaderName = HeaderName::from_static("hivemind-forwarded-at");
 
 /// Sends a request without body to `node` and returns its answer.
 pub(super) async fn forward(
@@ -46,6 +51,7 @@ pub(super) async fn forward(
     let mut request = Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
     if let Some(headers) = request.headers_mut() {
         headers.clone_from(&parts.headers);
+        headers.insert(FORWARDED_AT, context.clock.now().wall_ms.into());
     }
     let request = request.body(Body::empty()).map_err(|error| unreachable(&error))?;
     sender.send_request(request).await.map_err(|error| unreachable(&error))

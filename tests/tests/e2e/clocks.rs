@@ -1,5 +1,6 @@
 //! Machines whose clocks are wrong by decades.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hivemind_tests::cluster::{Cluster, STARTING};
@@ -52,6 +53,15 @@ fn machines_whose_clocks_are_wrong_by_decades_join_and_run_workloads_and_their_o
     assert!(!right.stderr().contains("clock"), "{right}");
     let wrong = ask(&future.address().to_string());
     assert!(wrong.stderr().contains("clock") && wrong.stderr().contains("ahead"), "{wrong}");
+
+    // Whichever is asked, both tell what their containers said.
+    for machine in &cluster.machines {
+        let node = machine.address().to_string();
+        let said = cluster.hivemind(["logs", "web", "--tail", "1000", "--node", &node]).ok().stdout();
+        let slots: BTreeSet<&str> = said.lines().filter_map(|line| line.split(" | ").next()).collect();
+        assert_eq!(slots.len(), 2, "by way of {node}: {said}");
+        assert!(!said.contains("missing"), "by way of {node}: {said}");
+    }
 
     cluster.hivemind(["remove", "--yes", "web"]).ok();
     wait::until("everything is gone", Duration::from_secs(60), || {
