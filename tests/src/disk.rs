@@ -57,6 +57,7 @@ pub fn change_store<T>(machine: &Machine, change: impl FnOnce(&Path) -> T) -> T 
         for path in after {
             assert!(state.has(&inside(&path)), "{} was not written back", path.display());
         }
+        state.put_back();
         made
     })
 }
@@ -74,10 +75,13 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The state partition's file system within a raw disk, through `debugfs`.
+/// The state partition's file system, taken out of a raw disk: e2fsck (1.47) forgets where in a disk
+/// the partition begins once it has recovered a journal.
 struct FileSystem {
-    /// In the notation of e2fsprogs.
-    name: String,
+    /// A copy of the partition.
+    file: tempfile::TempPath,
+    /// The partition in the disk, as QEMU's block layer names it.
+    partition: String,
 }
 
 impl FileSystem {
@@ -88,23 +92,36 @@ impl FileSystem {
         let table = Run::of(sfdisk).json().unwrap_or_else(|error| panic!("{error}"));
         let partitions = table["partitiontable"]["partitions"].as_array().cloned().unwrap_or_default();
         let state = partitions.iter().find(|partition| partition["name"] == "state");
-        let start = state.and_then(|partition| partition["start"].as_u64());
-        let start = start.unwrap_or_else(|| panic!("no state partition in {}", Value::from(partitions)));
-        let state = Self { name: format!("{}?offset={}", disk.display(), start * SECTOR) };
+        let field = |name: &str| state.and_then(|partition| partition[name].as_u64()).map(|n| n * SECTOR);
+        let (Some(offset), Some(size)) = (field("start"), field("size")) else {
+            panic!("no state partition in {}", Value::from(partitions))
+        };
+        let folder = disk.parent().unwrap_or(Path::new("."));
+        let file = tempfile::NamedTempFile::new_in(folder).unwrap_or_else(|error| panic!("{error}"));
+        let disk = disk.display();
+        let partition =
+            format!("driver=raw,offset={offset},size={size},file.driver=file,file.filename={disk}");
+        let state = Self { file: file.into_temp_path(), partition };
+        let mut take_out = Command::new("qemu-img");
+        take_out.args(["convert", "--image-opts", &state.partition, "-O", "raw"]).arg(&state.file);
+        Run::of(take_out).ok();
         if !state.has("/") {
             return None;
         }
-        // What a power cut left in the journal belongs where it was to go. The first run brings it there
-        // and forgets the offset afterwards (e2fsprogs 1.47); the second finds what is to be repaired.
-        let check = || {
-            let mut fsck = Command::new("/sbin/e2fsck");
-            fsck.args(["-f", "-p", &state.name]);
-            Run::of(fsck)
-        };
-        let first = check();
-        let run = if first.code() == Some(0) { first } else { check() };
+        // What a power cut left in the journal belongs where it was to go.
+        let mut fsck = Command::new("/sbin/e2fsck");
+        fsck.args(["-f", "-p"]).arg(&state.file);
+        let run = Run::of(fsck);
         assert!(run.code().is_some_and(|code| code <= 1), "{run}");
         Some(state)
+    }
+
+    /// Puts the partition back into its disk.
+    fn put_back(self) {
+        let mut put = Command::new("qemu-img");
+        put.args(["convert", "-n", "-f", "raw"]).arg(&self.file);
+        put.args(["--target-image-opts", &self.partition]);
+        Run::of(put).ok();
     }
 
     fn has(&self, path: &str) -> bool {
@@ -116,7 +133,7 @@ impl FileSystem {
         let script = tempfile::NamedTempFile::new().unwrap_or_else(|error| panic!("{error}"));
         fs::write(script.path(), commands.join("\n") + "\n").unwrap_or_else(|error| panic!("{error}"));
         let mut debugfs = Command::new("/sbin/debugfs");
-        debugfs.arg("-w").arg("-f").arg(script.path()).arg(&self.name);
+        debugfs.arg("-w").arg("-f").arg(script.path()).arg(&self.file);
         Run::of(debugfs).stdout()
     }
 }

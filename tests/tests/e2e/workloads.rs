@@ -91,7 +91,7 @@ fn containers_that_misbehave_are_contained_restarted_and_explained() {
         })
         .0
     };
-    let crasher = says("crasher", &["3"]);
+    let crasher = says("crasher", &["code 3"]);
     assert!(crasher.restarts > 0 || crasher.phase == "backoff", "{crasher:?}");
     says("greedy", &["memory"]);
     assert_eq!(says("giant", &["memory"]).phase, "pending");
