@@ -48,7 +48,7 @@ const OPTIONAL: [Mount; 3] = [
 ];
 
 /// Settings that differ from the kernel's defaults, and why.
-const SYSCTLS: [(&str, &str); 13] = [
+const SYSCTLS: [(&str, &str); 11] = [
     // A machine at the edge has nobody to press its reset button.
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),
@@ -61,14 +61,11 @@ const SYSCTLS: [(&str, &str); 13] = [
     ("vm/max_map_count", "1048576"),
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "524288"),
-    // The node routes between its containers and the other nodes.
-    ("net/ipv4/ip_forward", "1"),
+    // The node routes between its containers and the other nodes; the agent sees to IPv4.
     ("net/ipv6/conf/all/forwarding", "1"),
     // Room for bursts of QUIC datagrams.
     ("net/core/rmem_max", "4194304"),
     ("net/core/wmem_max", "4194304"),
-    // Overlay traffic may come in on another interface than its answer leaves by.
-    ("net/ipv4/conf/all/rp_filter", "0"),
 ];
 
 /// Mounts what the initramfs needs.

@@ -18,12 +18,13 @@ use tokio::task::AbortHandle;
 use super::wanted::{Change, Device, Mac, Overlay, Vxlan};
 use super::{BRIDGE, MTU, NetworkError, VXLAN, VXLAN_PORT};
 
-/// Kernel settings of a node that routes containers' traffic. Loose reverse path filtering: a
-/// reply may leave by another device than the request came in on.
+/// Kernel settings of a node that routes containers' traffic. No reverse path filter, not even a
+/// loose one: a reply may leave by another device than the request came in on, and a DHCP server's
+/// answer comes in by a link that has no address yet.
 const SETTINGS: [(&str, &str); 3] = [
     ("/proc/sys/net/ipv4/ip_forward", "1"),
-    ("/proc/sys/net/ipv4/conf/all/rp_filter", "2"),
-    ("/proc/sys/net/ipv4/conf/default/rp_filter", "2"),
+    ("/proc/sys/net/ipv4/conf/all/rp_filter", "0"),
+    ("/proc/sys/net/ipv4/conf/default/rp_filter", "0"),
 ];
 
 /// A netlink connection, closed when dropped.
