@@ -1,5 +1,6 @@
 //! Clusters of the real image, as an operator sees them: machines, the `hivemind` command, and
-//! what it prints.
+//! what it prints. And clusters of the pure core alone, in a world where everything goes wrong
+//! ([`sim`]).
 
 pub mod api;
 pub mod cluster;
@@ -7,4 +8,5 @@ pub mod command;
 pub mod disk;
 pub mod health;
 pub mod probe;
+pub mod sim;
 pub mod wait;

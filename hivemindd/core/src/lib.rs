@@ -31,6 +31,3 @@ pub mod statement;
 pub mod sync;
 pub mod time;
 pub mod trust;
-
-#[cfg(test)]
-mod testing;

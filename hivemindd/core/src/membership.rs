@@ -3,6 +3,10 @@
 //! foca's timers run on a clock of their own that stands still while this node was late: a node
 //! that was frozen, or starved of CPU, must not accuse others of its own absence (foca has no
 //! Lifeguard).
+//!
+//! Whom this node hears is alive, whatever it or others thought: a node that comes back from the
+//! other side of a partition takes for dead whom it could not reach, and the larger side must not
+//! have to begin anew because of it. In SWIM alone the dead stay dead, and return as somebody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,7 +14,8 @@ use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
 use foca::{
-    Config, Foca, Member, NoCustomBroadcast, Notification, PeriodicParams, PostcardCodec, ProbeNumber, Timer,
+    Config, Foca, Member, NoCustomBroadcast, Notification, PeriodicParams, PostcardCodec, ProbeNumber, State,
+    Timer,
 };
 use hivemind_spec::id::NodeId;
 use rand_chacha::ChaCha8Rng;
@@ -36,6 +41,11 @@ const SUSPECT_TO_DOWN: Duration = Duration::from_millis(2500);
 
 /// Updates waiting to be spread go out this often, apart from riding on probes.
 const GOSSIP_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a node that came up is not believed when it calls others dead, milliseconds: what it
+/// says may be from before, when it could not reach them. It has told all of it, ten times over,
+/// by then.
+const RETURNING_MS: u64 = 10_000;
 
 /// How late a timer may be before the delay is put down to this node itself.
 const OWN_LATENESS_MS: u64 = 300;
@@ -111,6 +121,10 @@ pub struct Membership {
     answered: Option<(NodeId, ProbeNumber)>,
     /// Milliseconds by which this node was late in all: foca's clock is behind by them.
     lost_ms: u64,
+    /// When each member was last heard by this node itself, monotonic milliseconds.
+    heard_ms: BTreeMap<NodeId, u64>,
+    /// When each member came up, monotonic milliseconds.
+    up_ms: BTreeMap<NodeId, u64>,
 }
 
 /// Collects what foca wants done.
@@ -161,6 +175,8 @@ impl Membership {
             next_timer: 0,
             answered: None,
             lost_ms: 0,
+            heard_ms: BTreeMap::new(),
+            up_ms: BTreeMap::new(),
         }
     }
 
@@ -236,7 +252,7 @@ impl Membership {
     /// When it is not a packet of that node; it changed nothing.
     pub fn receive(&mut self, now: Time, from: NodeId, packet: &[u8]) -> Result<Outcome, PacketError> {
         let malformed = |text: String| PacketError::Malformed(text);
-        let (header, _) = header_of(packet).map_err(|e| malformed(e.to_string()))?;
+        let (header, updates) = header_of(packet).map_err(|e| malformed(e.to_string()))?;
         if header.src.node != from {
             return Err(PacketError::Spoofed { from, claimed: header.src.node });
         }
@@ -249,7 +265,10 @@ impl Membership {
         {
             self.answered = self.runtime.probed;
         }
-        let result = self.foca.handle_data(packet, &mut self.runtime);
+        self.bring_back(&header.src);
+        let packet = self.as_meant(now, header, updates);
+        self.heard_ms.insert(from, now.mono_ms);
+        let result = self.foca.handle_data(&packet, &mut self.runtime);
         let outcome = self.collect(now);
         match result {
             Ok(()) => Ok(outcome),
@@ -258,6 +277,59 @@ impl Membership {
             }
             Err(_) => Ok(outcome),
         }
+    }
+
+    /// Forgets that a member was dead: it speaks.
+    fn bring_back(&mut self, member: &Identity) {
+        let is_down = |m: &Member<Identity>| m.id() == member && m.state() == State::Down;
+        if self.foca.iter_membership_state().any(is_down) {
+            // Removing a member cannot fail.
+            let _ = self.foca.handle_timer(Timer::RemoveDown(*member), &mut self.runtime);
+        }
+    }
+
+    /// A packet as foca is to read it: addressed to this node as it is now if it was meant for its
+    /// earlier self, and without updates that this node does not believe. Two members that take new
+    /// identities at the same time would otherwise be deaf to each other.
+    fn as_meant(&self, now: Time, mut header: foca::Header<Identity>, updates: &[u8]) -> Vec<u8> {
+        let me = self.identity();
+        if header.dst.node == me.node && header.message != foca::Message::TurnUndead {
+            header.dst = me;
+        }
+        let believed = self.without_hearsay(now, header.src.node, updates);
+        // What was decoded can be encoded.
+        let head = postcard::to_stdvec(&header).unwrap_or_default();
+        [head.as_slice(), believed.as_deref().unwrap_or(updates)].concat()
+    }
+
+    /// The updates of a packet (their number, then each) without those that call dead whom this
+    /// node knows better; `None` when all may be believed, or cannot be read.
+    fn without_hearsay(&self, now: Time, teller: NodeId, updates: &[u8]) -> Option<Vec<u8>> {
+        let (count, mut rest) = updates.split_first_chunk::<2>()?;
+        let (mut kept, mut dropped) = (Vec::new(), 0u16);
+        for _ in 0..u16::from_be_bytes(*count) {
+            let (member, after) = postcard::take_from_bytes::<Member<Identity>>(rest).ok()?;
+            if member.state() == State::Down && self.knows_better(now, teller, member.id().node) {
+                dropped += 1;
+            } else {
+                kept.extend_from_slice(&rest[..rest.len() - after.len()]);
+            }
+            rest = after;
+        }
+        let count = u16::from_be_bytes(*count) - dropped;
+        (dropped > 0).then(|| [&count.to_be_bytes(), kept.as_slice(), rest].concat())
+    }
+
+    /// Whether this node need not believe that a member is dead, or that it is itself: it has heard
+    /// it within the time that anybody must wait before calling it so, or the teller was away until
+    /// now. In whatever identity: a member that takes a new one calls its old ones dead itself.
+    fn knows_better(&self, now: Time, teller: NodeId, accused: NodeId) -> bool {
+        let within = |since: Option<&u64>, ms: u64| since.is_some_and(|at| now.mono_ms < *at + ms);
+        let patience = config(self.foca.num_members() + 1).suspect_to_down_after.as_millis();
+        let heard = within(self.heard_ms.get(&accused), u64::try_from(patience).unwrap_or(u64::MAX));
+        let is_member = || self.foca.iter_members().any(|member| member.id().node == accused);
+        let returning = within(self.up_ms.get(&teller), RETURNING_MS) || !self.up_ms.contains_key(&teller);
+        if accused == self.identity().node { returning } else { is_member() && (heard || returning) }
     }
 
     /// Declares a node dead at once: an operator revoked it.
@@ -325,6 +397,11 @@ impl Membership {
         }
         let mut gathered = std::mem::replace(&mut self.runtime, Gathered { probed, ..Gathered::default() });
         gathered.sends.retain(|(to, packet)| !self.tells_the_living_they_are_dead(to, packet));
+        for gone in &gathered.down {
+            self.heard_ms.remove(&gone.node);
+            self.up_ms.remove(&gone.node);
+        }
+        self.up_ms.extend(gathered.up.iter().map(|member| (member.node, now.mono_ms)));
         if !gathered.up.is_empty() || !gathered.down.is_empty() {
             // Fails only when the probe settings differ, and they never do.
             let _ = self.foca.set_config(config(self.foca.num_members() + 1));
@@ -350,7 +427,7 @@ fn config(members: usize) -> Config {
         num_indirect_probes: few(3),
         max_transmissions: NonZeroU8::new(rounds).unwrap_or(NonZeroU8::MIN),
         suspect_to_down_after: SUSPECT_TO_DOWN.mul_f64(decades),
-        // Kept for a day: that a node was dead is what tells a returning one to renew itself.
+        // Kept for a day: so long nobody else's word brings a dead member back.
         remove_down_after: Some(Duration::from_secs(24 * 3600)),
         max_packet_size: few(MAX_PACKET_BYTES),
         notify_down_members: true,

@@ -484,6 +484,3 @@ impl Node {
         self.zone.as_ref()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,330 @@
+//! What was promised, and whether it is kept: the promises that must hold after every event.
+//!
+//! The ledger knows more than any node: every document that was ever signed, who may sign what, and
+//! which machine told what to whom. It never asks a node whether something is allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_core::event::{ContainerPlan, RequestId, RuntimeOp};
+use hivemind_core::record::{Record, RecordKey, ReplicaId, WorkloadId};
+use hivemind_core::state::encode;
+use hivemind_spec::api::Accepted;
+use hivemind_spec::document::{Document, Kind, Role, Spec, SpecKey};
+use hivemind_spec::dsse::Envelope;
+use hivemind_spec::id::{Digest, KeyId, NodeId};
+use hivemind_spec::key::PublicKey;
+use hivemind_spec::problem::Problem;
+
+use super::cast;
+use super::machine::Machine;
+
+/// How long a push may wait for other holders before it is answered with fewer, milliseconds. Clocks
+/// that drift make it a little less.
+const ANSWER_AFTER_MS: u64 = 4900;
+
+/// An operator's key, as everybody would see it who had heard of everything.
+#[derive(Debug, Clone)]
+struct Operator {
+    public: PublicKey,
+    role: Role,
+    namespaces: Vec<String>,
+    retired: bool,
+    /// The document that revoked it.
+    revoked_by: Option<RecordKey>,
+}
+
+/// A workload's document that somebody signed.
+#[derive(Debug, Clone)]
+struct Signed {
+    template: Digest,
+    signer: KeyId,
+    /// Whether the signer had the right to, when it signed.
+    rightful: bool,
+}
+
+/// A push that is not answered yet.
+#[derive(Debug, Clone)]
+struct Asked {
+    place: RecordKey,
+    revision: u64,
+    at_ms: u64,
+}
+
+/// A push that was answered with success.
+#[derive(Debug, Clone)]
+pub struct Acknowledged {
+    /// Where its document is in the map.
+    pub place: RecordKey,
+    /// Its revision.
+    pub revision: u64,
+    /// Those that hold it and whose disks are sound.
+    pub holders: BTreeSet<NodeId>,
+}
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    /// The first promise that was broken, and how.
+    pub broken: Option<String>,
+    /// Every push that was acknowledged.
+    pub acknowledged: Vec<Acknowledged>,
+    /// Machines to which nothing happens, and the workload on them that nobody touches: none of its
+    /// containers there may end.
+    pub undisturbed: Option<(BTreeSet<usize>, WorkloadId)>,
+    operators: BTreeMap<KeyId, Operator>,
+    signed: BTreeMap<WorkloadId, Vec<Signed>>,
+    asked: BTreeMap<RequestId, Asked>,
+    /// Where replicas of workloads with `takeover: never` were started first.
+    homes: BTreeMap<ReplicaId, usize>,
+    never: BTreeSet<WorkloadId>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        let mut ledger = Self {
+            broken: None,
+            acknowledged: Vec::new(),
+            undisturbed: None,
+            operators: BTreeMap::new(),
+            signed: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            homes: BTreeMap::new(),
+            never: BTreeSet::new(),
+        };
+        let public = cast::root_key().public();
+        ledger.operators.insert(
+            public.id(),
+            Operator { public, role: Role::Admin, namespaces: Vec::new(), retired: false, revoked_by: None },
+        );
+        ledger
+    }
+}
+
+impl Ledger {
+    fn must(&mut self, kept: bool, promise: &str, how: impl FnOnce() -> String) {
+        if !kept && self.broken.is_none() {
+            self.broken = Some(format!("{promise}: {}", how()));
+        }
+    }
+
+    /// Somebody signed this, whoever may have it. Says where it belongs in the map, if anywhere.
+    pub fn signed(&mut self, envelope: &Envelope) -> Option<(RecordKey, Document)> {
+        let payload = envelope.payload().ok()?;
+        let document = Document::parse(&payload).ok()?;
+        let signer = envelope.signatures.first()?.keyid;
+        let place = RecordKey::Spec(document.key(), signer);
+        let rightful = self.is_rightful(envelope, &document, &signer);
+        match &document.spec {
+            Some(Spec::Workload(spec)) => {
+                let id = WorkloadId {
+                    namespace: document.metadata.namespace.clone(),
+                    name: document.metadata.name.clone(),
+                };
+                self.signed.entry(id).or_default().push(Signed {
+                    template: spec.template(),
+                    signer,
+                    rightful,
+                });
+            }
+            Some(Spec::Key(spec)) if rightful => {
+                if let Ok(public) = PublicKey::from_base64(&spec.public_key) {
+                    let revoked_by = spec.revoked.then(|| place.clone());
+                    let operator = Operator {
+                        public,
+                        role: spec.role,
+                        namespaces: spec.namespaces.clone(),
+                        retired: spec.retired,
+                        revoked_by,
+                    };
+                    self.operators.insert(public.id(), operator);
+                }
+            }
+            _ => {}
+        }
+        Some((place, document))
+    }
+
+    fn is_rightful(&self, envelope: &Envelope, document: &Document, signer: &KeyId) -> bool {
+        let Some(operator) = self.operators.get(signer) else { return false };
+        let signature = envelope.verify(|id| self.operators.get(id).map(|operator| operator.public));
+        let covers = match operator.role {
+            Role::Admin => true,
+            Role::Deployer => document.kind == Kind::Workload,
+            Role::Viewer => false,
+        };
+        let here =
+            operator.namespaces.is_empty() || operator.namespaces.contains(&document.metadata.namespace);
+        signature.is_ok() && covers && here && !operator.retired && operator.revoked_by.is_none()
+    }
+
+    /// Nobody may start replicas of this workload anywhere but where they were first.
+    pub fn never_taken_over(&mut self, workload: WorkloadId) {
+        self.never.insert(workload);
+    }
+
+    /// A document is being pushed.
+    pub fn asked(&mut self, request: RequestId, envelope: &Envelope, now_ms: u64) {
+        if let Some((place, document)) = self.signed(envelope) {
+            let revision = document.metadata.revision;
+            self.asked.insert(request, Asked { place, revision, at_ms: now_ms });
+        }
+    }
+
+    /// A push is answered. *An acknowledged push is held, durably, by all who are said to hold it.*
+    pub fn answered(
+        &mut self,
+        request: RequestId,
+        result: &Result<Accepted, Problem>,
+        machines: &[Machine],
+        now_ms: u64,
+    ) {
+        let (Some(asked), Ok(accepted)) = (self.asked.remove(&request), result) else { return };
+        let others = accepted.held_by.len().saturating_sub(1);
+        let waited_ms = now_ms - asked.at_ms;
+        self.must(
+            others >= accepted.wanted_holders as usize || waited_ms >= ANSWER_AFTER_MS,
+            "a push is answered when enough others hold it, or after five seconds",
+            || format!("{} of {} others after {waited_ms} ms", others, accepted.wanted_holders),
+        );
+        let mut holders = BTreeSet::new();
+        for machine in machines.iter().filter(|machine| accepted.held_by.contains(&machine.id)) {
+            if machine.damaged_ms.is_some_and(|at| at >= asked.at_ms) {
+                continue;
+            }
+            let held = revision_on_disk(machine, &asked.place);
+            self.must(
+                held.is_some_and(|held| held >= asked.revision),
+                "an acknowledged push is durable on all who are said to hold it",
+                || {
+                    format!(
+                        "revision {} of {:?}, {} has {held:?}",
+                        asked.revision, asked.place, machine.address
+                    )
+                },
+            );
+            holders.insert(machine.id);
+        }
+        self.acknowledged.push(Acknowledged { place: asked.place, revision: asked.revision, holders });
+    }
+
+    /// A node lost its store: it holds nothing any more.
+    pub fn store_damaged(&mut self, node: NodeId) {
+        for acknowledged in &mut self.acknowledged {
+            acknowledged.holders.remove(&node);
+        }
+    }
+
+    /// A node wants something done to its containers.
+    pub fn begins(&mut self, index: usize, machine: &Machine, op: &RuntimeOp) {
+        match op {
+            RuntimeOp::Start(plan) => {
+                self.nothing_unsigned_runs(index, machine, plan);
+                self.stays_at_home(index, plan);
+            }
+            RuntimeOp::Stop { container, .. } => {
+                let stopped = machine.runtime.running().find(|plan| plan.id == *container);
+                if let Some(plan) = stopped {
+                    self.nothing_healthy_is_disturbed(index, plan);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Something was done to a machine's containers. *Capacity is never exceeded.*
+    pub fn ran(&mut self, index: usize, machine: &Machine, op: &RuntimeOp) {
+        if !matches!(op, RuntimeOp::Start(_)) {
+            return;
+        }
+        let (mut cpu, mut memory) = (0, 0);
+        for plan in machine.runtime.running() {
+            cpu += plan.spec.resources.cpu_millis();
+            memory += plan.spec.resources.memory_bytes();
+        }
+        let capacity = machine.capacity;
+        self.must(
+            cpu <= capacity.cpu_millis && memory <= capacity.memory_bytes,
+            "capacity is never exceeded",
+            || format!("m{index} runs {cpu} millis and {memory} bytes of {capacity:?}"),
+        );
+    }
+
+    fn nothing_unsigned_runs(&mut self, index: usize, machine: &Machine, plan: &ContainerPlan) {
+        let of = |signed: &&Signed| signed.template == plan.labels.template;
+        let candidates =
+            self.signed.get(&plan.labels.replica.workload).map(Vec::as_slice).unwrap_or_default();
+        let rightful = candidates.iter().filter(of).any(|signed| {
+            let revocation = self.operators.get(&signed.signer).and_then(|o| o.revoked_by.as_ref());
+            let knows =
+                |place: &RecordKey| machine.node.as_ref().is_some_and(|n| n.map().get(place).is_some());
+            signed.rightful && !revocation.is_some_and(|place| knows(place) && is_revocation(machine, place))
+        });
+        self.must(rightful, "nothing unsigned, revoked, or outside its signer's role runs", || {
+            format!("m{index} starts {} of template {}", plan.labels.replica, plan.labels.template)
+        });
+    }
+
+    fn stays_at_home(&mut self, index: usize, plan: &ContainerPlan) {
+        let replica = &plan.labels.replica;
+        if !self.never.contains(&replica.workload) {
+            return;
+        }
+        let home = *self.homes.entry(replica.clone()).or_insert(index);
+        self.must(home == index, "takeover \"never\" is kept", || {
+            format!("m{index} starts {replica}, which is m{home}'s")
+        });
+    }
+
+    fn nothing_healthy_is_disturbed(&mut self, index: usize, plan: &ContainerPlan) {
+        let Some((machines, workload)) = &self.undisturbed else { return };
+        let disturbed = machines.contains(&index) && plan.labels.replica.workload == *workload;
+        self.must(!disturbed, "no replica of a healthy node moves because of others", || {
+            format!("m{index} stops {}", plan.labels.replica)
+        });
+    }
+
+    /// What must be so once all trouble is over and all nodes agree: *an acknowledged push is never
+    /// lost while one of its holders lives.*
+    pub fn settle(&mut self, machines: &[&Machine]) {
+        let acknowledged = std::mem::take(&mut self.acknowledged);
+        for push in acknowledged.iter().filter(|push| !push.holders.is_empty()) {
+            for machine in machines {
+                let held =
+                    machine.node.as_ref().and_then(|node| revision_of(&node.map().get(&push.place)?.record));
+                self.must(
+                    held.is_some_and(|held| held >= push.revision),
+                    "an acknowledged push is never lost while one of its holders lives",
+                    || format!("{:?}: revision {} was lost; {held:?} is held", push.place, push.revision),
+                );
+            }
+        }
+        self.acknowledged = acknowledged;
+    }
+}
+
+/// Whether what a node holds there revokes a key: an older version of the same document does not.
+fn is_revocation(machine: &Machine, place: &RecordKey) -> bool {
+    let record = machine.node.as_ref().and_then(|node| node.map().get(place)).map(|entry| &entry.record);
+    let Some(Record::Spec(envelope)) = record else { return false };
+    let document = envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
+    matches!(document.and_then(|document| document.spec), Some(Spec::Key(spec)) if spec.revoked)
+}
+
+/// The name of the document in a place, if it is a document's.
+pub fn document_name(place: &RecordKey) -> Option<&SpecKey> {
+    match place {
+        RecordKey::Spec(name, _) => Some(name),
+        _ => None,
+    }
+}
+
+fn revision_on_disk(machine: &Machine, place: &RecordKey) -> Option<u64> {
+    let key = [b"r".as_slice(), &encode(place)].concat();
+    revision_of(&postcard::from_bytes(machine.disk.get(&key)?).ok()?)
+}
+
+fn revision_of(record: &Record) -> Option<u64> {
+    let Record::Spec(envelope) = record else { return None };
+    let document = Document::parse(&envelope.payload().ok()?).ok()?;
+    Some(document.metadata.revision)
+}

@@ -1,0 +1,584 @@
+//! One life of a cluster: it forms, everything goes wrong for a while, then nothing more does, and
+//! everything must come right. All of it follows from the seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_core::event::{Event, Message};
+use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
+use hivemind_spec::document::Role;
+use hivemind_spec::dsse::Envelope;
+use hivemind_spec::id::NodeId;
+use hivemind_spec::key::SigningKey;
+use hivemind_spec::workload::{Resources, Takeover};
+
+use super::cast::{self, KeyShape, START_MS, workload_id};
+use super::trace::Trace;
+use super::world::World;
+
+/// How long a cluster may take to form on a bad network, milliseconds.
+const FORMING_MS: u64 = 90_000;
+
+/// How long everything may take to come right once the trouble is over, milliseconds: a node that
+/// was refused rests for a minute, and pulls and starts back off for up to five.
+const HEALING_MS: u64 = 7 * 60_000;
+
+/// How long nothing may happen to containers after that, milliseconds.
+const QUIET_MS: u64 = 30_000;
+
+/// Between two troubles, milliseconds.
+const PAUSE_MS: u64 = 3000;
+
+/// How often multicast DNS tells who is there, milliseconds.
+const DISCOVERY_EVERY: usize = 5;
+
+/// Workloads that operators push, again and again.
+const NAMES: [&str; 3] = ["web", "db", "jobs"];
+
+/// The workload on which nobody lays a hand.
+const STEADY: &str = "steady";
+
+/// The workload that waits for its nodes.
+const HOMELY: &str = "homely";
+
+/// What a life is to be like.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// How many machines; absent: three to seven, by the seed.
+    pub nodes: Option<usize>,
+    /// Keep a trace.
+    pub traced: bool,
+    /// Print the trace as it comes.
+    pub aloud: bool,
+}
+
+/// How a life went.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The promise that was broken, and how.
+    pub broken: Option<String>,
+    /// The hash of everything that happened, if it was traced.
+    pub trace: Option<u64>,
+    /// The last lines of the trace.
+    pub lines: Vec<String>,
+    /// Events handled.
+    pub steps: u64,
+    /// Pushes acknowledged.
+    pub acknowledged: usize,
+}
+
+/// Lives the life of a seed.
+pub fn live(seed: u64, options: &Options) -> Outcome {
+    let mut life = Life::new(seed, options);
+    let broken = life.live().err();
+    let trace = life.world.trace.as_ref();
+    Outcome {
+        broken: broken.or_else(|| life.world.ledger.broken.take()),
+        trace: trace.map(Trace::digest),
+        lines: trace.map(|trace| trace.lines().map(str::to_owned).collect()).unwrap_or_default(),
+        steps: life.world.counted.steps,
+        acknowledged: life.world.ledger.acknowledged.len(),
+    }
+}
+
+/// An operator's key and what became of it.
+struct Holder {
+    name: &'static str,
+    key: SigningKey,
+    role: Role,
+    live: bool,
+}
+
+struct Life {
+    world: World,
+    /// Machines nothing happens to: more than half, or none.
+    calm: BTreeSet<usize>,
+    /// Machines that may not join.
+    outsiders: BTreeSet<usize>,
+    revoked: Option<usize>,
+    keys: Vec<Holder>,
+    /// The newest revision anybody signed, so that documents differ.
+    revision: u64,
+    /// What each workload's newest document asks for, as far as is known.
+    troubles: usize,
+}
+
+type Broken = Result<(), String>;
+
+impl Life {
+    fn new(seed: u64, options: &Options) -> Self {
+        let mut world = World::new(seed);
+        if options.traced || options.aloud {
+            world.trace = Some(Trace::new(options.aloud));
+        }
+        let count = options.nodes.unwrap_or_else(|| 3 + world.dice(5));
+        let mut life = Self {
+            calm: BTreeSet::new(),
+            outsiders: BTreeSet::new(),
+            revoked: None,
+            keys: vec![Holder { name: "root", key: cast::root_key(), role: Role::Admin, live: true }],
+            revision: START_MS,
+            troubles: 0,
+            world,
+        };
+        for _ in 0..count {
+            life.world.add("t", Some(cast::token_document("t", 0..u64::MAX, None)));
+        }
+        if life.world.chance(50) {
+            life.calm = (0..=count / 2).collect();
+        }
+        life.set_the_scene();
+        life
+    }
+
+    fn live(&mut self) -> Broken {
+        self.form()?;
+        self.begin_work()?;
+        self.suffer();
+        self.kept()?;
+        self.heal();
+        self.come_right()
+    }
+
+    fn kept(&self) -> Broken {
+        self.world.ledger.broken.clone().map_or(Ok(()), Err)
+    }
+
+    fn count(&self) -> usize {
+        self.world.machines.len()
+    }
+
+    /// How bad the network, the disks and the clocks are in this life.
+    fn set_the_scene(&mut self) {
+        let loss = [0, 0, 5, 20][self.world.dice(4)];
+        let duplication = [0, 0, 10][self.world.dice(3)];
+        let slowest_ms = [30, 60, 300][self.world.dice(3)];
+        self.world.network.loss = loss;
+        self.world.network.duplication = duplication;
+        self.world.network.delay_ms = 2..slowest_ms;
+        for index in 0..self.count() {
+            let calm = self.calm.contains(&index);
+            let year_ms = 365 * cast::DAY_MS as i64;
+            let offset_ms = [0, 0, 0, 40, -90_000, 3 * year_ms, -(START_MS as i64)][self.world.dice(7)];
+            let drift_ppm = [0, 100, -100][self.world.dice(3)];
+            let flush_ms = [3..4, 1..30, 20..400][self.world.dice(3)].clone();
+            let (failing, silent) = [(0, 0), (0, 0), (10, 0), (0, 20)][self.world.dice(4)];
+            let (late_ms, stale_ms) = [(0, 0), (0, 0), (3000, 0), (0, 3000)][self.world.dice(4)];
+            let machine = &mut self.world.machines[index];
+            machine.clock_offset_ms = offset_ms;
+            machine.drift_ppm = drift_ppm;
+            machine.capacity.cpu_millis = 2000;
+            machine.flush_ms = flush_ms;
+            if !calm {
+                machine.runtime.failing = failing;
+                machine.runtime.silent = silent;
+                machine.runtime.late_ms = late_ms;
+                machine.runtime.stale_ms = stale_ms;
+            }
+        }
+    }
+
+    fn form(&mut self) -> Broken {
+        for index in 0..self.count() {
+            self.world.power_on(index);
+            let pause_ms = self.world.dice(500) as u64;
+            self.world.run(pause_ms);
+        }
+        for _ in 0..FORMING_MS / 5000 {
+            self.world.introduce_all();
+            if self.world.run_until(5000, World::agrees) {
+                return self.kept();
+            }
+        }
+        self.kept()?;
+        Err(format!("the cluster did not form within {} s", FORMING_MS / 1000))
+    }
+
+    /// Keys for two more operators, and the workloads that nobody touches afterwards.
+    fn begin_work(&mut self) -> Broken {
+        let helpers = [
+            ("alice", [11; 32], Role::Admin, &[] as &'static [&'static str]),
+            ("bob", [12; 32], Role::Deployer, &["default"]),
+            ("ci", [13; 32], Role::Deployer, &[]),
+        ];
+        for (name, seed, role, namespaces) in helpers {
+            let key = SigningKey::from_seed(seed);
+            let revision = self.next_revision();
+            let shape = KeyShape::live(role, namespaces);
+            let envelope = cast::key_document(name, revision, &key, shape, &cast::root_key());
+            self.push_now(0, envelope)?;
+            self.keys.push(Holder { name, key, role, live: true });
+        }
+        let count = u32::try_from(self.count()).unwrap_or(u32::MAX);
+        self.world.ledger.never_taken_over(workload_id(HOMELY));
+        for (name, takeover) in [(STEADY, Takeover::Majority), (HOMELY, Takeover::Never)] {
+            let revision = self.next_revision();
+            let envelope = cast::workload_with(name, revision, &cast::root_key(), |spec| {
+                (spec.replicas, spec.takeover, spec.priority) = (count, takeover, 100);
+                spec.container.resources.cpu_request_millis = Some(100);
+            });
+            self.push_now(0, envelope)?;
+        }
+        let placed = |world: &World| {
+            let runs: BTreeSet<String> = world.machines.iter().flat_map(|m| m.runs()).collect();
+            runs.len() == 2 * count as usize
+        };
+        if !self.world.run_until(HEALING_MS, placed) || !self.world.run_until(FORMING_MS, World::agrees) {
+            self.kept()?;
+            return Err("the first workloads never ran".to_owned());
+        }
+        if !self.calm.is_empty() {
+            self.world.ledger.undisturbed = Some((self.calm.clone(), workload_id(STEADY)));
+        }
+        self.kept()
+    }
+
+    fn push_now(&mut self, index: usize, envelope: Envelope) -> Broken {
+        match self.world.try_push(index, envelope) {
+            Some(Ok(_)) => self.kept(),
+            Some(Err(problem)) => Err(format!("a push to a healthy cluster was refused: {}", problem.detail)),
+            None => self.kept().and(Err("a push to a healthy cluster was not answered".to_owned())),
+        }
+    }
+
+    fn next_revision(&mut self) -> u64 {
+        self.revision += 1 + self.world.dice(3) as u64;
+        self.revision
+    }
+
+    /// Everything goes wrong.
+    fn suffer(&mut self) {
+        for round in 0..30 + self.world.dice(30) {
+            if round % DISCOVERY_EVERY == 0 {
+                self.world.introduce_all();
+            }
+            if self.world.chance(45) {
+                self.push_something();
+            } else {
+                self.do_harm();
+            }
+            let pause_ms = self.world.dice(PAUSE_MS as usize) as u64;
+            self.world.run(pause_ms);
+            self.world.machines.iter_mut().for_each(|machine| machine.replies.clear());
+            if self.world.ledger.broken.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// A machine to which things may happen, if there is one.
+    fn victim(&mut self) -> Option<usize> {
+        let victims: Vec<usize> = (0..self.count()).filter(|index| !self.calm.contains(index)).collect();
+        (!victims.is_empty()).then(|| victims[self.world.dice(victims.len())])
+    }
+
+    fn do_harm(&mut self) {
+        let Some(victim) = self.victim() else { return };
+        let other = self.world.dice(self.count());
+        let on = self.world.machines[victim].node.is_some();
+        self.troubles += 1;
+        match self.world.dice(20) {
+            0 | 1 if on => self.world.power_off(victim),
+            0..=3 => self.world.power_on(victim),
+            4 if on => self.world.restart_agent(victim),
+            5 | 6 if other != victim => self.world.part(victim, other),
+            7 if other != victim => self.world.cut(victim, other),
+            8 => self.isolate(victim),
+            9 | 10 => self.reconnect(victim),
+            11 => {
+                let ms = 500 + self.world.dice(12_000) as u64;
+                self.world.freeze(victim, ms);
+            }
+            12 => {
+                let starved_ms = [0, 100, 700][self.world.dice(3)];
+                self.world.machines[victim].starved_ms = starved_ms;
+            }
+            13 => {
+                let machine = &mut self.world.machines[victim];
+                machine.disk_full = !machine.disk_full;
+            }
+            14 if self.world.chance(30) => self.world.damage_store(victim),
+            15 => {
+                let jump_ms = [-3_600_000, -5000, 5000, 400 * cast::DAY_MS as i64][self.world.dice(4)];
+                self.world.machines[victim].clock_offset_ms += jump_ms;
+            }
+            16 => self.kill_a_container(victim),
+            17 => self.attack(victim),
+            18 if self.world.chance(40) => self.add_a_machine(),
+            19 if self.world.chance(20) => self.revoke_a_node(victim),
+            _ => {
+                let plugged = self.world.machines[victim].unplugged;
+                self.world.plug(victim, plugged);
+            }
+        }
+    }
+
+    fn isolate(&mut self, victim: usize) {
+        for other in (0..self.count()).filter(|other| *other != victim) {
+            self.world.part(victim, other);
+        }
+    }
+
+    fn reconnect(&mut self, victim: usize) {
+        self.world.network.cut.retain(|(from, to)| *from != victim && *to != victim);
+    }
+
+    fn kill_a_container(&mut self, victim: usize) {
+        let wall_ms = self.world.time(victim).wall_ms;
+        let runtime = &mut self.world.machines[victim].runtime;
+        let first = runtime.running().next().map(|plan| plan.id.clone());
+        if let Some(container) = first {
+            runtime.end(&container, 1, wall_ms);
+        }
+    }
+
+    /// A member in the wrong hands sends what nobody with the right to it signed.
+    fn attack(&mut self, victim: usize) {
+        let target = self.world.dice(self.count());
+        if target == victim || self.world.machines[target].node.is_none() {
+            return;
+        }
+        let revision = self.next_revision() + 1_000_000;
+        let name = NAMES[self.world.dice(NAMES.len())];
+        let mut envelope = cast::workload(name, revision, 1, &cast::strangers_key());
+        if self.world.chance(50) {
+            // In the root key's name.
+            envelope.signatures[0].keyid = cast::root_key().public().id();
+        }
+        let place = RecordKey::Spec(cast::workload_key(name), envelope.signatures[0].keyid);
+        let (from, address) = (self.world.machines[victim].id, self.world.machines[victim].address);
+        let message = Message::Records { records: vec![(place, Record::Spec(envelope))], ack: Some(1) };
+        self.world.tell(target, Event::Received { from, address, message });
+    }
+
+    fn add_a_machine(&mut self) {
+        let (name, document) = match self.world.dice(3) {
+            0 => ("t", Some(cast::token_document("t", 0..u64::MAX, None))),
+            1 => ("old", Some(cast::token_document("old", 0..1, None))),
+            _ => ("lost", None),
+        };
+        let index = self.world.add(name, document);
+        self.world.machines[index].capacity.cpu_millis = 2000;
+        if name != "t" {
+            self.outsiders.insert(index);
+        }
+        self.world.power_on(index);
+        self.world.introduce_all();
+    }
+
+    fn revoke_a_node(&mut self, victim: usize) {
+        if self.revoked.is_some() || self.outsiders.contains(&victim) || self.count() < 4 {
+            return;
+        }
+        let revision = self.next_revision();
+        let envelope = cast::revocation(self.world.machines[victim].id, revision);
+        if let Some(index) = self.somebody_on(Some(victim)) {
+            self.world.begin_push(index, envelope);
+            self.revoked = Some(victim);
+        }
+    }
+
+    /// A machine whose agent runs, other than that one.
+    fn somebody_on(&mut self, but: Option<usize>) -> Option<usize> {
+        let on: Vec<usize> = (0..self.count())
+            .filter(|index| self.world.machines[*index].node.is_some() && Some(*index) != but)
+            .filter(|index| !self.outsiders.contains(index))
+            .collect();
+        (!on.is_empty()).then(|| on[self.world.dice(on.len())])
+    }
+
+    /// One of the operators pushes something, right or wrong, sometimes two at the same moment.
+    fn push_something(&mut self) {
+        let pushes = 1 + self.world.dice(2);
+        for _ in 0..pushes {
+            let Some(index) = self.somebody_on(None) else { return };
+            let envelope = self.something();
+            self.world.begin_push(index, envelope);
+        }
+    }
+
+    fn something(&mut self) -> Envelope {
+        let revision = self.next_revision();
+        let name = NAMES[self.world.dice(NAMES.len())];
+        let who = self.world.dice(self.keys.len());
+        let key = self.keys[who].key.clone();
+        match self.world.dice(20) {
+            0 => cast::workload(name, revision, 1, &cast::strangers_key()),
+            1 => cast::key_document("mallory", revision, &cast::strangers_key(), Self::mallory(), &key),
+            2 | 3 => cast::tombstone(&cast::workload_key(name), revision, &key),
+            4 => self.take_a_key_away(revision),
+            // A revision from long ago.
+            5 => cast::workload(name, 1 + self.world.dice(1000) as u64, 1, &key),
+            _ => self.workload(name, revision, &key),
+        }
+    }
+
+    /// What only an admin may give.
+    fn mallory() -> KeyShape {
+        KeyShape::live(Role::Viewer, &[])
+    }
+
+    /// Each version runs something else, so that what runs tells which version it is of.
+    fn workload(&mut self, name: &str, revision: u64, key: &SigningKey) -> Envelope {
+        let replicas = self.world.dice(6) as u32;
+        let cpu = [10, 100, 400][self.world.dice(3)];
+        let priority = self.world.dice(3) as i32;
+        let takeover = [Takeover::Majority, Takeover::Majority, Takeover::Always][self.world.dice(3)];
+        let only_scaled = self.world.chance(30);
+        cast::workload_with(name, revision, key, |spec| {
+            (spec.replicas, spec.priority, spec.takeover) = (replicas, priority, takeover);
+            spec.container.resources = Resources { cpu_request_millis: Some(cpu), ..Resources::default() };
+            if !only_scaled {
+                spec.container.env = BTreeMap::from([("REVISION".to_owned(), revision.to_string())]);
+            }
+        })
+    }
+
+    /// The root key retires or revokes another.
+    fn take_a_key_away(&mut self, revision: u64) -> Envelope {
+        let which = 1 + self.world.dice(self.keys.len() - 1);
+        let revoked = self.world.chance(50);
+        let holder = &mut self.keys[which];
+        holder.live = false;
+        let shape = KeyShape { role: holder.role, namespaces: &[], retired: !revoked, revoked };
+        cast::key_document(holder.name, revision, &holder.key, shape, &cast::root_key())
+    }
+
+    /// The trouble is over: cables, power, disks and runtimes are as they should be.
+    fn heal(&mut self) {
+        self.world.say("all is well again");
+        self.world.network.cut.clear();
+        self.world.network.loss = 0;
+        self.world.network.duplication = 0;
+        self.world.network.delay_ms = 6..30;
+        for index in 0..self.count() {
+            let machine = &mut self.world.machines[index];
+            machine.disk_full = false;
+            machine.starved_ms = 0;
+            machine.flush_ms = 3..4;
+            machine.runtime.failing = 0;
+            machine.runtime.silent = 0;
+            machine.runtime.late_ms = 0;
+            machine.runtime.stale_ms = 0;
+            if machine.unplugged {
+                self.world.plug(index, true);
+            }
+            self.world.power_on(index);
+        }
+    }
+
+    fn come_right(&mut self) -> Broken {
+        let revoked = self.revoked.map(|index| self.world.machines[index].id);
+        let rounds = HEALING_MS / 5000;
+        let mut wrong = String::new();
+        for _ in 0..rounds {
+            self.world.introduce_all();
+            self.world.run(5000);
+            self.kept()?;
+            match self.is_right(revoked) {
+                Ok(()) => {
+                    wrong.clear();
+                    break;
+                }
+                Err(why) => wrong = why,
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(format!("not right {} s after the trouble: {wrong}", HEALING_MS / 1000));
+        }
+        let before = self.stirred();
+        self.world.run(QUIET_MS);
+        self.kept()?;
+        self.is_right(revoked).map_err(|why| format!("right, and then no more: {why}"))?;
+        if self.stirred() != before {
+            return Err("containers are still being started and stopped".to_owned());
+        }
+        let members = self.members(revoked);
+        let machines: Vec<_> = members.iter().map(|index| &self.world.machines[*index]).collect();
+        self.world.ledger.settle(&machines);
+        self.kept()
+    }
+
+    /// Starts and stops on each machine.
+    fn stirred(&self) -> Vec<(usize, usize)> {
+        self.world.machines.iter().map(|m| (m.runtime.starts, m.runtime.stops)).collect()
+    }
+
+    /// Machines that must be members now.
+    fn members(&self, revoked: Option<NodeId>) -> Vec<usize> {
+        let counts = |index: &usize| {
+            Some(self.world.machines[*index].id) != revoked && !self.outsiders.contains(index)
+        };
+        (0..self.count()).filter(counts).collect()
+    }
+
+    /// Whether all members hold the same map, see each other alive, and run what it says.
+    fn is_right(&self, revoked: Option<NodeId>) -> Broken {
+        let members = self.members(revoked);
+        let first = self.world.node(members[0]);
+        let ids: BTreeSet<NodeId> = members.iter().map(|index| self.world.machines[*index].id).collect();
+        for index in &members {
+            let node = self.world.node(*index);
+            if node.liveness().alive != ids {
+                return Err(format!(
+                    "m{index} sees {} of {} nodes alive",
+                    node.liveness().alive.len(),
+                    ids.len()
+                ));
+            }
+            if !node
+                .map()
+                .iter()
+                .map(|(k, e)| (k, &e.record))
+                .eq(first.map().iter().map(|(k, e)| (k, &e.record)))
+            {
+                return Err(format!("m{index} and m{} hold different maps", members[0]));
+            }
+        }
+        for index in &self.outsiders {
+            if ids.contains(&self.world.machines[*index].id) {
+                return Err(format!("m{index} got in without a token"));
+            }
+        }
+        self.runs_what_it_should(&members)
+    }
+
+    fn runs_what_it_should(&self, members: &[usize]) -> Broken {
+        let cluster = self.world.node(members[0]).cluster();
+        let mut found: BTreeMap<WorkloadId, BTreeMap<u32, usize>> = BTreeMap::new();
+        for (index, machine) in self.world.machines.iter().enumerate() {
+            for plan in machine.runtime.running() {
+                let replica = &plan.labels.replica;
+                if self.revoked == Some(index) && !members.contains(&index) {
+                    continue;
+                }
+                let Some(workload) = cluster.workloads.get(&replica.workload) else {
+                    return Err(format!("m{index} runs {replica}, which nobody wants"));
+                };
+                if workload.template != plan.labels.template {
+                    let status = cluster.replicas.get(&(replica.clone(), machine.id));
+                    let reason = status.map(|status| format!("{:?}: {}", status.phase, status.reason));
+                    return Err(format!("m{index} runs another version of {replica} ({reason:?})"));
+                }
+                if found.entry(replica.workload.clone()).or_default().insert(replica.slot, index).is_some() {
+                    return Err(format!("{replica} runs twice"));
+                }
+            }
+        }
+        for (id, workload) in &cluster.workloads {
+            let runs = found.get(id).map_or(0, BTreeMap::len);
+            let pending = cluster.placements.get(id).map_or(0, |placed| {
+                placed.placement.pending.keys().filter(|s| !placed.placement.slots.contains_key(s)).count()
+            });
+            let homeless = self.revoked.is_some() && id.name == HOMELY;
+            if runs + pending != workload.spec.replicas as usize && !homeless {
+                let told =
+                    |(_, status): (_, &ReplicaStatus)| format!("{:?}: {}", status.phase, status.reason);
+                let statuses = cluster.replicas.iter().filter(|((replica, _), _)| replica.workload == *id);
+                let statuses: Vec<String> = statuses.map(told).collect();
+                let wanted = workload.spec.replicas;
+                return Err(format!("{runs} of {wanted} replicas of {} run ({statuses:?})", id.name));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! A simulated machine: its power, clock, cable and disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+
+use hivemind_core::cluster::ContainerRange;
+use hivemind_core::event::{BatchId, NetworkPlan, NodeFacts, Note, RequestId};
+use hivemind_core::node::{Node, Settings};
+use hivemind_core::time::Time;
+use hivemind_spec::api::{Accepted, Capacity};
+use hivemind_spec::dsse::Envelope;
+use hivemind_spec::id::{ClusterId, NodeId, TokenId};
+use hivemind_spec::key::SigningKey;
+use hivemind_spec::problem::Problem;
+
+use super::cast::{self, START_MS};
+use super::runtime::Runtime;
+
+/// The port of every node's QUIC endpoint.
+const PEER_PORT: u16 = 7946;
+
+/// What the monotonic clock shows when the agent starts after power-on, milliseconds.
+const BOOT_MS: u64 = 1000;
+
+/// Writes of one batch: key and value; `None` removes.
+pub type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// A machine.
+pub struct Machine {
+    /// Its node's id.
+    pub id: NodeId,
+    /// Where its node listens.
+    pub address: SocketAddr,
+    /// Its node, while the agent runs.
+    pub node: Option<Node>,
+    /// What is durable.
+    pub disk: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Batches that are being written: a power cut may lose or tear them.
+    pub unsynced: BTreeMap<BatchId, Writes>,
+    /// How long a flush takes, milliseconds.
+    pub flush_ms: Range<u64>,
+    /// Whether its writes fail.
+    pub disk_full: bool,
+    /// When its store was last set aside as damaged, milliseconds of the world.
+    pub damaged_ms: Option<u64>,
+    /// Its containers.
+    pub runtime: Runtime,
+    /// What its node told people.
+    pub notes: Vec<Note>,
+    /// The network plans its node handed out.
+    pub plans: Vec<NetworkPlan>,
+    /// Answers to pushes.
+    pub replies: BTreeMap<RequestId, Result<Accepted, Problem>>,
+    /// What its wall clock is off by, milliseconds.
+    pub clock_offset_ms: i64,
+    /// How much faster its clocks run than the world's, millionths.
+    pub drift_ppm: i64,
+    /// Whether its network cable is out: it has no address then.
+    pub unplugged: bool,
+    /// Messages to and from it that are lost, in percent, and how much longer the others take,
+    /// milliseconds.
+    pub bad_cable: (u32, u64),
+    /// How late its events may be handled, milliseconds: it has little CPU.
+    pub starved_ms: u64,
+    /// What its workloads may use.
+    pub capacity: Capacity,
+    /// Labels of its machine configuration.
+    pub labels: BTreeMap<String, String>,
+    pub(super) connected: BTreeSet<usize>,
+    pub(super) frozen_until_ms: u64,
+    pub(super) wake_ms: Option<u64>,
+    /// Counts the agent's starts; what was under way before one does not reach it.
+    pub(super) boot: u64,
+    powered_ms: u64,
+    seed: [u8; 32],
+    token: String,
+    document: Option<Envelope>,
+}
+
+impl Machine {
+    pub(super) fn new(index: usize, token: &str, document: Option<Envelope>) -> Self {
+        let number = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        let mut seed = [number.to_be_bytes()[1]; 32];
+        seed[0] = number.to_be_bytes()[0];
+        let chain = cast::chain(token, &SigningKey::from_seed(seed));
+        let [high, low] = number.to_be_bytes();
+        Self {
+            id: NodeId::of(&chain[0]),
+            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, high, low)), PEER_PORT),
+            node: None,
+            disk: BTreeMap::new(),
+            unsynced: BTreeMap::new(),
+            flush_ms: 3..4,
+            disk_full: false,
+            damaged_ms: None,
+            runtime: Runtime::default(),
+            notes: Vec::new(),
+            plans: Vec::new(),
+            replies: BTreeMap::new(),
+            clock_offset_ms: 0,
+            drift_ppm: 0,
+            unplugged: false,
+            bad_cable: (0, 0),
+            starved_ms: 0,
+            capacity: Capacity { cpu_millis: 4000, memory_bytes: 4 << 30 },
+            labels: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            frozen_until_ms: 0,
+            wake_ms: None,
+            boot: 0,
+            powered_ms: 0,
+            seed,
+            token: token.to_owned(),
+            document,
+        }
+    }
+
+    /// The key its node signs with.
+    pub fn record_key(&self) -> SigningKey {
+        SigningKey::from_seed(self.seed)
+    }
+
+    /// Its node's certificates.
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        cast::chain(&self.token, &self.record_key())
+    }
+
+    /// The replicas whose containers run, one entry per container.
+    pub fn runs(&self) -> impl Iterator<Item = String> + '_ {
+        self.runtime.running().map(|plan| plan.labels.replica.to_string())
+    }
+
+    /// What its clocks show when the world's shows `now_ms`.
+    pub fn time(&self, now_ms: u64) -> Time {
+        let elapsed = now_ms.saturating_sub(self.powered_ms);
+        let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
+        Time {
+            mono_ms: (BOOT_MS + elapsed).saturating_add_signed(drifted),
+            wall_ms: (START_MS + now_ms).saturating_add_signed(self.clock_offset_ms + drifted),
+        }
+    }
+
+    /// The first moment, on the world's clock, at which its monotonic clock shows `mono_ms`.
+    pub(super) fn world_ms(&self, mono_ms: u64) -> u64 {
+        let elapsed = mono_ms.saturating_sub(BOOT_MS);
+        let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
+        let mut at_ms = self.powered_ms + elapsed.saturating_add_signed(-drifted);
+        while self.time(at_ms).mono_ms < mono_ms {
+            at_ms += 1;
+        }
+        at_ms
+    }
+
+    /// The power comes.
+    pub(super) fn powered(&mut self, now_ms: u64) {
+        self.powered_ms = now_ms;
+    }
+
+    /// What the agent is started with.
+    pub(super) fn settings(&self) -> Settings {
+        Settings {
+            me: self.id,
+            chain: self.chain(),
+            record_key: self.record_key(),
+            boot: self.boot,
+            cluster_id: ClusterId([7; 16]),
+            cluster_name: "simulated".to_owned(),
+            container_range: range(),
+            root_ca: cast::ROOT.to_vec(),
+            root_keys: vec![cast::root_key().public()],
+            token: TokenId::of(&cast::token_ca(&self.token)),
+            token_document: self.document.clone(),
+            peer_port: PEER_PORT,
+            verify_chain: cast::verify_chain,
+        }
+    }
+
+    /// What the edge knows about it.
+    pub fn facts(&self, hostname: String) -> NodeFacts {
+        NodeFacts {
+            hostname,
+            address: Some(self.address.ip()).filter(|_| !self.unplugged),
+            labels: self.labels.clone(),
+            capacity: self.capacity,
+            version: "0.1.0".to_owned(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// What was being written reaches the disk.
+    pub(super) fn synced(&mut self, batch: BatchId) {
+        let writes = self.unsynced.remove(&batch).unwrap_or_default();
+        self.write(writes);
+    }
+
+    /// The agent ends while it writes: `survives` says how many of the writes that were not flushed
+    /// are on the disk all the same, in their order, the last one perhaps of half a batch.
+    pub(super) fn lose_unsynced(&mut self, survives: impl Fn(usize) -> usize) {
+        let mut writes: Writes = std::mem::take(&mut self.unsynced).into_values().flatten().collect();
+        writes.truncate(survives(writes.len()));
+        self.write(writes);
+    }
+
+    fn write(&mut self, writes: Writes) {
+        for (key, value) in writes {
+            match value {
+                Some(value) => self.disk.insert(key, value),
+                None => self.disk.remove(&key),
+            };
+        }
+    }
+}
+
+fn range() -> ContainerRange {
+    ContainerRange::parse("10.0.0.0/8").unwrap_or_else(|| panic!("a range"))
+}

@@ -1,0 +1,103 @@
+//! A fake containerd: it can fail, be late, and forget to tell.
+
+use std::collections::BTreeMap;
+
+use hivemind_core::event::{
+    ContainerId, ContainerPlan, ContainerState, Inventory, OperationError, RuntimeOp, TaskState,
+};
+use rand::{Rng, RngExt as _};
+
+use super::network::chance;
+
+/// What a machine's containerd holds, and what is wrong with it.
+#[derive(Debug, Clone, Default)]
+pub struct Runtime {
+    /// What it holds.
+    pub inventory: Inventory,
+    /// Operations that fail, in percent.
+    pub failing: u32,
+    /// Operations whose end is not told, in percent; only the next inventory shows it.
+    pub silent: u32,
+    /// How much longer than usual an operation may take, milliseconds.
+    pub late_ms: u64,
+    /// How old an inventory may be when it is told, milliseconds.
+    pub stale_ms: u64,
+    /// Containers started since the machine was made.
+    pub starts: usize,
+    /// Tasks stopped that ran until then.
+    pub stops: usize,
+    plans: BTreeMap<ContainerId, ContainerPlan>,
+}
+
+/// How long an operation takes on a healthy machine, milliseconds.
+const USUAL_MS: u64 = 100;
+
+impl Runtime {
+    /// How long an operation takes that begins now, milliseconds.
+    pub fn duration_ms(&self, rng: &mut impl Rng) -> u64 {
+        USUAL_MS + if self.late_ms == 0 { 0 } else { rng.random_range(0..self.late_ms) }
+    }
+
+    /// Carries out an operation, or fails half-way.
+    ///
+    /// # Errors
+    /// When chance wants it.
+    pub fn run(&mut self, op: &RuntimeOp, wall_ms: u64, rng: &mut impl Rng) -> Result<(), OperationError> {
+        let fails = chance(self.failing, rng);
+        match op {
+            RuntimeOp::Pull { image } if !fails => {
+                self.inventory.images.insert(image.clone());
+            }
+            RuntimeOp::Start(plan) => {
+                // A start that fails leaves a container without a task behind.
+                let task = if fails { TaskState::Absent } else { TaskState::Running };
+                self.starts += usize::from(!fails);
+                let state = ContainerState { labels: Some(plan.labels.clone()), task };
+                self.inventory.containers.insert(plan.id.clone(), state);
+                self.plans.insert(plan.id.clone(), (**plan).clone());
+            }
+            RuntimeOp::Stop { container, .. } if !fails => self.end(container, 143, wall_ms),
+            RuntimeOp::Remove { container, .. } if !fails => {
+                self.inventory.containers.remove(container);
+                self.plans.remove(container);
+            }
+            _ => {}
+        }
+        if fails {
+            return Err(OperationError { text: "the runtime is unwell".to_owned(), permanent: false });
+        }
+        Ok(())
+    }
+
+    /// A container's process ends.
+    pub fn end(&mut self, container: &ContainerId, code: u32, at_ms: u64) {
+        if let Some(state) = self.inventory.containers.get_mut(container)
+            && state.task == TaskState::Running
+        {
+            self.stops += 1;
+            state.task = TaskState::Exited { code, at_ms, oom: false };
+        }
+    }
+
+    /// The power goes: containers and images stay on the disk, tasks do not.
+    pub fn lose_power(&mut self) {
+        for state in self.inventory.containers.values_mut() {
+            state.task = TaskState::Absent;
+        }
+    }
+
+    /// Everything it held is gone.
+    pub fn forget(&mut self) {
+        self.inventory = Inventory::default();
+        self.plans.clear();
+    }
+
+    /// The containers that run, with what was asked for when they were started.
+    pub fn running(&self) -> impl Iterator<Item = &ContainerPlan> {
+        self.inventory
+            .containers
+            .iter()
+            .filter(|(_, state)| state.task == TaskState::Running)
+            .filter_map(|(id, _)| self.plans.get(id))
+    }
+}
