@@ -191,6 +191,7 @@ fn plan(image: &str, slot: u32, more: serde_json::Value) -> ContainerPlan {
             template: Digest::of(b"document"),
             ip,
             restarts: 1,
+            asks: Default::default(),
         },
         spec: serde_json::from_value(spec).unwrap(),
         hostname: format!("box-{slot}"),

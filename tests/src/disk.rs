@@ -2,6 +2,7 @@
 //! Linux computer.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -105,15 +106,22 @@ impl FileSystem {
         let mut take_out = Command::new("qemu-img");
         take_out.args(["convert", "--image-opts", &state.partition, "-O", "raw"]).arg(&state.file);
         Run::of(take_out).ok();
-        if !state.has("/") {
+        if !state.is_formatted() {
             return None;
         }
         // What a power cut left in the journal belongs where it was to go.
         let mut fsck = Command::new("/sbin/e2fsck");
-        fsck.args(["-f", "-p"]).arg(&state.file);
+        fsck.args(["-f", "-y"]).arg(&state.file);
         let run = Run::of(fsck);
         assert!(run.code().is_some_and(|code| code <= 1), "{run}");
         Some(state)
+    }
+
+    /// Whether it has a superblock: its magic number is at byte 56 of the second KiB.
+    fn is_formatted(&self) -> bool {
+        let mut magic = [0; 2];
+        let file = fs::File::open(&self.file).unwrap_or_else(|error| panic!("{error}"));
+        file.read_exact_at(&mut magic, 1024 + 56).is_ok() && magic == [0x53, 0xef]
     }
 
     /// Puts the partition back into its disk.

@@ -99,8 +99,8 @@ pub struct Placed {
 pub struct Liveness {
     /// Members this node hears of, itself included.
     pub alive: BTreeSet<NodeId>,
-    /// When each enrolled node was last alive, wall milliseconds; absent: never seen here.
-    pub last_seen_ms: BTreeMap<NodeId, u64>,
+    /// When each enrolled node was last alive; absent: never seen here.
+    pub last_seen: BTreeMap<NodeId, LastSeen>,
     /// Those of `alive` whose connection ended and was not made again. SWIM has not given them up yet,
     /// but they are no evidence that this side is the larger one.
     pub silent: BTreeSet<NodeId>,
@@ -108,9 +108,33 @@ pub struct Liveness {
     pub unsettled: bool,
 }
 
+/// When a node was last alive, as far as is known here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastSeen {
+    /// By this node's clock, wall milliseconds: for people, because clocks jump.
+    pub wall_ms: u64,
+    /// For how long this node had been running without it at `counted_ms`, milliseconds.
+    pub missed_ms: u64,
+    /// Until when that was counted, [`Time::mono_ms`].
+    pub counted_ms: u64,
+}
+
+impl LastSeen {
+    /// It is seen now.
+    pub fn now(now: Time) -> Self {
+        Self { wall_ms: now.wall_ms, missed_ms: 0, counted_ms: now.mono_ms }
+    }
+
+    /// For how long this node has been running without it, milliseconds. The time for which this
+    /// node itself was off does not count, and no clock that is set can make it longer.
+    pub fn missed_ms(&self, now: Time) -> u64 {
+        self.missed_ms.saturating_add(now.mono_ms.saturating_sub(self.counted_ms))
+    }
+}
+
 /// How long a node that vanished still counts when a side asks whether it is the larger one,
-/// milliseconds. A day: longer than any outage that heals by itself, short enough that machines
-/// thrown away without a word do not block takeovers for ever.
+/// milliseconds of running without it. A day: longer than any outage that heals by itself, short
+/// enough that machines thrown away without a word do not block takeovers for ever.
 pub const COUNTED_AFTER_LOSS_MS: u64 = 24 * 3600 * 1000;
 
 /// How much of the cluster this side sees.
@@ -136,10 +160,8 @@ impl Cluster {
         let mut side = Side { alive: 0, counted: 0 };
         for id in self.nodes.iter().filter(|(_, node)| !node.is_revoked()).map(|(id, _)| id) {
             let alive = liveness.alive.contains(id) && !liveness.silent.contains(id);
-            let recent = liveness
-                .last_seen_ms
-                .get(id)
-                .is_none_or(|seen| now.wall_ms.saturating_sub(*seen) <= COUNTED_AFTER_LOSS_MS);
+            let recent =
+                liveness.last_seen.get(id).is_none_or(|seen| seen.missed_ms(now) <= COUNTED_AFTER_LOSS_MS);
             side.alive += usize::from(alive);
             side.counted += usize::from(alive || recent);
         }

@@ -331,6 +331,8 @@ pub struct ContainerLabels {
     pub ip: Ipv4Addr,
     /// How often the replica was started again before this container.
     pub restarts: u32,
+    /// What it has of its node, of what workloads may use in all.
+    pub asks: Capacity,
 }
 
 /// What the runtime holds.

@@ -7,7 +7,7 @@ use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::id::{Digest, NodeId, TokenId};
 use hivemind_spec::workload::{ContainerSpec, Resources, RestartPolicy, Takeover, WorkloadSpec};
 
-use crate::cluster::{Cluster, Liveness, Node, Placed, Workload};
+use crate::cluster::{Cluster, LastSeen, Liveness, Node, Placed, Workload};
 use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
 use crate::time::{Hlc, Time};
 
@@ -67,7 +67,7 @@ pub(crate) fn cluster(nodes: u8) -> (Cluster, Liveness) {
     for n in 1..=nodes {
         cluster.nodes.insert(node_id(n), node(n));
         liveness.alive.insert(node_id(n));
-        liveness.last_seen_ms.insert(node_id(n), at(0).wall_ms);
+        liveness.last_seen.insert(node_id(n), LastSeen::now(at(0)));
     }
     (cluster, liveness)
 }

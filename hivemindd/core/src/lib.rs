@@ -19,6 +19,7 @@ pub mod event;
 pub(crate) mod fixture;
 pub mod leader;
 pub mod membership;
+pub mod mutation;
 pub mod node;
 pub mod overlay;
 pub mod picture;

@@ -29,12 +29,12 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
 use crate::checking::Keyring;
-use crate::cluster::{Cluster, ContainerRange, Liveness};
+use crate::cluster::{Cluster, ContainerRange, Liveness, Placed};
 use crate::enrolment::ChainVerifier;
 use crate::event::{Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, Zone};
 use crate::leader::Leader;
 use crate::membership::Membership;
-use crate::record::{Record, RecordKey, ReplicaId};
+use crate::record::{Record, RecordKey, ReplicaId, Topic, WorkloadId};
 use crate::replica::Replicas;
 use crate::report::View;
 use crate::state::{Content, Map};
@@ -123,8 +123,13 @@ pub struct Node {
     trust: Trust,
     members: BTreeSet<NodeId>,
     cluster: Cluster,
+    /// Placements by nodes that were revoked since: dropped with all they said, and the starting
+    /// point of the next leader's all the same, so that nobody's replicas move.
+    inherited: BTreeMap<WorkloadId, Placed>,
     specs_changed: bool,
     map_changed: bool,
+    /// Whether what follows from the newest picture of the cluster is still to be done.
+    picture_changed: bool,
     /// Whether the map has changed in this step.
     redrawn: bool,
     /// Changed in this step, and who sent it.
@@ -135,6 +140,9 @@ pub struct Node {
     sequence: u64,
     clock: Hlc,
     started_ms: u64,
+    /// Whether this node has run before and its store is gone: others may know better than it does
+    /// when it enrolled and which subnet it has. Until it agrees with one of them.
+    store_lost: bool,
 
     // Others.
     membership: Option<Membership>,
@@ -142,6 +150,11 @@ pub struct Node {
     /// Until when takeovers wait because the view changed, monotonic milliseconds.
     settled_at_ms: u64,
     anchors: BTreeSet<NodeId>,
+    /// Members that came up and with none of which this node has found itself agreed since: it
+    /// decides nothing on what may be the smaller half of what is known.
+    unmet: BTreeSet<NodeId>,
+    /// Until when it waits for that, monotonic milliseconds.
+    unmet_until_ms: u64,
     peers: BTreeMap<NodeId, PeerState>,
     hints: BTreeMap<SocketAddr, Hint>,
     refused: BTreeMap<NodeId, RefusedBefore>,
@@ -191,17 +204,22 @@ impl Node {
             trust: Trust::default(),
             members: BTreeSet::new(),
             cluster: Cluster::default(),
+            inherited: BTreeMap::new(),
             specs_changed: true,
             map_changed: true,
+            picture_changed: false,
             redrawn: false,
             fresh: BTreeMap::new(),
             sequence: 0,
             clock: Hlc::default(),
             started_ms: now.wall_ms,
+            store_lost: false,
             membership: None,
             liveness: Liveness::default(),
             settled_at_ms: 0,
             anchors: BTreeSet::new(),
+            unmet: BTreeSet::new(),
+            unmet_until_ms: 0,
             peers: BTreeMap::new(),
             hints: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -209,7 +227,8 @@ impl Node {
             store: Store::default(),
             store_failed_ms: None,
             pushes: BTreeMap::new(),
-            next_ack: 0,
+            // What is told of an earlier start's pushes must not be taken for this one's.
+            next_ack: settings.boot << 32,
             facts: None,
             leader: Leader::default(),
             told_leader: None,
@@ -234,6 +253,8 @@ impl Node {
         };
         let mut out = Actions::new();
         node.load(now, stored, &mut out);
+        let own = RecordKey::Observation(node.settings.me, Topic::Enrolment);
+        node.store_lost = node.settings.boot > 1 && node.map.get(&own).is_none();
         node.introduce_self(now, &mut out);
         node.replicas = Replicas::new(&node.own_replica_statuses());
         node.finish(now, &mut out);
@@ -309,6 +330,10 @@ impl Node {
             self.liveness.unsettled = false;
             self.stirred = true;
         }
+        if !self.unmet.is_empty() && self.unmet_until_ms <= now.mono_ms {
+            self.unmet.clear();
+            self.stirred = true;
+        }
         if self.housekeeping_at_ms <= now.mono_ms {
             self.housekeeping_at_ms = now.mono_ms + HOUSEKEEPING_EVERY_MS;
             self.keep_house(now);
@@ -328,7 +353,7 @@ impl Node {
 
     /// How long to wait until the next comparison with another node.
     fn sync_pause_ms(&self, now: Time) -> u64 {
-        if self.grace_until_ms.is_some() {
+        if self.is_catching_up() {
             return SYNC_AT_START_MS;
         }
         let quiet_ms = now.mono_ms.saturating_sub(self.changed_ms);
@@ -343,7 +368,7 @@ impl Node {
 
     /// Asks to be called when the next thing is due.
     fn set_alarm(&mut self, out: &mut Actions) {
-        let slack_ms = if self.grace_until_ms.is_some() { 0 } else { UNHURRIED_MS };
+        let slack_ms = if self.is_catching_up() { 0 } else { UNHURRIED_MS };
         let next = [
             self.membership.as_ref().and_then(Membership::wake_at),
             self.grace_until_ms,
@@ -356,6 +381,7 @@ impl Node {
             Some(self.redial_at_ms + slack_ms),
             self.is_leader().then_some(self.look_again_at_ms + slack_ms),
             self.liveness.unsettled.then_some(self.settled_at_ms),
+            (!self.unmet.is_empty()).then_some(self.unmet_until_ms),
             Some(self.housekeeping_at_ms + slack_ms),
         ];
         if let Some(at) = next.into_iter().flatten().min()
@@ -364,6 +390,11 @@ impl Node {
             self.woken_at_ms = Some(at);
             out.push(Action::WakeAt { mono_ms: at });
         }
+    }
+
+    /// Whether this node may not have heard yet of what others know.
+    fn is_catching_up(&self) -> bool {
+        self.grace_until_ms.is_some() || !self.unmet.is_empty()
     }
 
     fn end_grace(&mut self) {

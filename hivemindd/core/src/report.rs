@@ -100,8 +100,8 @@ impl View<'_> {
     }
 
     fn last_heard(&self, id: &NodeId) -> String {
-        match self.liveness.last_seen_ms.get(id) {
-            Some(seen) => format!("last heard of {} ago", duration(self.now.wall_ms.saturating_sub(*seen))),
+        match self.liveness.last_seen.get(id).map(|seen| seen.wall_ms) {
+            Some(seen) => format!("last heard of {} ago", duration(self.now.wall_ms.saturating_sub(seen))),
             None => "never heard of since this node started".to_owned(),
         }
     }

@@ -15,6 +15,7 @@ use hivemind_spec::dsse::Verified;
 use hivemind_spec::id::{Digest, KeyId};
 use serde::{Deserialize, Serialize};
 
+use crate::mutation::{Mutation, is_on};
 use crate::record::{Decision, Observation, Record, RecordKey};
 use crate::time::Hlc;
 
@@ -172,7 +173,17 @@ impl Map {
 
     /// Whether `version` is newer than what is held under `key`.
     pub fn wants(&self, key: &RecordKey, version: &Version) -> bool {
-        self.entries.get(key).is_none_or(|held| held.version < *version)
+        let Some(held) = self.entries.get(key).map(|entry| &entry.version) else { return true };
+        if is_on(Mutation::MergeTakesWhatArrives) {
+            return held != version;
+        }
+        if is_on(Mutation::TheFirstOfEqualsStays)
+            && let (Order::Spec { revision: ours, .. }, Order::Spec { revision: theirs, .. }) =
+                (held.order, version.order)
+        {
+            return ours < theirs;
+        }
+        held < version
     }
 
     /// Takes `entry` if it is newer than what is held. Returns whether the map changed.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use hivemind_core::event::ContainerLabels;
 use hivemind_core::record::{ReplicaId, WorkloadId};
+use hivemind_spec::api::Capacity;
 
 /// All that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,11 +22,13 @@ const SLOT: &str = "hivemind/slot";
 const TEMPLATE: &str = "hivemind/template";
 const IP: &str = "hivemind/ip";
 const RESTARTS: &str = "hivemind/restarts";
+const CPU_MILLIS: &str = "hivemind/cpu-millis";
+const MEMORY_BYTES: &str = "hivemind/memory-bytes";
 const STOP_SIGNAL: &str = "hivemind/stop-signal";
 
 /// Labels as containerd keeps them.
 pub(super) fn write(labels: &Labels) -> HashMap<String, String> {
-    let ContainerLabels { replica, template, ip, restarts } = &labels.container;
+    let ContainerLabels { replica, template, ip, restarts, asks } = &labels.container;
     let mut written: HashMap<String, String> = [
         (NAMESPACE, replica.workload.namespace.clone()),
         (WORKLOAD, replica.workload.name.clone()),
@@ -33,6 +36,8 @@ pub(super) fn write(labels: &Labels) -> HashMap<String, String> {
         (TEMPLATE, template.to_string()),
         (IP, ip.to_string()),
         (RESTARTS, restarts.to_string()),
+        (CPU_MILLIS, asks.cpu_millis.to_string()),
+        (MEMORY_BYTES, asks.memory_bytes.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
@@ -49,6 +54,10 @@ pub(super) fn read(labels: &HashMap<String, String>) -> Option<Labels> {
         template: labels.get(TEMPLATE)?.parse().ok()?,
         ip: labels.get(IP)?.parse().ok()?,
         restarts: labels.get(RESTARTS)?.parse().ok()?,
+        asks: Capacity {
+            cpu_millis: labels.get(CPU_MILLIS)?.parse().ok()?,
+            memory_bytes: labels.get(MEMORY_BYTES)?.parse().ok()?,
+        },
     };
     Some(Labels { container, stop_signal: labels.get(STOP_SIGNAL).cloned() })
 }
@@ -66,6 +75,7 @@ mod tests {
             template: Digest::of(b"a template"),
             ip: "10.42.3.7".parse().unwrap(),
             restarts: 2,
+            asks: Capacity { cpu_millis: 250, memory_bytes: 64 << 20 },
         };
         for stop_signal in [None, Some("SIGQUIT".to_owned())] {
             let labels = Labels { container: container.clone(), stop_signal };
@@ -84,10 +94,11 @@ mod tests {
                 template: Digest::of(b"a template"),
                 ip: "10.42.3.7".parse().unwrap(),
                 restarts: 0,
+                asks: Capacity::default(),
             },
             stop_signal: None,
         };
-        for broken in [SLOT, TEMPLATE, IP, RESTARTS] {
+        for broken in [SLOT, TEMPLATE, IP, RESTARTS, CPU_MILLIS, MEMORY_BYTES] {
             let mut written = write(&labels);
             written.insert(broken.into(), "nonsense".into());
             assert_eq!(read(&written), None, "{broken}");

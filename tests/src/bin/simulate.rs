@@ -11,10 +11,10 @@ use hivemind_tests::sim::life::{self, Options};
 /// A seed that fails is printed with the commit; `--seed N --log` tells its story.
 #[derive(Parser)]
 struct Arguments {
-    /// How many seeds to live.
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
-    /// The first seed; alone, this one only.
+    /// How many seeds to live: 100, or the one that --seed names.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// The first seed.
     #[arg(long)]
     seed: Option<u64>,
     /// Machines in each cluster; else three to seven, by the seed.
@@ -31,7 +31,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let first = arguments.seed.unwrap_or(0);
-    let count = if arguments.seed.is_some() && arguments.seeds == 100 { 1 } else { arguments.seeds };
+    let count = arguments.seeds.unwrap_or(if arguments.seed.is_some() { 1 } else { 100 });
     let options = Options { nodes: arguments.nodes, traced: arguments.log, aloud: arguments.log };
     let (begin, mut steps, mut acknowledged, mut failed) = (Instant::now(), 0, 0, 0);
     for (done, seed) in (first..first + count).enumerate() {

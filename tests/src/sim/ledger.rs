@@ -9,7 +9,7 @@ use hivemind_core::event::{ContainerPlan, RequestId, RuntimeOp};
 use hivemind_core::record::{Record, RecordKey, ReplicaId, WorkloadId};
 use hivemind_core::state::encode;
 use hivemind_spec::api::Accepted;
-use hivemind_spec::document::{Document, Kind, Role, Spec, SpecKey};
+use hivemind_spec::document::{Document, Kind, Role, Spec};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, NodeId};
 use hivemind_spec::key::PublicKey;
@@ -28,17 +28,17 @@ struct Operator {
     public: PublicKey,
     role: Role,
     namespaces: Vec<String>,
-    retired: bool,
-    /// The document that revoked it.
-    revoked_by: Option<RecordKey>,
+    /// The document that took its power away: from then on, or altogether.
+    ended_by: Option<RecordKey>,
 }
 
 /// A workload's document that somebody signed.
 #[derive(Debug, Clone)]
 struct Signed {
     template: Digest,
+    revision: u64,
     signer: KeyId,
-    /// Whether the signer had the right to, when it signed.
+    /// Whether the signer's role covers it.
     rightful: bool,
 }
 
@@ -74,9 +74,11 @@ pub struct Ledger {
     operators: BTreeMap<KeyId, Operator>,
     signed: BTreeMap<WorkloadId, Vec<Signed>>,
     asked: BTreeMap<RequestId, Asked>,
-    /// Where replicas of workloads with `takeover: never` were started first.
-    homes: BTreeMap<ReplicaId, usize>,
+    /// Where replicas of workloads with `takeover: never` belong: where they were started first.
+    homes: BTreeMap<ReplicaId, NodeId>,
     never: BTreeSet<WorkloadId>,
+    /// Nodes cut off for good, as everybody would know who had heard of everything.
+    cut_off: BTreeSet<NodeId>,
 }
 
 impl Default for Ledger {
@@ -90,11 +92,12 @@ impl Default for Ledger {
             asked: BTreeMap::new(),
             homes: BTreeMap::new(),
             never: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
         };
         let public = cast::root_key().public();
         ledger.operators.insert(
             public.id(),
-            Operator { public, role: Role::Admin, namespaces: Vec::new(), retired: false, revoked_by: None },
+            Operator { public, role: Role::Admin, namespaces: Vec::new(), ended_by: None },
         );
         ledger
     }
@@ -120,24 +123,19 @@ impl Ledger {
                     namespace: document.metadata.namespace.clone(),
                     name: document.metadata.name.clone(),
                 };
-                self.signed.entry(id).or_default().push(Signed {
-                    template: spec.template(),
-                    signer,
-                    rightful,
-                });
+                let (template, revision) = (spec.template(), document.metadata.revision);
+                self.signed.entry(id).or_default().push(Signed { template, revision, signer, rightful });
             }
             Some(Spec::Key(spec)) if rightful => {
                 if let Ok(public) = PublicKey::from_base64(&spec.public_key) {
-                    let revoked_by = spec.revoked.then(|| place.clone());
-                    let operator = Operator {
-                        public,
-                        role: spec.role,
-                        namespaces: spec.namespaces.clone(),
-                        retired: spec.retired,
-                        revoked_by,
-                    };
+                    let ended_by = (spec.revoked || spec.retired).then(|| place.clone());
+                    let namespaces = spec.namespaces.clone();
+                    let operator = Operator { public, role: spec.role, namespaces, ended_by };
                     self.operators.insert(public.id(), operator);
                 }
+            }
+            Some(Spec::NodeIntent(intent)) if rightful && intent.revoked => {
+                self.cut_off.insert(intent.node);
             }
             _ => {}
         }
@@ -154,7 +152,7 @@ impl Ledger {
         };
         let here =
             operator.namespaces.is_empty() || operator.namespaces.contains(&document.metadata.namespace);
-        signature.is_ok() && covers && here && !operator.retired && operator.revoked_by.is_none()
+        signature.is_ok() && covers && here
     }
 
     /// Nobody may start replicas of this workload anywhere but where they were first.
@@ -219,7 +217,7 @@ impl Ledger {
         match op {
             RuntimeOp::Start(plan) => {
                 self.nothing_unsigned_runs(index, machine, plan);
-                self.stays_at_home(index, plan);
+                self.stays_at_home(machine.id, plan);
             }
             RuntimeOp::Stop { container, .. } => {
                 let stopped = machine.runtime.running().find(|plan| plan.id == *container);
@@ -254,24 +252,27 @@ impl Ledger {
         let candidates =
             self.signed.get(&plan.labels.replica.workload).map(Vec::as_slice).unwrap_or_default();
         let rightful = candidates.iter().filter(of).any(|signed| {
-            let revocation = self.operators.get(&signed.signer).and_then(|o| o.revoked_by.as_ref());
-            let knows =
-                |place: &RecordKey| machine.node.as_ref().is_some_and(|n| n.map().get(place).is_some());
-            signed.rightful && !revocation.is_some_and(|place| knows(place) && is_revocation(machine, place))
+            let end = self.operators.get(&signed.signer).and_then(|operator| operator.ended_by.as_ref());
+            signed.rightful && !end.is_some_and(|place| is_known_to_end(machine, place, signed.revision))
         });
         self.must(rightful, "nothing unsigned, revoked, or outside its signer's role runs", || {
             format!("m{index} starts {} of template {}", plan.labels.replica, plan.labels.template)
         });
     }
 
-    fn stays_at_home(&mut self, index: usize, plan: &ContainerPlan) {
+    fn stays_at_home(&mut self, node: NodeId, plan: &ContainerPlan) {
         let replica = &plan.labels.replica;
-        if !self.never.contains(&replica.workload) {
+        // One that was cut off may not know, and goes on with what it had.
+        if !self.never.contains(&replica.workload) || self.cut_off.contains(&node) {
             return;
         }
-        let home = *self.homes.entry(replica.clone()).or_insert(index);
-        self.must(home == index, "takeover \"never\" is kept", || {
-            format!("m{index} starts {replica}, which is m{home}'s")
+        let home = *self.homes.entry(replica.clone()).or_insert(node);
+        if self.cut_off.contains(&home) {
+            // Its node does not come back, and each side of a partition finds another.
+            return;
+        }
+        self.must(home == node, "takeover \"never\" is kept", || {
+            format!("node {} starts {replica}, which is node {}'s", node.short(), home.short())
         });
     }
 
@@ -287,7 +288,8 @@ impl Ledger {
     /// lost while one of its holders lives.*
     pub fn settle(&mut self, machines: &[&Machine]) {
         let acknowledged = std::mem::take(&mut self.acknowledged);
-        for push in acknowledged.iter().filter(|push| !push.holders.is_empty()) {
+        let lives = |push: &&Acknowledged| machines.iter().any(|machine| push.holders.contains(&machine.id));
+        for push in acknowledged.iter().filter(lives) {
             for machine in machines {
                 let held =
                     machine.node.as_ref().and_then(|node| revision_of(&node.map().get(&push.place)?.record));
@@ -302,20 +304,16 @@ impl Ledger {
     }
 }
 
-/// Whether what a node holds there revokes a key: an older version of the same document does not.
-fn is_revocation(machine: &Machine, place: &RecordKey) -> bool {
+/// Whether what a node holds there ends a key before it signed something of that revision. Another
+/// version of the same document need not.
+fn is_known_to_end(machine: &Machine, place: &RecordKey, revision: u64) -> bool {
     let record = machine.node.as_ref().and_then(|node| node.map().get(place)).map(|entry| &entry.record);
     let Some(Record::Spec(envelope)) = record else { return false };
     let document = envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
-    matches!(document.and_then(|document| document.spec), Some(Spec::Key(spec)) if spec.revoked)
-}
-
-/// The name of the document in a place, if it is a document's.
-pub fn document_name(place: &RecordKey) -> Option<&SpecKey> {
-    match place {
-        RecordKey::Spec(name, _) => Some(name),
-        _ => None,
-    }
+    document.is_some_and(|document| match document.spec {
+        Some(Spec::Key(spec)) => spec.revoked || spec.retired && revision >= document.metadata.revision,
+        _ => false,
+    })
 }
 
 fn revision_on_disk(machine: &Machine, place: &RecordKey) -> Option<u64> {

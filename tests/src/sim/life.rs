@@ -161,7 +161,7 @@ impl Life {
             let offset_ms = [0, 0, 0, 40, -90_000, 3 * year_ms, -(START_MS as i64)][self.world.dice(7)];
             let drift_ppm = [0, 100, -100][self.world.dice(3)];
             let flush_ms = [3..4, 1..30, 20..400][self.world.dice(3)].clone();
-            let (failing, silent) = [(0, 0), (0, 0), (10, 0), (0, 20)][self.world.dice(4)];
+            let failing = [0, 0, 10][self.world.dice(3)];
             let (late_ms, stale_ms) = [(0, 0), (0, 0), (3000, 0), (0, 3000)][self.world.dice(4)];
             let machine = &mut self.world.machines[index];
             machine.clock_offset_ms = offset_ms;
@@ -170,7 +170,6 @@ impl Life {
             machine.flush_ms = flush_ms;
             if !calm {
                 machine.runtime.failing = failing;
-                machine.runtime.silent = silent;
                 machine.runtime.late_ms = late_ms;
                 machine.runtime.stale_ms = stale_ms;
             }
@@ -388,10 +387,23 @@ impl Life {
 
     /// One of the operators pushes something, right or wrong, sometimes two at the same moment.
     fn push_something(&mut self) {
-        let pushes = 1 + self.world.dice(2);
-        for _ in 0..pushes {
+        let Some(index) = self.somebody_on(None) else { return };
+        let envelope = self.something();
+        self.world.begin_push(index, envelope);
+        let Some(index) = self.somebody_on(None).filter(|_| self.world.chance(50)) else { return };
+        let envelope = self.something();
+        self.world.begin_push(index, envelope);
+        if self.world.chance(50) {
+            self.push_twins();
+        }
+    }
+
+    /// One operator in two places pushes two versions with the same revision.
+    fn push_twins(&mut self) {
+        let (revision, name) = (self.next_revision(), NAMES[self.world.dice(NAMES.len())]);
+        for _ in 0..2 {
             let Some(index) = self.somebody_on(None) else { return };
-            let envelope = self.something();
+            let envelope = self.workload(name, revision, &cast::root_key());
             self.world.begin_push(index, envelope);
         }
     }
@@ -402,7 +414,7 @@ impl Life {
         let who = self.world.dice(self.keys.len());
         let key = self.keys[who].key.clone();
         match self.world.dice(20) {
-            0 => cast::workload(name, revision, 1, &cast::strangers_key()),
+            0 | 6 => cast::workload(name, revision, 1, &cast::strangers_key()),
             1 => cast::key_document("mallory", revision, &cast::strangers_key(), Self::mallory(), &key),
             2 | 3 => cast::tombstone(&cast::workload_key(name), revision, &key),
             4 => self.take_a_key_away(revision),
@@ -428,7 +440,8 @@ impl Life {
             (spec.replicas, spec.priority, spec.takeover) = (replicas, priority, takeover);
             spec.container.resources = Resources { cpu_request_millis: Some(cpu), ..Resources::default() };
             if !only_scaled {
-                spec.container.env = BTreeMap::from([("REVISION".to_owned(), revision.to_string())]);
+                let env = [("VERSION".to_owned(), format!("{revision}-{replicas}-{cpu}"))];
+                spec.container.env = BTreeMap::from(env);
             }
         })
     }
@@ -456,7 +469,6 @@ impl Life {
             machine.starved_ms = 0;
             machine.flush_ms = 3..4;
             machine.runtime.failing = 0;
-            machine.runtime.silent = 0;
             machine.runtime.late_ms = 0;
             machine.runtime.stale_ms = 0;
             if machine.unplugged {
@@ -467,14 +479,13 @@ impl Life {
     }
 
     fn come_right(&mut self) -> Broken {
-        let revoked = self.revoked.map(|index| self.world.machines[index].id);
         let rounds = HEALING_MS / 5000;
         let mut wrong = String::new();
         for _ in 0..rounds {
             self.world.introduce_all();
             self.world.run(5000);
             self.kept()?;
-            match self.is_right(revoked) {
+            match self.is_right() {
                 Ok(()) => {
                     wrong.clear();
                     break;
@@ -488,32 +499,40 @@ impl Life {
         let before = self.stirred();
         self.world.run(QUIET_MS);
         self.kept()?;
-        self.is_right(revoked).map_err(|why| format!("right, and then no more: {why}"))?;
+        self.is_right().map_err(|why| format!("right, and then no more: {why}"))?;
         if self.stirred() != before {
             return Err("containers are still being started and stopped".to_owned());
         }
-        let members = self.members(revoked);
+        let members = self.members();
         let machines: Vec<_> = members.iter().map(|index| &self.world.machines[*index]).collect();
         self.world.ledger.settle(&machines);
         self.kept()
     }
 
-    /// Starts and stops on each machine.
+    /// Starts and stops on each member.
     fn stirred(&self) -> Vec<(usize, usize)> {
-        self.world.machines.iter().map(|m| (m.runtime.starts, m.runtime.stops)).collect()
+        let runtimes = self.members().into_iter().map(|index| &self.world.machines[index].runtime);
+        runtimes.map(|runtime| (runtime.starts, runtime.stops)).collect()
     }
 
-    /// Machines that must be members now.
-    fn members(&self, revoked: Option<NodeId>) -> Vec<usize> {
-        let counts = |index: &usize| {
-            Some(self.world.machines[*index].id) != revoked && !self.outsiders.contains(index)
+    /// Machines that must be members now: all but those that had no right to join, and one that was
+    /// cut off, if the others have heard of it.
+    fn members(&self) -> Vec<usize> {
+        let insiders = (0..self.count()).filter(|index| !self.outsiders.contains(index));
+        let (suspects, others): (Vec<_>, Vec<_>) = insiders.partition(|index| Some(*index) == self.revoked);
+        let cluster = self.world.node(others[0]).cluster();
+        let is_revoked = |index: &usize| {
+            let node = cluster.nodes.get(&self.world.machines[*index].id);
+            node.is_some_and(hivemind_core::cluster::Node::is_revoked)
         };
-        (0..self.count()).filter(counts).collect()
+        let mut members = others;
+        members.extend(suspects.into_iter().filter(|index| !is_revoked(index)));
+        members
     }
 
     /// Whether all members hold the same map, see each other alive, and run what it says.
-    fn is_right(&self, revoked: Option<NodeId>) -> Broken {
-        let members = self.members(revoked);
+    fn is_right(&self) -> Broken {
+        let members = self.members();
         let first = self.world.node(members[0]);
         let ids: BTreeSet<NodeId> = members.iter().map(|index| self.world.machines[*index].id).collect();
         for index in &members {

@@ -70,6 +70,10 @@ pub struct Machine {
     pub(super) connected: BTreeSet<usize>,
     pub(super) frozen_until_ms: u64,
     pub(super) wake_ms: Option<u64>,
+    /// When the newest inventory that is under way arrives.
+    pub(super) told_ms: u64,
+    /// Until when its disk is busy: batches are flushed one after another.
+    pub(super) disk_busy_ms: u64,
     /// Counts the agent's starts; what was under way before one does not reach it.
     pub(super) boot: u64,
     powered_ms: u64,
@@ -108,6 +112,8 @@ impl Machine {
             connected: BTreeSet::new(),
             frozen_until_ms: 0,
             wake_ms: None,
+            told_ms: 0,
+            disk_busy_ms: 0,
             boot: 0,
             powered_ms: 0,
             seed,
@@ -135,9 +141,11 @@ impl Machine {
     pub fn time(&self, now_ms: u64) -> Time {
         let elapsed = now_ms.saturating_sub(self.powered_ms);
         let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
+        let wall_ms = (START_MS + now_ms).saturating_add_signed(self.clock_offset_ms + drifted);
         Time {
             mono_ms: (BOOT_MS + elapsed).saturating_add_signed(drifted),
-            wall_ms: (START_MS + now_ms).saturating_add_signed(self.clock_offset_ms + drifted),
+            // Never behind the image's build.
+            wall_ms: wall_ms.max(START_MS - cast::DAY_MS),
         }
     }
 

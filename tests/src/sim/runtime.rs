@@ -1,4 +1,4 @@
-//! A fake containerd: it can fail, be late, and forget to tell.
+//! A fake containerd: it can fail, be late, and tell what is no longer so.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,6 @@ pub struct Runtime {
     pub inventory: Inventory,
     /// Operations that fail, in percent.
     pub failing: u32,
-    /// Operations whose end is not told, in percent; only the next inventory shows it.
-    pub silent: u32,
     /// How much longer than usual an operation may take, milliseconds.
     pub late_ms: u64,
     /// How old an inventory may be when it is told, milliseconds.

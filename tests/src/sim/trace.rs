@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher as _};
 
 use hivemind_core::event::{Action, Event, Message};
+use hivemind_core::record::{Body, Record, RecordKey};
+
+use super::machine::Writes;
 
 /// Lines kept for the report of a failure.
 const KEPT: usize = 200;
@@ -36,6 +39,9 @@ impl Trace {
     pub fn action(&mut self, now_ms: u64, machine: usize, action: &Action) {
         match action {
             Action::WakeAt { .. } | Action::Send { message: Message::Swim(_), .. } => {}
+            Action::Persist { batch, writes } => {
+                self.line(now_ms, machine, || format!("-> Persist {batch}: {}", named(writes)));
+            }
             Action::Note(note) => self.line(now_ms, machine, || format!("   {}: {}", note.code, note.text)),
             action => self.line(now_ms, machine, || format!("-> {}", shortened(action))),
         }
@@ -75,6 +81,33 @@ impl Trace {
         if self.lines.len() > KEPT {
             self.lines.pop_front();
         }
+    }
+}
+
+/// What writes are about: the names of the records, and decisions as a whole.
+fn named(writes: &Writes) -> String {
+    let name = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| {
+        let gone = if value.is_none() { "-" } else { "" };
+        match key.split_first().and_then(|(_, key)| postcard::from_bytes(key).ok()) {
+            Some(RecordKey::Spec(name, signer)) => format!("{gone}{name} by {}", signer.short()),
+            Some(RecordKey::Observation(node, topic)) => format!("{gone}{} on {topic:?}", node.short()),
+            Some(RecordKey::Decision(matter)) => {
+                format!("{gone}{matter:?}: {}", value.as_deref().map_or(String::new(), decided))
+            }
+            None => format!("{gone}{}", String::from_utf8_lossy(key)),
+        }
+    };
+    writes.iter().map(name).collect::<Vec<_>>().join("; ")
+}
+
+/// Who decided what when.
+fn decided(record: &[u8]) -> String {
+    let Ok(Record::Statement(statement)) = postcard::from_bytes(record) else { return String::new() };
+    match hivemind_core::statement::read(&statement) {
+        Ok(Body::Decision { clock, decision, .. }) => {
+            format!("{decision:?} by {} at {}.{}", statement.writer.short(), clock.wall_ms, clock.counter)
+        }
+        _ => String::new(),
     }
 }
 

@@ -131,10 +131,14 @@ impl World {
         self.say(&format!("m{index} loses its power"));
         self.end_agent(index);
         self.machines[index].runtime.lose_power();
-        let others: Vec<usize> = std::mem::take(&mut self.machines[index].connected).into_iter().collect();
-        for other in others {
+        self.disconnect(index, DEAD_TIMEOUT_MS);
+    }
+
+    /// Ends a machine's connections; the others notice after that time.
+    fn disconnect(&mut self, index: usize, after_ms: u64) {
+        for other in std::mem::take(&mut self.machines[index].connected) {
             self.machines[other].connected.remove(&index);
-            self.happen(other, DEAD_TIMEOUT_MS, Happening::Lost(index));
+            self.happen(other, after_ms, Happening::Lost(index));
         }
     }
 
@@ -142,11 +146,7 @@ impl World {
     pub fn restart_agent(&mut self, index: usize) {
         self.say(&format!("the agent of m{index} crashes"));
         self.end_agent(index);
-        let others: Vec<usize> = std::mem::take(&mut self.machines[index].connected).into_iter().collect();
-        for other in others {
-            self.machines[other].connected.remove(&index);
-            self.happen(other, 5, Happening::Lost(index));
-        }
+        self.disconnect(index, 5);
         self.start_agent(index);
     }
 
@@ -155,6 +155,7 @@ impl World {
         self.say(&format!("the store of m{index} is damaged"));
         let was_on = self.machines[index].node.is_some();
         self.end_agent(index);
+        self.disconnect(index, 5);
         self.machines[index].disk.clear();
         self.machines[index].damaged_ms = Some(self.now_ms);
         let node = self.machines[index].id;
@@ -169,6 +170,7 @@ impl World {
         let machine = &mut self.machines[index];
         machine.node = None;
         machine.wake_ms = None;
+        machine.disk_busy_ms = 0;
         let survives = rng.random_range(0..=4u64);
         // Nothing, half, or all of what was on its way to the disk.
         machine.lose_unsynced(|writes| match survives {
@@ -416,9 +418,7 @@ impl World {
         if result.is_ok() {
             self.ledger.ran(index, machine, op);
         }
-        if !chance(machine.runtime.silent, &mut self.rng) {
-            self.tell(index, Event::Done { operation, result });
-        }
+        self.tell(index, Event::Done { operation, result });
         self.tell_inventory(index);
     }
 
@@ -429,7 +429,11 @@ impl World {
         match runtime.stale_ms {
             0 => self.tell(index, Event::Observed { inventory }),
             stale_ms => {
-                let after_ms = self.rng.random_range(0..stale_ms);
+                // Late, but never before an older one: the edge looks at one thing after the other.
+                let takes_ms = self.rng.random_range(0..stale_ms);
+                let machine = &mut self.machines[index];
+                machine.told_ms = machine.told_ms.max(self.now_ms + takes_ms);
+                let after_ms = machine.told_ms - self.now_ms;
                 self.happen(index, after_ms, Happening::Event(Event::Observed { inventory }));
             }
         }
@@ -443,8 +447,11 @@ impl World {
             match action {
                 Action::Persist { batch, writes } => {
                     self.counted.writes += 1;
-                    self.machines[index].unsynced.insert(batch, writes);
-                    let after_ms = self.rng.random_range(self.machines[index].flush_ms.clone());
+                    let machine = &mut self.machines[index];
+                    machine.unsynced.insert(batch, writes);
+                    let takes_ms = self.rng.random_range(machine.flush_ms.clone());
+                    machine.disk_busy_ms = machine.disk_busy_ms.max(self.now_ms) + takes_ms;
+                    let after_ms = machine.disk_busy_ms - self.now_ms;
                     self.happen(index, after_ms, Happening::Written(batch));
                 }
                 Action::Send { to, message } => self.send(index, to, message),

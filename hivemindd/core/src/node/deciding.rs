@@ -12,7 +12,9 @@ use hivemind_spec::document::{Kind, SpecKey};
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NetworkPlan};
+use crate::mutation::{Mutation, is_on};
 use crate::record::{Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Topic};
+use crate::replica::Here;
 use crate::time::Time;
 use crate::{dns, overlay, scheduler};
 
@@ -24,9 +26,10 @@ impl Node {
     /// Brings everything up to date that follows from a changed map or a changed view.
     pub(super) fn settle(&mut self, now: Time, out: &mut Actions) {
         for _ in 0..MAX_ROUNDS {
-            if self.map_changed || self.specs_changed {
-                self.redraw();
+            self.redraw_if_changed();
+            if std::mem::take(&mut self.picture_changed) {
                 self.drop_unheard();
+                self.redraw_if_changed();
                 self.look_around(now);
                 self.cut_off_revoked(now, out);
                 self.judge_waiting(now, out);
@@ -55,7 +58,7 @@ impl Node {
             // A subnet is chosen when the peers' choices are known; one recorded before is kept
             // until they say otherwise.
             let enrolment = own.enrolment.clone();
-            if enrolment.subnet.is_some() || self.grace_until_ms.is_none() {
+            if enrolment.subnet.is_some() || (self.grace_until_ms.is_none() && self.knows_enough()) {
                 let subnet = overlay::choose_subnet(&self.cluster, &me, range);
                 let enrolment = crate::record::Enrolment { subnet, ..enrolment };
                 self.say(now, Topic::Enrolment, Some(Observation::Enrolment(enrolment)));
@@ -76,6 +79,13 @@ impl Node {
         self.say(now, Topic::Node, Some(Observation::Node(status)));
     }
 
+    /// Whether this node may act on what it knows of itself and of what is wanted: its store is not
+    /// lost, or a peer has made it good, or there is nobody and an operator has begun anew.
+    fn knows_enough(&self) -> bool {
+        let alone = self.liveness.alive.len() <= 1;
+        !self.store_lost || (alone && !self.cluster.workloads.is_empty())
+    }
+
     /// Finds the leader, and places what must be placed if it is this node.
     fn lead(&mut self, now: Time, out: &mut Actions) {
         let leader = self.leader.observe(now, &self.cluster, &self.liveness);
@@ -87,10 +97,15 @@ impl Node {
             );
             self.note(now, Level::Info, "leader-changed", text, out);
         }
-        if !self.is_leader() || self.grace_until_ms.is_some() {
+        let blind = self.is_catching_up() && !is_on(Mutation::LeadersDoNotCatchUp);
+        if !self.is_leader() || blind {
             return;
         }
-        for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
+        let mut decided = scheduler::schedule(&self.cluster, &self.liveness, now);
+        for (workload, placed) in &self.inherited {
+            decided.entry(workload.clone()).or_insert_with(|| Some(placed.placement.clone()));
+        }
+        for (workload, placement) in decided {
             self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
         }
     }
@@ -124,7 +139,9 @@ impl Node {
 
     /// Takes this node's replicas a step further.
     fn run_replicas(&mut self, now: Time, out: &mut Actions) {
-        if self.grace_until_ms.is_some() || !self.inventory_known {
+        // A node that lost its store leaves what runs alone until somebody tells it what is wanted.
+        if self.grace_until_ms.is_some() || !self.inventory_known || !self.knows_enough() {
+            self.replica_wake_ms = None;
             return;
         }
         self.check_before_first_run(now, out);
@@ -134,8 +151,12 @@ impl Node {
             .into_iter()
             .filter(|(_, workload)| self.run_before.contains(&workload.digest))
             .collect();
-        let local = self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref());
-        let plan = self.replicas.plan(now, &wanted, local);
+        let Some(facts) = &self.facts else { return };
+        let here = Here {
+            network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
+            capacity: facts.capacity,
+        };
+        let plan = self.replicas.plan(now, &wanted, here);
         self.replica_wake_ms = plan.wake_at_ms;
         for (operation, op) in plan.operations {
             out.push(Action::Runtime { operation, op });

@@ -16,10 +16,12 @@ use hivemind_spec::document::{Kind, Spec};
 use hivemind_spec::id::NodeId;
 use rand::seq::SliceRandom as _;
 
-use super::{Content, Node};
+use super::{Content, GRACE_MS, Node, SYNC_AT_START_MS};
+use crate::cluster::LastSeen;
 use crate::enrolment::{self, JoinRefusal, MAX_ANCHORS, YOUNG_MS};
 use crate::event::{Action, Actions, Level, Message, NodeFacts, Peer};
 use crate::membership::{Identity, Membership, Outcome};
+use crate::mutation::{Mutation, is_on};
 use crate::record::{Enrolment, Observation, Record, RecordKey, Topic};
 use crate::state::Entry;
 use crate::sync;
@@ -124,7 +126,7 @@ impl Node {
             }
             _ => false,
         };
-        if !known {
+        if !known && !(self.store_lost && self.grace_until_ms.is_some()) {
             let enrolment = Enrolment {
                 chain: self.settings.chain.clone(),
                 token: self.settings.token,
@@ -221,6 +223,8 @@ impl Node {
                 _ => {}
             }
         }
+        // What it said itself, in case it lost its store.
+        keys.push(RecordKey::Observation(to.node, Topic::Enrolment));
         keys.push(own);
         let records: Vec<_> = keys
             .into_iter()
@@ -318,11 +322,15 @@ impl Node {
             let own = RecordKey::Observation(from, Topic::Enrolment);
             let document =
                 matches!(&key, RecordKey::Spec(name, _) if matches!(name.kind, Kind::Key | Kind::Token));
-            if key != own && !document {
+            let about_me = key == RecordKey::Observation(self.settings.me, Topic::Enrolment);
+            if key != own && !document && !about_me {
                 continue;
             }
             let Ok(entry) = self.keyring.check(&key, &record) else { continue };
-            if key == own {
+            if about_me {
+                self.take(key, entry, Some(from));
+                self.redraw_if_changed();
+            } else if key == own {
                 if let Some(PeerState { stage: Stage::Waiting { enrolment, .. }, .. }) =
                     self.peers.get_mut(&from)
                 {
@@ -499,22 +507,34 @@ impl Node {
         alive.retain(|node| self.members.contains(node));
         alive.insert(self.settings.me);
         for node in alive.union(&self.liveness.alive) {
-            self.liveness.last_seen_ms.insert(*node, now.wall_ms);
+            self.liveness.last_seen.insert(*node, LastSeen::now(now));
         }
         let members = &self.members;
-        self.liveness.last_seen_ms.retain(|node, _| members.contains(node));
+        self.liveness.last_seen.retain(|node, _| members.contains(node));
         let changed = alive != self.liveness.alive;
         if changed {
+            let came: Vec<_> = alive.difference(&self.liveness.alive).copied().collect();
+            self.meet_anew(now, &came);
             let was_majority = self.cluster.side(&self.liveness, now).is_majority();
             self.liveness.alive = alive;
             self.liveness.silent.retain(|node| self.liveness.alive.contains(node));
+            self.unmet.retain(|node| self.liveness.alive.contains(node));
             let returned = !was_majority && self.cluster.side(&self.liveness, now).is_majority();
             let pause_ms = if returned { REJOINED_SETTLE_MS } else { SETTLE_MS };
             self.settled_at_ms = self.settled_at_ms.max(now.mono_ms + pause_ms);
-            self.liveness.unsettled = true;
+            self.liveness.unsettled = !is_on(Mutation::TakeoverDoesNotWait);
             self.stirred = true;
         }
         self.save_seen(now, changed);
+    }
+
+    /// Takes note of members that came up: what they know is not known here yet.
+    fn meet_anew(&mut self, now: Time, came: &[NodeId]) {
+        self.unmet.extend(came.iter().filter(|node| **node != self.settings.me));
+        if !came.is_empty() {
+            self.unmet_until_ms = now.mono_ms + GRACE_MS;
+            self.sync_at_ms = self.sync_at_ms.min(now.mono_ms + SYNC_AT_START_MS);
+        }
     }
 
     pub(super) fn hint(&mut self, now: Time, address: SocketAddr, out: &mut Actions) {

@@ -19,6 +19,7 @@ use super::replication::{self, FANOUT};
 use super::{Content, Node};
 use crate::checking;
 use crate::event::{Action, Actions, Level, Message, RequestId};
+use crate::mutation::{Mutation, is_on};
 use crate::record::{Record, RecordKey};
 use crate::state::Entry;
 use crate::time::Time;
@@ -58,7 +59,8 @@ impl PendingPush {
     }
 
     fn has_enough_holders(&self) -> bool {
-        self.durable && self.answer.held_by.len() > self.answer.wanted_holders as usize
+        let alone = is_on(Mutation::PushesAreAnsweredAlone);
+        self.durable && (alone || self.answer.held_by.len() > self.answer.wanted_holders as usize)
     }
 }
 

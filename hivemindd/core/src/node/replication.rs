@@ -8,7 +8,9 @@ use rand::seq::SliceRandom as _;
 
 use super::store::{self, Stored};
 use super::{Content, Node};
+use crate::cluster::{LastSeen, Placed};
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
+use crate::mutation::{Mutation, is_on};
 use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
@@ -43,7 +45,7 @@ impl Node {
         let mut records = Vec::new();
         for (key, value) in stored {
             match store::read_key(&key) {
-                Stored::Local(name) => self.load_local(&name, &value),
+                Stored::Local(name) => self.load_local(now, &name, &value),
                 Stored::Record(name) => match postcard::from_bytes::<Record>(&value) {
                     Ok(record) => records.push((name, record)),
                     Err(e) => self.refuse_stored(now, key, &format!("a record cannot be read: {e}"), out),
@@ -66,10 +68,14 @@ impl Node {
         self.note(now, Level::Error, "stored-record-refused", text, out);
     }
 
-    fn load_local(&mut self, name: &str, value: &[u8]) {
+    fn load_local(&mut self, now: Time, name: &str, value: &[u8]) {
         match name {
             ANCHORS => self.anchors = postcard::from_bytes(value).unwrap_or_default(),
-            SEEN => self.liveness.last_seen_ms = postcard::from_bytes(value).unwrap_or_default(),
+            SEEN => {
+                let mut seen: BTreeMap<NodeId, LastSeen> = postcard::from_bytes(value).unwrap_or_default();
+                seen.values_mut().for_each(|seen| seen.counted_ms = now.mono_ms);
+                self.liveness.last_seen = seen;
+            }
             _ => {}
         }
     }
@@ -81,7 +87,12 @@ impl Node {
     pub(super) fn save_seen(&mut self, now: Time, at_once: bool) {
         if at_once || now.mono_ms >= self.seen_saved_ms + SAVE_SEEN_EVERY_MS {
             self.seen_saved_ms = now.mono_ms;
-            self.store.put(store::local_key(SEEN), Some(encode(&self.liveness.last_seen_ms)));
+            let counted = |(node, seen): (&NodeId, &LastSeen)| {
+                let missed_ms = seen.missed_ms(now);
+                (*node, LastSeen { missed_ms, counted_ms: now.mono_ms, ..*seen })
+            };
+            let seen: BTreeMap<NodeId, LastSeen> = self.liveness.last_seen.iter().map(counted).collect();
+            self.store.put(store::local_key(SEEN), Some(encode(&seen)));
         }
     }
 
@@ -140,10 +151,12 @@ impl Node {
         let lost_key = before.is_some() && is_key_document(&key);
         self.keyring.learn(&key, &entry);
         let version = entry.version;
+        let is_deletion = matches!(&entry.content, Content::Spec(d) if d.value().metadata.deleted);
         if !self.map.merge(key.clone(), entry) {
             return false;
         }
-        self.store.put(store::record_key(&key), Some(bytes));
+        let stored = !(is_deletion && is_on(Mutation::DeletionsAreNotStored));
+        self.store.put(store::record_key(&key), Some(bytes).filter(|_| stored));
         self.store.remember(key.clone(), before, Some(version));
         self.touch(&key);
         self.fresh.insert(key, from);
@@ -232,6 +245,25 @@ impl Node {
             .map(|(key, _)| key.clone())
             .collect();
         unheard.iter().for_each(|key| self.drop_record(key));
+    }
+
+    /// Keeps in mind what revoked nodes decided, which is about to be dropped.
+    fn inherit(&mut self) {
+        let of_revoked = self.map.iter().filter(|(key, entry)| self.is_unheard(key, entry));
+        let decided =
+            of_revoked.filter_map(|(key, entry)| match (key, &entry.content, entry.version.order) {
+                (
+                    RecordKey::Decision(Matter::Placement(workload)),
+                    Content::Decision(Some(Decision::Placement(placement))),
+                    Order::Decision { clock },
+                ) => {
+                    let by = statement::of(&entry.record)?.writer;
+                    Some((workload.clone(), Placed { clock, by, placement: placement.clone() }))
+                }
+                _ => None,
+            });
+        let decided: Vec<_> = decided.collect();
+        self.inherited.extend(decided);
     }
 
     /// Drops deletions that are old enough, and with them what they hide.
@@ -326,6 +358,9 @@ impl Node {
 
     /// The batch is lost: what was in it does not count, here either.
     pub(super) fn persist_failed(&mut self, now: Time, batch: BatchId, reason: &str, out: &mut Actions) {
+        if is_on(Mutation::FailedWritesCount) {
+            return self.persisted(batch, out);
+        }
         let Some(batch) = self.store.end(batch) else { return };
         self.store_failed_ms = Some(now.mono_ms);
         for undo in batch.undo.into_iter().rev() {
@@ -386,7 +421,9 @@ impl Node {
     }
 
     pub(super) fn sync_with_somebody(&mut self, out: &mut Actions) {
-        if let Some(peer) = self.shuffled_audience().first() {
+        let audience = self.shuffled_audience();
+        let unmet = audience.iter().find(|peer| self.unmet.contains(&peer.node));
+        if let Some(peer) = unmet.or(audience.first()) {
             let question = sync::ask(&self.map);
             self.send(*peer, question, out);
         }
@@ -408,7 +445,12 @@ impl Node {
     /// of the peer yet: then its replicas would seem to have nobody.
     fn agrees_with(&mut self, peer: NodeId) {
         if self.liveness.alive.contains(&peer) {
+            self.stirred |= std::mem::take(&mut self.store_lost);
             self.end_grace();
+        }
+        if self.unmet.contains(&peer) {
+            self.unmet.clear();
+            self.stirred = true;
         }
     }
 
@@ -456,7 +498,7 @@ impl Node {
         {
             self.send(from, Message::Stored { ack }, out);
         }
-        if self.grace_until_ms.is_some() && ack.is_none() {
+        if self.is_catching_up() && ack.is_none() {
             // What the first peers knew is here: ask whether that was all.
             self.sync_at_ms = self.sync_at_ms.min(now.mono_ms + 200);
         }
@@ -469,7 +511,12 @@ impl Node {
         }
         self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
         self.cluster = crate::picture::draw(&self.map, &self.trust, &self.members);
+        self.inherit();
+        let (workloads, placements) = (&self.cluster.workloads, &mut self.cluster.placements);
+        self.inherited.retain(|id, _| workloads.contains_key(id) && !placements.contains_key(id));
+        placements.extend(self.inherited.iter().map(|(id, placed)| (id.clone(), placed.clone())));
         self.map_changed = false;
+        self.picture_changed = true;
         self.redrawn = true;
     }
 

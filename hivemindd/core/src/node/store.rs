@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::event::{Action, Actions, BatchId};
+use crate::mutation::{Mutation, is_on};
 use crate::record::RecordKey;
 use crate::state::{Entry, Version, encode};
 
@@ -96,6 +97,9 @@ impl Store {
 
     /// The newest batch that is not durable yet: everything told now must wait for it.
     fn newest(&mut self) -> Option<&mut Batch> {
+        if is_on(Mutation::NothingWaitsForTheDisk) {
+            return None;
+        }
         if self.writes.is_empty() {
             self.written.last_entry().map(|entry| entry.into_mut())
         } else {

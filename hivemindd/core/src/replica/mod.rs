@@ -32,7 +32,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use hivemind_spec::api::{Phase, PullProgress};
+use hivemind_spec::api::{Capacity, Phase, PullProgress};
 use hivemind_spec::id::{Digest, hex};
 use hivemind_spec::workload::{HealthCheck, RestartCondition};
 
@@ -41,6 +41,7 @@ use crate::event::{
     ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, LocalNetwork, OVERLAY_MTU,
     OperationError, OperationId, RuntimeOp, TaskState,
 };
+use crate::mutation::{Mutation, is_on};
 use crate::record::{ReplicaId, ReplicaStatus};
 use crate::time::Time;
 
@@ -89,6 +90,21 @@ impl Plan {
     fn wake_at(&mut self, mono_ms: u64) {
         self.wake_at_ms = Some(self.wake_at_ms.map_or(mono_ms, |at| at.min(mono_ms)));
     }
+}
+
+/// What replicas find on this node.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// The node's part of the overlay; absent until it has one.
+    pub network: Option<&'a LocalNetwork>,
+    /// What its workloads may use in all.
+    pub capacity: Capacity,
+}
+
+/// What a replica sets aside of its node.
+fn asks(workload: &Workload) -> Capacity {
+    let resources = &workload.spec.container.resources;
+    Capacity { cpu_millis: resources.cpu_millis(), memory_bytes: resources.memory_bytes() }
 }
 
 /// Names the container of a replica running a template.
@@ -227,12 +243,7 @@ impl Replicas {
     /// Compares what is wanted here ([`crate::cluster::Cluster::assignments`]) with what is, and
     /// says what to do. Does nothing before the first [`Replicas::observed`]. Call after every
     /// event and at [`Plan::wake_at_ms`]; an operation is handed out once.
-    pub fn plan(
-        &mut self,
-        now: Time,
-        wanted: &BTreeMap<ReplicaId, &Workload>,
-        network: Option<&LocalNetwork>,
-    ) -> Plan {
+    pub fn plan(&mut self, now: Time, wanted: &BTreeMap<ReplicaId, &Workload>, node: Here<'_>) -> Plan {
         let mut plan = Plan::default();
         if !self.observed.is_known() {
             return plan;
@@ -240,7 +251,7 @@ impl Replicas {
         self.forget(wanted);
         let mut standings = self.dispose_unwanted(now, wanted, &mut plan);
         for (replica, workload) in wanted {
-            let standing = self.advance(now, replica, workload, network, &mut plan);
+            let standing = self.advance(now, replica, workload, node, &mut plan);
             standings.insert(replica.clone(), standing);
         }
         self.pulls.forget_refused();
@@ -286,6 +297,9 @@ impl Replicas {
             .map(|(id, state)| (id.clone(), state.clone()))
             .collect();
         let mut standings = BTreeMap::new();
+        if is_on(Mutation::NothingIsTrimmed) {
+            return standings;
+        }
         for (id, state) in unwanted {
             let trouble = self.dispose(now, &id, &state, true, plan);
             if let Some(labels) = state.labels {
@@ -352,7 +366,7 @@ impl Replicas {
         now: Time,
         replica: &ReplicaId,
         workload: &Workload,
-        network: Option<&LocalNetwork>,
+        node: Here<'_>,
         plan: &mut Plan,
     ) -> Standing {
         let id = container_id(replica, &workload.template);
@@ -374,7 +388,7 @@ impl Replicas {
             Some(InFlight::Pull { .. }) | None => {}
         }
         let Some(state) = self.observed.inventory().containers.get(&id).cloned() else {
-            return self.start(now, &id, replica, workload, network, plan);
+            return self.start(now, &id, replica, workload, node, plan);
         };
         let Some(labels) = state.labels.clone() else {
             let trouble = self.dispose(now, &id, &state, false, plan);
@@ -384,7 +398,7 @@ impl Replicas {
             life.met(&labels);
         }
         match &state.task {
-            TaskState::Running => self.tend(now, &id, &labels, workload, network, plan),
+            TaskState::Running => self.tend(now, &id, &labels, workload, node, plan),
             TaskState::Exited { code, at_ms, oom } => {
                 let end = life::End { code: *code, at_ms: *at_ms, oom: *oom };
                 let life = self.lives.entry(replica.clone()).or_insert_with(|| Life::new(workload, None));
@@ -448,7 +462,7 @@ impl Replicas {
         id: &ContainerId,
         labels: &ContainerLabels,
         workload: &Workload,
-        network: Option<&LocalNetwork>,
+        node: Here<'_>,
         plan: &mut Plan,
     ) -> Standing {
         self.dispose_others(now, &labels.replica, id, plan);
@@ -457,7 +471,7 @@ impl Replicas {
             let health = self.health.entry(id.clone()).or_insert_with(|| Health::new(now, check));
             health.failing().map(str::to_owned)
         });
-        let misplaced = network.is_some_and(|network| !address::is_in(network, labels.ip));
+        let misplaced = node.network.is_some_and(|network| !address::is_in(network, labels.ip));
         let cause = match &verdict {
             _ if misplaced => Some(StopCause::Renumbered),
             Some(detail) if workload.spec.restart.condition != RestartCondition::Never => {
@@ -513,7 +527,7 @@ impl Replicas {
         id: &ContainerId,
         replica: &ReplicaId,
         workload: &Workload,
-        network: Option<&LocalNetwork>,
+        node: Here<'_>,
         plan: &mut Plan,
     ) -> Standing {
         let blocked = match self.after_end(now, replica, plan) {
@@ -523,7 +537,7 @@ impl Replicas {
         if let Some(blocked) = blocked {
             return self.while_blocked(now, id, replica, blocked, plan);
         }
-        let Some(network) = network else {
+        let Some(network) = node.network else {
             return Standing::new(Phase::Assigned, "waits until this node has an address and a subnet");
         };
         if !self.dispose_others(now, replica, id, plan) {
@@ -531,6 +545,10 @@ impl Replicas {
         }
         if self.count(|op| matches!(op, InFlight::Start { .. })) >= MAX_STARTS {
             return Standing::new(Phase::Starting, "waits for other containers to start");
+        }
+        let asks = asks(workload);
+        if let Some(reason) = self.lack_of_room(asks, node.capacity) {
+            return Standing::new(Phase::Assigned, reason);
         }
         let Some(ip) = self.address(replica, network) else {
             let (subnet, prefix) = (network.subnet, network.prefix);
@@ -547,6 +565,7 @@ impl Replicas {
             template: workload.template,
             ip,
             restarts: life.restarts,
+            asks,
         };
         let hostname = format!("{}-{}", replica.workload.name, replica.slot);
         let container = ContainerPlan {
@@ -566,6 +585,38 @@ impl Replicas {
             plan,
         );
         Standing::new(Phase::Starting, "the container is being made")
+    }
+
+    /// Why a container that asks for so much must wait: what runs here, wanted or not, and what is
+    /// being started leaves too little. Placements of different leaders, or of different moments,
+    /// may ask together for more than there is.
+    fn lack_of_room(&self, asks: Capacity, capacity: Capacity) -> Option<String> {
+        if is_on(Mutation::CapacityDoesNotMatter) {
+            return None;
+        }
+        let containers = self.observed.inventory().containers.values();
+        let running = containers.filter(|state| state.task == TaskState::Running);
+        let running = running.filter_map(|state| state.labels.as_ref());
+        let starting = self.operations.values().filter_map(|op| match op {
+            InFlight::Start { labels, .. } => Some(labels),
+            _ => None,
+        });
+        let (mut cpu_millis, mut memory_bytes) = (capacity.cpu_millis, capacity.memory_bytes);
+        for labels in running.chain(starting) {
+            cpu_millis = cpu_millis.saturating_sub(labels.asks.cpu_millis);
+            memory_bytes = memory_bytes.saturating_sub(labels.asks.memory_bytes);
+        }
+        if asks.cpu_millis > cpu_millis {
+            let wanted = asks.cpu_millis;
+            Some(format!(
+                "waits for room: asks for {wanted} thousandths of a core, {cpu_millis} are free here"
+            ))
+        } else if asks.memory_bytes > memory_bytes {
+            let wanted = asks.memory_bytes;
+            Some(format!("waits for room: asks for {wanted} bytes of memory, {memory_bytes} are free here"))
+        } else {
+            None
+        }
     }
 
     /// A replica that cannot start its new template keeps the previous one running meanwhile.

@@ -28,6 +28,7 @@ struct Bench {
     now: Time,
     wanted: BTreeMap<ReplicaId, Workload>,
     network: Option<LocalNetwork>,
+    capacity: Capacity,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
     /// Every operation ever handed out.
@@ -42,6 +43,7 @@ impl Bench {
             now: crate::fixture::at(0),
             wanted: BTreeMap::new(),
             network: Some(network()),
+            capacity: Capacity { cpu_millis: 1_000_000, memory_bytes: 1 << 50 },
             inventory: Inventory::default(),
             open: Vec::new(),
             log: Vec::new(),
@@ -72,7 +74,8 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        self.plan = self.replicas.plan(self.now, &wanted, self.network.as_ref());
+        let here = Here { network: self.network.as_ref(), capacity: self.capacity };
+        self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
     }
@@ -203,7 +206,9 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
     let mut replicas = Replicas::new(&BTreeMap::new());
     let workload = workload(1);
     let wanted = [(replica_id("web", 0), &workload)].into();
-    assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, Some(&network())), Plan::default());
+    let network = network();
+    let here = Here { network: Some(&network), capacity: Capacity::default() };
+    assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());
 }
 
 #[test]
@@ -703,4 +708,28 @@ proptest! {
         prop_assert_eq!(running, (0..3).map(|slot| bench.container(slot)).collect::<BTreeSet<_>>());
         prop_assert!(bench.open.is_empty());
     }
+}
+
+#[test]
+fn a_container_waits_until_what_runs_here_leaves_room_for_it() {
+    let mut one = workload(1);
+    one.spec.container.resources.cpu_request_millis = Some(400);
+    let mut bench = Bench::new();
+    bench.capacity.cpu_millis = 1000;
+    bench.want(one.clone(), 3);
+    bench.settle();
+    let running = |bench: &Bench| {
+        bench.inventory.containers.values().filter(|state| state.task == TaskState::Running).count()
+    };
+    assert_eq!(running(&bench), 2);
+    let waits: Vec<_> =
+        bench.plan.statuses.values().filter(|s| s.reason.contains("waits for room")).collect();
+    assert!(waits.len() == 1 && waits[0].reason.contains("200 are free"), "{waits:?}");
+
+    // Room that a container leaves which is no longer wanted is room only once it has ended.
+    bench.wanted.remove(&replica_id("web", 0));
+    bench.step();
+    assert!(!bench.open.iter().any(|(_, op)| matches!(op, RuntimeOp::Start(_))));
+    bench.settle();
+    assert_eq!(running(&bench), 2);
 }

@@ -9,6 +9,7 @@ use hivemind_spec::workload::Resources;
 
 use super::refusal::{Refusal, explain, first_unmet};
 use crate::cluster::{Cluster, Liveness, Workload};
+use crate::mutation::{Mutation, is_on};
 use crate::record::WorkloadId;
 
 /// A node as the scheduler sees it.
@@ -70,6 +71,9 @@ impl Host {
     }
 
     fn refusal_for_room(&self, asks: Asks, freed: Capacity) -> Option<Refusal> {
+        if is_on(Mutation::CapacityDoesNotMatter) {
+            return None;
+        }
         let free = self.free();
         if free.memory_bytes.saturating_add(freed.memory_bytes) < asks.memory_bytes {
             Some(Refusal::Memory)

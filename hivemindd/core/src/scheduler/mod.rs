@@ -21,6 +21,7 @@ use hivemind_spec::id::NodeId;
 use hivemind_spec::workload::Takeover;
 
 use crate::cluster::{Cluster, Liveness, Workload};
+use crate::mutation::{Mutation, is_on};
 use crate::record::{Placement, WorkloadId};
 use crate::time::Time;
 
@@ -108,24 +109,29 @@ fn keep(
         Takeover::Always => !liveness.unsettled,
         Takeover::Majority => majority,
         Takeover::Never => false,
-    };
+    } || is_on(Mutation::TakeoverIgnoresTheRule);
     let before = cluster.placements.get(id).map(|placed| placed.placement.clone()).unwrap_or_default();
     let mut open = Open::default();
     for slot in chosen_slots(&before, workload.spec.replicas, cluster, liveness) {
-        let node = before.slots.get(&slot).filter(|n| cluster.nodes.get(n).is_some_and(|n| !n.is_revoked()));
-        match node {
+        // A node that is not known here is away like any other: its enrolment has not come yet.
+        let revoked = |node: &NodeId| cluster.nodes.get(node).is_some_and(crate::cluster::Node::is_revoked);
+        match before.slots.get(&slot) {
+            None => {
+                open.missing.insert(slot);
+            }
+            // It does not come back; but the smaller side leaves also that to the larger one.
+            Some(node) if revoked(node) && (majority || takeover) => {
+                open.missing.insert(slot);
+            }
             Some(node) if cluster.is_live(liveness, node) => {
                 if !draft.keep_if_it_may_stay(id, workload, slot, node) {
                     open.missing.insert(slot);
                 }
             }
-            Some(node) if takeover => {
+            Some(node) if takeover && !revoked(node) => {
                 open.orphaned.insert(slot, *node);
             }
             Some(node) => draft.assign(id, workload, slot, *node),
-            None => {
-                open.missing.insert(slot);
-            }
         }
     }
     open

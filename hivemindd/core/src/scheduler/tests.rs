@@ -2,7 +2,7 @@ use hivemind_spec::workload::{Constraint, Operator};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::Placed;
+use crate::cluster::{LastSeen, Placed};
 use crate::fixture::{MIB, at, cluster, intent, node, node_id, place, workload, workload_id};
 use crate::time::Hlc;
 
@@ -135,7 +135,8 @@ fn a_node_gone_for_more_than_a_day_no_longer_counts() {
     cluster.workloads.insert(workload_id("web"), workload(3));
     settle(&mut cluster, &liveness);
     liveness.alive = [node_id(1)].into();
-    liveness.last_seen_ms.insert(node_id(3), at(0).wall_ms - 25 * 3600 * 1000);
+    let missed = LastSeen { missed_ms: 25 * 3600 * 1000, ..LastSeen::now(at(0)) };
+    liveness.last_seen.insert(node_id(3), missed);
     settle(&mut cluster, &liveness);
     assert_eq!(count_on(placement(&cluster, "web"), 1), 3);
 }
@@ -343,7 +344,7 @@ proptest! {
     fn capacity_is_never_exceeded_on_a_live_node(world in any_world()) {
         let World { mut cluster, liveness } = world;
         settle(&mut cluster, &liveness);
-        for id in &liveness.alive {
+        for id in liveness.alive.iter().filter(|id| cluster.is_live(&liveness, id)) {
             let capacity = cluster.nodes[id].status.as_ref().unwrap().capacity;
             let (cpu, memory) = used_on(&cluster, id);
             prop_assert!(cpu <= capacity.cpu_millis && memory <= capacity.memory_bytes);
@@ -381,8 +382,10 @@ proptest! {
         for (id, placed) in &cluster.placements {
             for (slot, node) in &placed.placement.slots {
                 let was = before.get(id).and_then(|p| p.placement.slots.get(slot));
-                let host = &cluster.nodes[node];
-                let open = cluster.is_live(&liveness, node) && !host.is_cordoned() && host.is_ready();
+                let host = cluster.nodes.get(node);
+                let open = host.is_some_and(|host| {
+                    cluster.is_live(&liveness, node) && !host.is_cordoned() && host.is_ready()
+                });
                 prop_assert!(was == Some(node) || open);
             }
         }

@@ -13,6 +13,7 @@ pub(in crate::runtime) fn plan() -> ContainerPlan {
         template: Digest::of(b"a document"),
         ip: "10.42.3.7".parse().unwrap(),
         restarts: 0,
+        asks: Default::default(),
     };
     ContainerPlan {
         id: ContainerId("hm-0123456789abcdef".into()),

@@ -1,0 +1,89 @@
+//! Deliberate faults of this crate, one at a time, so that the simulator can show that it would
+//! notice them. They exist only with the feature `mutations`, which nothing that ships turns on.
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutation {
+    /// Merging takes the record that arrives, whatever is held.
+    MergeTakesWhatArrives,
+    /// Of two documents with one revision the one that came first stays.
+    TheFirstOfEqualsStays,
+    /// Anti-entropy finds everything alike.
+    AntiEntropySeesNoDifference,
+    /// What tells of a write does not wait for it.
+    NothingWaitsForTheDisk,
+    /// A write that failed counts all the same.
+    FailedWritesCount,
+    /// Deletions are not written to the disk.
+    DeletionsAreNotStored,
+    /// A push is answered as soon as it is durable here.
+    PushesAreAnsweredAlone,
+    /// Every key may write everything.
+    RolesDoNotMatter,
+    /// Revoked and retired keys go on.
+    KeysLiveForEver,
+    /// Anybody may take over anybody's replicas.
+    TakeoverIgnoresTheRule,
+    /// Takeovers do not wait for a settled view.
+    TakeoverDoesNotWait,
+    /// A leader decides before it has heard what others know.
+    LeadersDoNotCatchUp,
+    /// Everybody believes what a member says of others, and the dead stay dead.
+    HearsayCounts,
+    /// Replicas are placed and started where there is no room.
+    CapacityDoesNotMatter,
+    /// Containers that are no longer wanted go on.
+    NothingIsTrimmed,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::MergeTakesWhatArrives,
+        Self::TheFirstOfEqualsStays,
+        Self::AntiEntropySeesNoDifference,
+        Self::NothingWaitsForTheDisk,
+        Self::FailedWritesCount,
+        Self::DeletionsAreNotStored,
+        Self::PushesAreAnsweredAlone,
+        Self::RolesDoNotMatter,
+        Self::KeysLiveForEver,
+        Self::TakeoverIgnoresTheRule,
+        Self::TakeoverDoesNotWait,
+        Self::LeadersDoNotCatchUp,
+        Self::HearsayCounts,
+        Self::CapacityDoesNotMatter,
+        Self::NothingIsTrimmed,
+    ];
+}
+
+#[cfg(feature = "mutations")]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Mutation;
+
+    thread_local! {
+        static ON: Cell<Option<Mutation>> = const { Cell::new(None) };
+    }
+
+    /// Turns one fault on, and all others off, for everything on this thread.
+    pub fn turn_on(mutation: Option<Mutation>) {
+        ON.set(mutation);
+    }
+
+    pub(crate) fn is_on(mutation: Mutation) -> bool {
+        ON.get() == Some(mutation)
+    }
+}
+
+#[cfg(not(feature = "mutations"))]
+mod switch {
+    pub(crate) const fn is_on(_: super::Mutation) -> bool {
+        false
+    }
+}
+
+pub(crate) use switch::is_on;
+#[cfg(feature = "mutations")]
+pub use switch::turn_on;
