@@ -104,6 +104,9 @@ pub struct Liveness {
     /// Those of `alive` whose connection ended and was not made again. SWIM has not given them up yet,
     /// but they are no evidence that this side is the larger one.
     pub silent: BTreeSet<NodeId>,
+    /// The reverse: those that SWIM has given up and whose connection has not ended. Nobody takes
+    /// over from them yet.
+    pub lingering: BTreeSet<NodeId>,
     /// Whether this has changed so lately that nobody's replicas are taken over yet.
     pub unsettled: bool,
 }

@@ -22,7 +22,6 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Peer;
-use crate::mutation::{Mutation, is_on};
 use crate::time::Time;
 
 /// The largest SWIM packet, bytes: a QUIC datagram before path-MTU discovery carries 1162, of
@@ -266,12 +265,8 @@ impl Membership {
         {
             self.answered = self.runtime.probed;
         }
-        let packet = if is_on(Mutation::HearsayCounts) {
-            packet.to_vec()
-        } else {
-            self.bring_back(&header.src);
-            self.as_meant(now, header, updates)
-        };
+        self.bring_back(&header.src);
+        let packet = self.as_meant(now, header, updates);
         self.heard_ms.insert(from, now.mono_ms);
         let result = self.foca.handle_data(&packet, &mut self.runtime);
         let outcome = self.collect(now);

@@ -38,7 +38,7 @@ use crate::record::{Record, RecordKey, ReplicaId, Topic, WorkloadId};
 use crate::replica::Replicas;
 use crate::report::View;
 use crate::state::{Content, Map};
-use crate::time::{Hlc, Time};
+use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
 
 use peers::{Hint, PeerState, RefusedBefore};
@@ -67,6 +67,14 @@ const UNHURRIED_MS: u64 = 1000;
 
 /// The same while a node that has just started does not know yet whether it has heard all.
 const SYNC_AT_START_MS: u64 = 500;
+
+/// How long placements of a node that was revoked hold until a leader has confirmed them, milliseconds:
+/// a leader is found anew, has caught up and has decided well within it.
+const INHERITED_FOR_MS: u64 = 30_000;
+
+/// How late a node may be woken without having to catch up with others, milliseconds: about half of
+/// what it may be silent until others look for it by way of each other.
+const OVERSLEPT_MS: u64 = 500;
 
 /// How often nodes that should be reachable and are not are tried, milliseconds.
 pub const REDIAL_EVERY_MS: u64 = 5000;
@@ -126,6 +134,8 @@ pub struct Node {
     /// Placements by nodes that were revoked since: dropped with all they said, and the starting
     /// point of the next leader's all the same, so that nobody's replicas move.
     inherited: BTreeMap<WorkloadId, Placed>,
+    /// Until when the leader, who may not have heard of them, is waited for, monotonic milliseconds.
+    inherited_until_ms: u64,
     specs_changed: bool,
     map_changed: bool,
     /// Whether what follows from the newest picture of the cluster is still to be done.
@@ -138,7 +148,7 @@ pub struct Node {
     // This node's voice in the map.
     boot: u64,
     sequence: u64,
-    clock: Hlc,
+    clock: HybridClock,
     started_ms: u64,
     /// Whether this node has run before and its store is gone: others may know better than it does
     /// when it enrolled and which subnet it has. Until it agrees with one of them.
@@ -150,8 +160,8 @@ pub struct Node {
     /// Until when takeovers wait because the view changed, monotonic milliseconds.
     settled_at_ms: u64,
     anchors: BTreeSet<NodeId>,
-    /// Members that came up and with none of which this node has found itself agreed since: it
-    /// decides nothing on what may be the smaller half of what is known.
+    /// Members that came up and with which this node has not found itself agreed since: it decides
+    /// nothing on what may be the smaller half of what is known.
     unmet: BTreeSet<NodeId>,
     /// Until when it waits for that, monotonic milliseconds.
     unmet_until_ms: u64,
@@ -205,13 +215,14 @@ impl Node {
             members: BTreeSet::new(),
             cluster: Cluster::default(),
             inherited: BTreeMap::new(),
+            inherited_until_ms: 0,
             specs_changed: true,
             map_changed: true,
             picture_changed: false,
             redrawn: false,
             fresh: BTreeMap::new(),
             sequence: 0,
-            clock: Hlc::default(),
+            clock: HybridClock::default(),
             started_ms: now.wall_ms,
             store_lost: false,
             membership: None,
@@ -252,6 +263,7 @@ impl Node {
             settings,
         };
         let mut out = Actions::new();
+        node.clock.advance(now);
         node.load(now, stored, &mut out);
         let own = RecordKey::Observation(node.settings.me, Topic::Enrolment);
         node.store_lost = node.settings.boot > 1 && node.map.get(&own).is_none();
@@ -263,6 +275,8 @@ impl Node {
 
     /// Takes one event to its end and puts what is to be done into `out`, in order.
     pub fn step(&mut self, now: Time, event: Event, out: &mut Actions) {
+        self.clock.advance(now);
+        self.notice_oversleeping(now);
         match event {
             Event::TimerFired => self.woken_at_ms = None,
             Event::Received { from, address, message } => self.receive(now, from, address, message, out),
@@ -292,6 +306,16 @@ impl Node {
             Event::Facts { facts } => self.learn_facts(now, facts, out),
         }
         self.finish(now, out);
+    }
+
+    /// A node whose alarm is overdue was frozen or has no processor to itself. Others may have given
+    /// it up and gone on without it: it decides nothing until it has heard what they know.
+    fn notice_oversleeping(&mut self, now: Time) {
+        let overdue = self.woken_at_ms.is_some_and(|due_ms| now.mono_ms > due_ms + OVERSLEPT_MS);
+        if overdue && self.unmet.is_empty() {
+            let others: Vec<_> = self.liveness.alive.iter().copied().collect();
+            self.meet_anew(now, &others);
+        }
     }
 
     fn finish(&mut self, now: Time, out: &mut Actions) {
@@ -333,6 +357,10 @@ impl Node {
         if !self.unmet.is_empty() && self.unmet_until_ms <= now.mono_ms {
             self.unmet.clear();
             self.stirred = true;
+        }
+        if !self.inherited.is_empty() && self.inherited_until_ms <= now.mono_ms {
+            self.inherited.clear();
+            self.map_changed = true;
         }
         if self.housekeeping_at_ms <= now.mono_ms {
             self.housekeeping_at_ms = now.mono_ms + HOUSEKEEPING_EVERY_MS;
@@ -382,6 +410,7 @@ impl Node {
             self.is_leader().then_some(self.look_again_at_ms + slack_ms),
             self.liveness.unsettled.then_some(self.settled_at_ms),
             (!self.unmet.is_empty()).then_some(self.unmet_until_ms),
+            (!self.inherited.is_empty()).then_some(self.inherited_until_ms),
             Some(self.housekeeping_at_ms + slack_ms),
         ];
         if let Some(at) = next.into_iter().flatten().min()

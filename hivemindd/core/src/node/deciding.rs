@@ -12,7 +12,6 @@ use hivemind_spec::document::{Kind, SpecKey};
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NetworkPlan};
-use crate::mutation::{Mutation, is_on};
 use crate::record::{Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Topic};
 use crate::replica::Here;
 use crate::time::Time;
@@ -97,8 +96,7 @@ impl Node {
             );
             self.note(now, Level::Info, "leader-changed", text, out);
         }
-        let blind = self.is_catching_up() && !is_on(Mutation::LeadersDoNotCatchUp);
-        if !self.is_leader() || blind {
+        if !self.is_leader() || self.is_catching_up() {
             return;
         }
         let mut decided = scheduler::schedule(&self.cluster, &self.liveness, now);

@@ -239,6 +239,7 @@ impl Node {
         if self.liveness.alive.contains(&node) {
             self.stirred |= self.liveness.silent.insert(node);
         }
+        self.stirred |= self.liveness.lingering.remove(&node);
         match self.peers.get_mut(&node) {
             Some(state) if matches!(state.stage, Stage::Member) => state.connected = false,
             _ => {
@@ -401,6 +402,9 @@ impl Node {
         let Some(state) = self.peers.get_mut(&node) else { return };
         state.stage = Stage::Member;
         let peer = Peer { node, address: state.address };
+        if !self.liveness.alive.contains(&node) {
+            self.liveness.lingering.insert(node);
+        }
         self.announce(now, peer, out);
         let mut told = self.audience();
         told.truncate(MAX_TOLD);
@@ -519,6 +523,8 @@ impl Node {
             self.liveness.alive = alive;
             self.liveness.silent.retain(|node| self.liveness.alive.contains(node));
             self.unmet.retain(|node| self.liveness.alive.contains(node));
+            let connected = self.peers.iter().filter(|(_, state)| state.connected).map(|(node, _)| *node);
+            self.liveness.lingering = connected.filter(|n| !self.liveness.alive.contains(n)).collect();
             let returned = !was_majority && self.cluster.side(&self.liveness, now).is_majority();
             let pause_ms = if returned { REJOINED_SETTLE_MS } else { SETTLE_MS };
             self.settled_at_ms = self.settled_at_ms.max(now.mono_ms + pause_ms);
@@ -529,7 +535,7 @@ impl Node {
     }
 
     /// Takes note of members that came up: what they know is not known here yet.
-    fn meet_anew(&mut self, now: Time, came: &[NodeId]) {
+    pub(super) fn meet_anew(&mut self, now: Time, came: &[NodeId]) {
         self.unmet.extend(came.iter().filter(|node| **node != self.settings.me));
         if !came.is_empty() {
             self.unmet_until_ms = now.mono_ms + GRACE_MS;

@@ -7,11 +7,11 @@ use hivemind_spec::id::{Digest, NodeId};
 use rand::seq::SliceRandom as _;
 
 use super::store::{self, Stored};
-use super::{Content, Node};
+use super::{Content, INHERITED_FOR_MS, Node};
 use crate::cluster::{LastSeen, Placed};
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
+use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic, WorkloadId};
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
 use crate::time::Time;
@@ -115,7 +115,7 @@ impl Node {
                 match self.keyring.check(&key, &record) {
                     Ok(entry) => {
                         let version = entry.version;
-                        let moot = self.is_moot(&key, &entry);
+                        let moot = self.is_moot(&key, &entry.content);
                         if !self.take(key.clone(), entry, from) && !moot && self.map.wants(&key, &version) {
                             refused.push((
                                 key,
@@ -142,7 +142,10 @@ impl Node {
     /// Merges a checked record. Returns whether it is news.
     pub(super) fn take(&mut self, key: RecordKey, entry: Entry, from: Option<NodeId>) -> bool {
         self.heed(&key, &entry, from);
-        let moot = self.is_moot(&key, &entry) && self.map.get(&key).is_none();
+        let moot = match key {
+            RecordKey::Decision(_) => self.map.get(&key).is_none() && self.is_moot(&key, &entry.content),
+            _ => self.is_moot(&key, &entry.content),
+        };
         if moot || !self.map.wants(&key, &entry.version) || self.is_unheard(&key, &entry) {
             return false;
         }
@@ -196,17 +199,24 @@ impl Node {
         !about_entry && self.is_revoked(&statement.writer)
     }
 
-    /// Whether a record only takes back what was said about a workload that nobody remembers.
-    fn is_moot(&self, key: &RecordKey, entry: &Entry) -> bool {
-        let workload = match (key, &entry.content) {
-            (RecordKey::Observation(_, Topic::Replica(replica)), Content::Observation(None)) => {
-                &replica.workload
-            }
+    /// Whether a record is about a workload of which no document is held, not even its deletion:
+    /// how its replicas are, or that nothing is decided about it any more. What was said goes with
+    /// the document, everywhere alike, and comes again if the document does. A placement may come
+    /// before its document and is kept.
+    fn is_moot(&self, key: &RecordKey, content: &Content) -> bool {
+        let workload = match (key, content) {
+            (RecordKey::Observation(_, Topic::Replica(replica)), _) => &replica.workload,
             (RecordKey::Decision(Matter::Placement(workload)), Content::Decision(None)) => workload,
             _ => return false,
         };
         let (namespace, name) = (workload.namespace.clone(), workload.name.clone());
         !self.map.has_document(&SpecKey { kind: Kind::Workload, namespace, name })
+    }
+
+    fn drop_moot(&mut self) {
+        let moot = self.map.iter().filter(|(key, entry)| self.is_moot(key, &entry.content));
+        let moot: Vec<_> = moot.map(|(key, _)| key.clone()).collect();
+        moot.iter().for_each(|key| self.drop_record(key));
     }
 
     /// Drops documents whose signer's key no document carries any more.
@@ -263,7 +273,10 @@ impl Node {
                 _ => None,
             });
         let decided: Vec<_> = decided.collect();
-        self.inherited.extend(decided);
+        if !decided.is_empty() {
+            self.inherited_until_ms = self.clock.mono_ms() + INHERITED_FOR_MS;
+            self.inherited.extend(decided);
+        }
     }
 
     /// Drops deletions that are old enough, and with them what they hide.
@@ -289,13 +302,6 @@ impl Node {
             })
             .collect();
         hidden.iter().for_each(|key| self.drop_record(key));
-        let moot: Vec<_> = self
-            .map
-            .iter()
-            .filter(|(key, entry)| self.is_moot(key, entry))
-            .map(|(key, _)| key.clone())
-            .collect();
-        moot.iter().for_each(|key| self.drop_record(key));
     }
 
     /// Says something about this node, unless it is what was said last.
@@ -322,7 +328,7 @@ impl Node {
         if held == Some(&Content::Decision(decision.clone())) || self.disk_pauses(now) {
             return;
         }
-        let clock = self.clock.tick(now);
+        let clock = self.clock.tick();
         let body = Body::Decision { clock, matter, decision: decision.clone() };
         self.write(key, &body, Order::Decision { clock }, Content::Decision(decision));
     }
@@ -361,7 +367,7 @@ impl Node {
         if is_on(Mutation::FailedWritesCount) {
             return self.persisted(batch, out);
         }
-        let Some(batch) = self.store.end(batch) else { return };
+        let Some(batch) = self.store.fail(batch) else { return };
         self.store_failed_ms = Some(now.mono_ms);
         for undo in batch.undo.into_iter().rev() {
             if self.map.get(&undo.key).map(|entry| entry.version) != undo.after {
@@ -422,8 +428,10 @@ impl Node {
 
     pub(super) fn sync_with_somebody(&mut self, out: &mut Actions) {
         let audience = self.shuffled_audience();
-        let unmet = audience.iter().find(|peer| self.unmet.contains(&peer.node));
-        if let Some(peer) = unmet.or(audience.first()) {
+        let unmet: Vec<_> =
+            audience.iter().filter(|peer| self.unmet.contains(&peer.node)).take(FANOUT).collect();
+        let asked = if unmet.is_empty() { audience.first().into_iter().collect() } else { unmet };
+        for peer in asked {
             let question = sync::ask(&self.map);
             self.send(*peer, question, out);
         }
@@ -448,8 +456,7 @@ impl Node {
             self.stirred |= std::mem::take(&mut self.store_lost);
             self.end_grace();
         }
-        if self.unmet.contains(&peer) {
-            self.unmet.clear();
+        if self.unmet.remove(&peer) && self.unmet.is_empty() {
             self.stirred = true;
         }
     }
@@ -507,13 +514,16 @@ impl Node {
     /// Judges the map anew: which documents count, who is a member, what the cluster looks like.
     pub(super) fn redraw(&mut self) {
         if std::mem::take(&mut self.specs_changed) {
+            self.drop_moot();
             self.trust = crate::trust::Trust::evaluate(&self.settings.root_keys, &self.map);
         }
         self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
         self.cluster = crate::picture::draw(&self.map, &self.trust, &self.members);
         self.inherit();
         let (workloads, placements) = (&self.cluster.workloads, &mut self.cluster.placements);
-        self.inherited.retain(|id, _| workloads.contains_key(id) && !placements.contains_key(id));
+        // What others still hold from before is no newer word.
+        let newest = |id: &WorkloadId, old: &Placed| placements.get(id).is_none_or(|p| p.clock < old.clock);
+        self.inherited.retain(|id, placed| workloads.contains_key(id) && newest(id, placed));
         placements.extend(self.inherited.iter().map(|(id, placed)| (id.clone(), placed.clone())));
         self.map_changed = false;
         self.picture_changed = true;

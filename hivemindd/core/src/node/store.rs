@@ -140,8 +140,29 @@ impl Store {
         })
     }
 
-    /// The batch has come to its end, good or bad.
+    /// The batch is durable.
     pub(super) fn end(&mut self, batch: BatchId) -> Option<Batch> {
         self.written.remove(&batch)
+    }
+
+    /// The batch is lost, and with it the ground on which later ones say that something is held:
+    /// what waits for them does not happen either, and their pushes fail too.
+    pub(super) fn fail(&mut self, batch: BatchId) -> Option<Batch> {
+        let mut failed = self.written.remove(&batch)?;
+        failed.held.clear();
+        for later in self.written.range_mut(batch..).map(|(_, later)| later).chain([&mut self.open]) {
+            later.held.clear();
+            failed.pushes.append(&mut later.pushes);
+            // What a later change replaced is not what it falls back to, should it fail as well.
+            for lost in failed.undo.iter().rev() {
+                let replaced = |undo: &&mut Undo| {
+                    undo.key == lost.key && undo.before.as_ref().map(|entry| entry.version) == lost.after
+                };
+                if let Some(undo) = later.undo.iter_mut().find(replaced) {
+                    undo.before.clone_from(&lost.before);
+                }
+            }
+        }
+        Some(failed)
     }
 }

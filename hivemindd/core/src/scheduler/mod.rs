@@ -128,7 +128,7 @@ fn keep(
                     open.missing.insert(slot);
                 }
             }
-            Some(node) if takeover && !revoked(node) => {
+            Some(node) if takeover && !revoked(node) && !liveness.lingering.contains(node) => {
                 open.orphaned.insert(slot, *node);
             }
             Some(node) => draft.assign(id, workload, slot, *node),
