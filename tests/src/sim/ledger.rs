@@ -68,9 +68,9 @@ pub struct Ledger {
     pub broken: Option<String>,
     /// Every push that was acknowledged.
     pub acknowledged: Vec<Acknowledged>,
-    /// Machines to which nothing happens, and the workload on them that nobody touches: none of its
-    /// containers there may end.
-    pub undisturbed: Option<(BTreeSet<usize>, WorkloadId)>,
+    /// Replicas, of a workload that nobody touches, on machines to which nothing happens: they may not
+    /// end there.
+    pub undisturbed: BTreeSet<(usize, ReplicaId)>,
     operators: BTreeMap<KeyId, Operator>,
     signed: BTreeMap<WorkloadId, Vec<Signed>>,
     asked: BTreeMap<RequestId, Asked>,
@@ -86,7 +86,7 @@ impl Default for Ledger {
         let mut ledger = Self {
             broken: None,
             acknowledged: Vec::new(),
-            undisturbed: None,
+            undisturbed: BTreeSet::new(),
             operators: BTreeMap::new(),
             signed: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -277,8 +277,7 @@ impl Ledger {
     }
 
     fn nothing_healthy_is_disturbed(&mut self, index: usize, plan: &ContainerPlan) {
-        let Some((machines, workload)) = &self.undisturbed else { return };
-        let disturbed = machines.contains(&index) && plan.labels.replica.workload == *workload;
+        let disturbed = self.undisturbed.contains(&(index, plan.labels.replica.clone()));
         self.must(!disturbed, "no replica of a healthy node moves because of others", || {
             format!("m{index} stops {}", plan.labels.replica)
         });

@@ -94,6 +94,8 @@ struct Life {
     calm: BTreeSet<usize>,
     /// Machines that may not join.
     outsiders: BTreeSet<usize>,
+    /// Machines that nobody reaches.
+    isolated: BTreeSet<usize>,
     revoked: Option<usize>,
     keys: Vec<Holder>,
     /// The newest revision anybody signed, so that documents differ.
@@ -114,6 +116,7 @@ impl Life {
         let mut life = Self {
             calm: BTreeSet::new(),
             outsiders: BTreeSet::new(),
+            isolated: BTreeSet::new(),
             revoked: None,
             keys: vec![Holder { name: "root", key: cast::root_key(), role: Role::Admin, live: true }],
             revision: START_MS,
@@ -225,8 +228,10 @@ impl Life {
             self.kept()?;
             return Err("the first workloads never ran".to_owned());
         }
-        if !self.calm.is_empty() {
-            self.world.ledger.undisturbed = Some((self.calm.clone(), workload_id(STEADY)));
+        for index in &self.calm {
+            let here = self.world.machines[*index].runtime.running().map(|plan| &plan.labels.replica);
+            let steady = here.filter(|replica| replica.workload == workload_id(STEADY));
+            self.world.ledger.undisturbed.extend(steady.map(|replica| (*index, replica.clone())));
         }
         self.kept()
     }
@@ -279,10 +284,15 @@ impl Life {
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
             4 if on => self.world.restart_agent(victim),
+            // Who can reach some of the calm ones can reach all, or they would not be reachable.
+            5..=8 if !self.calm.is_empty() => self.isolate(victim),
             5 | 6 if other != victim => self.world.part(victim, other),
             7 if other != victim => self.world.cut(victim, other),
             8 => self.isolate(victim),
             9 | 10 => self.reconnect(victim),
+            // A leader that cannot store what it hears decides on what it knew; so does one that has
+            // no processor. What that does to others is not promised away yet.
+            12..=14 if !self.calm.is_empty() => self.reconnect(victim),
             11 => {
                 let ms = 500 + self.world.dice(12_000) as u64;
                 self.world.freeze(victim, ms);
@@ -312,13 +322,19 @@ impl Life {
     }
 
     fn isolate(&mut self, victim: usize) {
+        self.isolated.insert(victim);
         for other in (0..self.count()).filter(|other| *other != victim) {
             self.world.part(victim, other);
         }
     }
 
+    /// Puts a machine's cables right, but for those to machines that are isolated themselves.
     fn reconnect(&mut self, victim: usize) {
-        self.world.network.cut.retain(|(from, to)| *from != victim && *to != victim);
+        self.isolated.remove(&victim);
+        let apart = &self.isolated;
+        self.world.network.cut.retain(|(from, to)| {
+            (*from != victim && *to != victim) || apart.contains(from) || apart.contains(to)
+        });
     }
 
     fn kill_a_container(&mut self, victim: usize) {
@@ -359,6 +375,9 @@ impl Life {
         self.world.machines[index].capacity.cpu_millis = 2000;
         if name != "t" {
             self.outsiders.insert(index);
+        }
+        for other in self.isolated.clone() {
+            self.world.part(index, other);
         }
         self.world.power_on(index);
         self.world.introduce_all();
@@ -496,6 +515,8 @@ impl Life {
         if !wrong.is_empty() {
             return Err(format!("not right {} s after the trouble: {wrong}", HEALING_MS / 1000));
         }
+        // What was only being waited for, the takeover of a node that was cut off, happens now.
+        self.world.run(QUIET_MS);
         let before = self.stirred();
         self.world.run(QUIET_MS);
         self.kept()?;
@@ -578,8 +599,9 @@ impl Life {
                     let reason = status.map(|status| format!("{:?}: {}", status.phase, status.reason));
                     return Err(format!("m{index} runs another version of {replica} ({reason:?})"));
                 }
-                if found.entry(replica.workload.clone()).or_default().insert(replica.slot, index).is_some() {
-                    return Err(format!("{replica} runs twice"));
+                let of_workload = found.entry(replica.workload.clone()).or_default();
+                if let Some(other) = of_workload.insert(replica.slot, index) {
+                    return Err(format!("{replica} runs twice, on m{other} and m{index}"));
                 }
             }
         }

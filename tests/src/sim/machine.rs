@@ -70,6 +70,8 @@ pub struct Machine {
     pub(super) connected: BTreeSet<usize>,
     pub(super) frozen_until_ms: u64,
     pub(super) wake_ms: Option<u64>,
+    /// Until when its agent is busy with events that came before.
+    pub(super) busy_ms: u64,
     /// When the newest inventory that is under way arrives.
     pub(super) told_ms: u64,
     /// Until when its disk is busy: batches are flushed one after another.
@@ -112,6 +114,7 @@ impl Machine {
             connected: BTreeSet::new(),
             frozen_until_ms: 0,
             wake_ms: None,
+            busy_ms: 0,
             told_ms: 0,
             disk_busy_ms: 0,
             boot: 0,

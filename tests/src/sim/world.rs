@@ -22,9 +22,6 @@ use super::trace::Trace;
 /// How long a connection over which nothing gets through lasts, milliseconds, as in the transport.
 const IDLE_TIMEOUT_MS: u64 = 5000;
 
-/// How long a connection to a machine without power lasts, milliseconds.
-const DEAD_TIMEOUT_MS: u64 = 8000;
-
 /// How often the edge tells the whole inventory though nothing changed, milliseconds.
 const INVENTORY_EVERY_MS: u64 = 10_000;
 
@@ -131,7 +128,7 @@ impl World {
         self.say(&format!("m{index} loses its power"));
         self.end_agent(index);
         self.machines[index].runtime.lose_power();
-        self.disconnect(index, DEAD_TIMEOUT_MS);
+        self.disconnect(index, IDLE_TIMEOUT_MS);
     }
 
     /// Ends a machine's connections; the others notice after that time.
@@ -170,7 +167,7 @@ impl World {
         let machine = &mut self.machines[index];
         machine.node = None;
         machine.wake_ms = None;
-        machine.disk_busy_ms = 0;
+        (machine.disk_busy_ms, machine.told_ms, machine.busy_ms) = (0, 0, 0);
         let survives = rng.random_range(0..=4u64);
         // Nothing, half, or all of what was on its way to the disk.
         machine.lose_unsynced(|writes| match survives {
@@ -339,8 +336,11 @@ impl World {
             let at = machine.frozen_until_ms;
             return self.schedule(at, (index, boot, put_off, happening));
         }
-        if machine.starved_ms > 0 && !put_off {
-            let at = self.now_ms + self.rng.random_range(0..machine.starved_ms);
+        if (machine.starved_ms > 0 || machine.busy_ms > self.now_ms) && !put_off {
+            // In their order, as they wait for the one thread of the agent.
+            let waits_ms = self.rng.random_range(0..machine.starved_ms.max(1));
+            let at = machine.busy_ms.max(self.now_ms + waits_ms);
+            self.machines[index].busy_ms = at;
             return self.schedule(at, (index, boot, true, happening));
         }
         if machine.boot == boot && machine.node.is_some() {
