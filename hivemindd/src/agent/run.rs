@@ -19,6 +19,10 @@ use hivemind_spec::machine::{MachineConfig, MachineConfigError, PEER_PORT};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::facts;
 use super::handle::AgentHandle;
@@ -53,12 +57,16 @@ const MAX_HINTS: usize = 64;
 /// When the machine's configuration, identity or ports do not let it start; says which and why.
 pub fn run() -> anyhow::Result<()> {
     store::abort_on_panic();
+    // The DNS library tells of every question, and containers ask all the time.
+    let quieter = Targets::new().with_default(Level::INFO).with_target("hickory_server", Level::WARN);
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
         .with_target(false)
-        .with_max_level(tracing::Level::INFO)
+        .with_max_level(Level::INFO)
+        .finish()
+        .with(quieter)
         .init();
     // One thread for all that waits: handing every packet from thread to thread cost more than what
     // is done with it. What waits for the disk has threads of its own: the store, the logs, and

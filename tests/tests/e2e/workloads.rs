@@ -52,6 +52,7 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     }
     let said = cluster.hivemind(["logs", "web", "--tail", "1000"]).ok().stdout();
     assert!(said.contains("GET / "), "the logs tell of the requests: {said}");
+    assert!(!cluster.consoles().contains("query:"), "consoles do not tell of every question to the DNS");
 
     let plan = cluster.json(&["plan", &file(&cluster, WEB)]).unwrap();
     assert!(!plan.to_string().contains("\"replicas\""), "nothing to change: {plan}");
