@@ -362,7 +362,7 @@ impl Life {
         let place = RecordKey::Spec(cast::workload_key(name), envelope.signatures[0].keyid);
         let (from, address) = (self.world.machines[victim].id, self.world.machines[victim].address);
         let message = Message::Records { records: vec![(place, Record::Spec(envelope))], ack: Some(1) };
-        self.world.tell(target, Event::Received { from, address, message });
+        self.world.deliver(target, Event::Received { from, address, message });
     }
 
     fn add_a_machine(&mut self) {

@@ -213,7 +213,7 @@ impl World {
         }
         if self.machines[index].node.is_some() {
             let facts = self.facts(index);
-            self.tell(index, Event::Facts { facts });
+            self.deliver(index, Event::Facts { facts });
         }
     }
 
@@ -253,7 +253,12 @@ impl World {
         self.machines[index].time(self.now_ms)
     }
 
-    /// Hands an event to a node now.
+    /// Hands an event to a node as soon as it can take it: one that is frozen takes none.
+    pub fn deliver(&mut self, index: usize, event: Event) {
+        self.happen(index, 0, Happening::Event(event));
+    }
+
+    /// Hands an event to a node now, whatever its state.
     pub fn tell(&mut self, index: usize, event: Event) {
         let now = self.time(index);
         let mut out = Vec::new();
@@ -272,7 +277,7 @@ impl World {
         let request = self.sequence;
         self.sequence += 1;
         self.ledger.asked(request, &envelope, self.now_ms);
-        self.tell(index, Event::Push { request, envelope });
+        self.deliver(index, Event::Push { request, envelope });
         request
     }
 

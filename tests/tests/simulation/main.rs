@@ -32,7 +32,8 @@ fn first<T: Send>(seeds: u64, live: impl Fn(u64) -> Option<T> + Sync) -> Option<
     thread::scope(|scope| {
         let count = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().filter_map(|worker| worker.join().unwrap()).next()
+        let ended = |worker: thread::ScopedJoinHandle<'_, Option<T>>| worker.join().expect("a life panicked");
+        workers.into_iter().filter_map(ended).next()
     })
 }
 

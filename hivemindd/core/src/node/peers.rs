@@ -126,7 +126,8 @@ impl Node {
             }
             _ => false,
         };
-        if !known && !(self.store_lost && self.grace_until_ms.is_some()) {
+        let others_may_know = self.store_lost && self.grace_until_ms.is_some();
+        if !known && !others_may_know {
             let enrolment = Enrolment {
                 chain: self.settings.chain.clone(),
                 token: self.settings.token,
