@@ -80,12 +80,11 @@ pub fn live(seed: u64, options: &Options) -> Outcome {
     }
 }
 
-/// An operator's key and what became of it.
+/// An operator's key.
 struct Holder {
     name: &'static str,
     key: SigningKey,
     role: Role,
-    live: bool,
 }
 
 struct Life {
@@ -100,8 +99,6 @@ struct Life {
     keys: Vec<Holder>,
     /// The newest revision anybody signed, so that documents differ.
     revision: u64,
-    /// What each workload's newest document asks for, as far as is known.
-    troubles: usize,
 }
 
 type Broken = Result<(), String>;
@@ -118,9 +115,8 @@ impl Life {
             outsiders: BTreeSet::new(),
             isolated: BTreeSet::new(),
             revoked: None,
-            keys: vec![Holder { name: "root", key: cast::root_key(), role: Role::Admin, live: true }],
+            keys: vec![Holder { name: "root", key: cast::root_key(), role: Role::Admin }],
             revision: START_MS,
-            troubles: 0,
             world,
         };
         for _ in 0..count {
@@ -208,7 +204,7 @@ impl Life {
             let shape = KeyShape::live(role, namespaces);
             let envelope = cast::key_document(name, revision, &key, shape, &cast::root_key());
             self.push_now(0, envelope)?;
-            self.keys.push(Holder { name, key, role, live: true });
+            self.keys.push(Holder { name, key, role });
         }
         let count = u32::try_from(self.count()).unwrap_or(u32::MAX);
         self.world.ledger.never_taken_over(workload_id(HOMELY));
@@ -279,7 +275,6 @@ impl Life {
         let Some(victim) = self.victim() else { return };
         let other = self.world.dice(self.count());
         let on = self.world.machines[victim].node.is_some();
-        self.troubles += 1;
         match self.world.dice(20) {
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
@@ -469,8 +464,7 @@ impl Life {
     fn take_a_key_away(&mut self, revision: u64) -> Envelope {
         let which = 1 + self.world.dice(self.keys.len() - 1);
         let revoked = self.world.chance(50);
-        let holder = &mut self.keys[which];
-        holder.live = false;
+        let holder = &self.keys[which];
         let shape = KeyShape { role: holder.role, namespaces: &[], retired: !revoked, revoked };
         cast::key_document(holder.name, revision, &holder.key, shape, &cast::root_key())
     }

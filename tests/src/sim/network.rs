@@ -35,11 +35,6 @@ impl Network {
         (0..machines).filter(|other| *other != machine).for_each(|other| self.part(machine, other));
     }
 
-    /// Whether something gets through in both directions, as a connection needs.
-    pub fn connects(&self, a: usize, b: usize) -> bool {
-        !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
-    }
-
     /// When the copies of a message arrive, milliseconds from now: none, one, or two.
     pub fn deliveries(&self, from: usize, to: usize, rng: &mut impl Rng) -> Vec<u64> {
         if self.cut.contains(&(from, to)) || chance(self.loss, rng) {

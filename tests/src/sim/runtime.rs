@@ -84,12 +84,6 @@ impl Runtime {
         }
     }
 
-    /// Everything it held is gone.
-    pub fn forget(&mut self) {
-        self.inventory = Inventory::default();
-        self.plans.clear();
-    }
-
     /// The containers that run, with what was asked for when they were started.
     pub fn running(&self) -> impl Iterator<Item = &ContainerPlan> {
         self.inventory
