@@ -125,6 +125,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
                 labels,
                 revision: 0,
                 replaces: None,
+                ancestors: None,
                 deleted: false,
             },
             kind: Kind::Workload,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::api::SpecItem;
-use hivemind_spec::document::{Document, SpecKey};
+use hivemind_spec::document::{Ancestor, Document, MAX_ANCESTORS, SpecKey};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -56,9 +56,7 @@ pub fn compare(documents: Vec<Document>, current: &[SpecItem], now_ms: u64) -> V
         .map(|mut document| {
             let key = document.key();
             let item = held.get(&key);
-            document.metadata.revision =
-                item.map_or(now_ms, |item| now_ms.max(item.revision.saturating_add(1)));
-            document.metadata.replaces = item.map(|item| item.digest);
+            succeed(&mut document, item.copied(), now_ms);
             let before =
                 item.filter(|item| !item.deleted).and_then(|item| content(&item.envelope.payload().ok()?));
             let after = content(&document.to_json()).unwrap_or_default();
@@ -74,10 +72,21 @@ pub fn compare(documents: Vec<Document>, current: &[SpecItem], now_ms: u64) -> V
         .collect()
 }
 
+/// Makes a document the next version of what the cluster holds of its name, if anything.
+pub fn succeed(document: &mut Document, before: Option<&SpecItem>, now_ms: u64) {
+    let metadata = &mut document.metadata;
+    metadata.revision = before.map_or(now_ms, |item| now_ms.max(item.revision.saturating_add(1)));
+    metadata.replaces = before.map(|item| item.digest);
+    let parent = before.map(|item| Ancestor { revision: item.revision, digest: item.digest });
+    let held = before.and_then(|item| Document::parse(&item.envelope.payload().ok()?).ok());
+    let further = held.and_then(|document| document.metadata.ancestors).unwrap_or_default();
+    metadata.ancestors = Some(parent.into_iter().chain(further).take(MAX_ANCESTORS).collect());
+}
+
 /// The tombstone that removes what the cluster holds.
 pub fn removal(item: &SpecItem, now_ms: u64) -> Document {
-    let mut document = Document::tombstone(&item.key, now_ms.max(item.revision.saturating_add(1)));
-    document.metadata.replaces = Some(item.digest);
+    let mut document = Document::tombstone(&item.key, 0);
+    succeed(&mut document, Some(item), now_ms);
     document
 }
 

@@ -69,6 +69,7 @@ pub fn create(bundle: &Bundle, keys: &Unlocked, new: &NewToken, now_ms: u64) -> 
             labels: std::collections::BTreeMap::new(),
             revision: now_ms,
             replaces: None,
+            ancestors: None,
             deleted: false,
         },
         kind: Kind::Token,

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use hivemind_spec::api::Phase;
-use hivemind_spec::document::NodeIntentSpec;
+use hivemind_spec::document::{NodeIntentSpec, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::workload::{Protocol, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, WorkloadId};
 use crate::time::{Hlc, Time};
 
 /// The cluster according to the records held here.
@@ -24,6 +24,10 @@ pub struct Cluster {
     pub replicas: BTreeMap<(ReplicaId, NodeId), ReplicaStatus>,
     /// Where replicas were placed.
     pub placements: BTreeMap<WorkloadId, Placed>,
+    /// Versions of documents that lost their place to one whose signer did not know them.
+    pub overtaken: BTreeMap<SpecKey, Overtaken>,
+    /// Which old deletions are forgotten.
+    pub forgotten: Forgotten,
 }
 
 /// A workload that counts.

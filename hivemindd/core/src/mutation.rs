@@ -16,6 +16,8 @@ pub enum Mutation {
     FailedWritesCount,
     /// Deletions are not written to the disk.
     DeletionsAreNotStored,
+    /// Old deletions are forgotten although some nodes have not heard of them.
+    DeletionsAreForgottenUnheard,
     /// A push is answered as soon as it is durable here.
     PushesAreAnsweredAlone,
     /// Every key may write everything.
@@ -34,13 +36,14 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
         Self::NothingWaitsForTheDisk,
         Self::FailedWritesCount,
         Self::DeletionsAreNotStored,
+        Self::DeletionsAreForgottenUnheard,
         Self::PushesAreAnsweredAlone,
         Self::RolesDoNotMatter,
         Self::KeysLiveForEver,

@@ -12,6 +12,8 @@
 //! reply.
 
 mod deciding;
+mod forgetting;
+mod overtaking;
 mod peers;
 mod pushing;
 mod replication;
@@ -41,6 +43,8 @@ use crate::state::{Content, Map};
 use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
 
+use forgetting::Agreed;
+use overtaking::Accepted;
 use peers::{Hint, PeerState, RefusedBefore};
 use pushing::PendingPush;
 use store::Store;
@@ -140,6 +144,8 @@ pub struct Node {
     map_changed: bool,
     /// Whether what follows from the newest picture of the cluster is still to be done.
     picture_changed: bool,
+    /// Whether it is still to be seen which documents took the place of others.
+    documents_changed: bool,
     /// Whether the map has changed in this step.
     redrawn: bool,
     /// Changed in this step, and who sent it.
@@ -169,12 +175,15 @@ pub struct Node {
     hints: BTreeMap<SocketAddr, Hint>,
     refused: BTreeMap<NodeId, RefusedBefore>,
     complained_ms: BTreeMap<NodeId, u64>,
+    agreed: Agreed,
 
     // What is under way.
     store: Store,
     store_failed_ms: Option<u64>,
     pushes: BTreeMap<u64, PendingPush>,
     next_ack: u64,
+    /// What operators pushed to this node and is current, as far as is known.
+    accepted: BTreeMap<SpecKey, Accepted>,
 
     // Deciding and what was handed out last.
     facts: Option<NodeFacts>,
@@ -219,6 +228,7 @@ impl Node {
             specs_changed: true,
             map_changed: true,
             picture_changed: false,
+            documents_changed: false,
             redrawn: false,
             fresh: BTreeMap::new(),
             sequence: 0,
@@ -235,11 +245,13 @@ impl Node {
             hints: BTreeMap::new(),
             refused: BTreeMap::new(),
             complained_ms: BTreeMap::new(),
+            agreed: Agreed::default(),
             store: Store::default(),
             store_failed_ms: None,
             pushes: BTreeMap::new(),
             // What is told of an earlier start's pushes must not be taken for this one's.
             next_ack: settings.boot << 32,
+            accepted: BTreeMap::new(),
             facts: None,
             leader: Leader::default(),
             told_leader: None,
@@ -364,7 +376,7 @@ impl Node {
         }
         if self.housekeeping_at_ms <= now.mono_ms {
             self.housekeeping_at_ms = now.mono_ms + HOUSEKEEPING_EVERY_MS;
-            self.keep_house(now);
+            self.keep_house(now, out);
         }
         if self.leader.wake_at_ms().is_some_and(|at| at <= now.mono_ms)
             || self.replica_wake_ms.is_some_and(|at| at <= now.mono_ms)

@@ -57,6 +57,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             cluster.replicas.insert((replica.clone(), *id), status.clone());
         }
         (
+            RecordKey::Observation(id, Topic::Overtaken(name)),
+            Content::Observation(Some(Observation::Overtaken(overtaken))),
+        ) if speaks(cluster, id) => {
+            cluster.overtaken.insert(name.clone(), overtaken.clone());
+        }
+        (
             RecordKey::Decision(Matter::Placement(workload)),
             Content::Decision(Some(Decision::Placement(placement))),
         ) => {
@@ -66,6 +72,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
                     .placements
                     .insert(workload.clone(), Placed { clock, by, placement: placement.clone() });
             }
+        }
+        (
+            RecordKey::Decision(Matter::Forgotten),
+            Content::Decision(Some(Decision::Forgotten(forgotten))),
+        ) if statement::of(&entry.record).is_some_and(|s| speaks(cluster, &s.writer)) => {
+            cluster.forgotten = forgotten.clone();
         }
         _ => {}
     }

@@ -4,11 +4,11 @@
 //! node they are about, decisions by the leader. The bytes that were signed are kept, so that
 //! whoever receives a record, also through others, can check it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use hivemind_spec::api::{Capacity, Phase, PullProgress};
-use hivemind_spec::document::SpecKey;
+use hivemind_spec::document::{Ancestor, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, NodeId, TokenId};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ pub enum Topic {
     Node,
     /// [`Observation::Replica`].
     Replica(ReplicaId),
+    /// [`Observation::Overtaken`].
+    Overtaken(SpecKey),
 }
 
 /// What a decision is about.
@@ -45,6 +47,8 @@ pub enum Topic {
 pub enum Matter {
     /// [`Decision::Placement`] of a workload.
     Placement(WorkloadId),
+    /// [`Decision::Forgotten`].
+    Forgotten,
 }
 
 /// A workload's name.
@@ -155,6 +159,24 @@ pub enum Observation {
     Node(NodeStatus),
     /// How one of its replicas is.
     Replica(ReplicaStatus),
+    /// That a version of a document, which the writer had accepted from an operator, lost its place to
+    /// one whose signer did not know it.
+    Overtaken(Overtaken),
+}
+
+/// A version that lost its place to one whose signer did not know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overtaken {
+    /// The version that lost.
+    pub version: Ancestor,
+    /// Who signed it.
+    pub signer: KeyId,
+    /// The digest of the version that won.
+    pub by: Digest,
+    /// Who signed that.
+    pub by_signer: KeyId,
+    /// When the writer found out, wall milliseconds.
+    pub since_ms: u64,
 }
 
 /// A node's entry into the cluster.
@@ -215,6 +237,18 @@ pub struct ReplicaStatus {
 pub enum Decision {
     /// Which replica runs where.
     Placement(Placement),
+    /// Which old deletions need not be remembered any longer.
+    Forgotten(Forgotten),
+}
+
+/// Deletions that are old and known to every node, and what they hid.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// The records that go: hash of the key and of the version, as in anti-entropy.
+    pub records: BTreeSet<(u64, u64)>,
+    /// The highest revision of any record that ever went this way. A document from before, of a name
+    /// that is not held, may have been deleted.
+    pub until_revision: u64,
 }
 
 /// A workload's replicas and their nodes.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::api::{self, Capacity, NodeState, Phase};
+use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::{ClusterId, NodeId};
 use hivemind_spec::machine::API_PORT;
 use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness};
-use crate::record::{ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{Overtaken, ReplicaId, ReplicaStatus, WorkloadId};
 use crate::time::Time;
 
 /// Problems listed in a status, at most: a cluster in trouble must not drown the first cause.
@@ -279,6 +280,9 @@ impl View<'_> {
         if self.leader.is_none() {
             problems.push("no leader: nothing new is placed until a node is ready".to_owned());
         }
+        for (name, overtaken) in &self.cluster.overtaken {
+            problems.push(overtaken_text(name, overtaken));
+        }
         for node in
             self.nodes().iter().filter(|node| matches!(node.state, NodeState::Down | NodeState::NotReady))
         {
@@ -326,6 +330,20 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     }
+}
+
+/// What the operator is told whose version lost.
+pub fn overtaken_text(name: &SpecKey, overtaken: &Overtaken) -> String {
+    let Overtaken { version, signer, by, by_signer, .. } = overtaken;
+    format!(
+        "{name}: revision {} ({}) by key {} was replaced by {} by key {}, whose signer had not seen it; \
+         see `hivemind plan`, and push again what is still wanted",
+        version.revision,
+        version.digest,
+        signer.short(),
+        by,
+        by_signer.short()
+    )
 }
 
 /// `12 s`, `5 min`, `3 h`, `2 days`.

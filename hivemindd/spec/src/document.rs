@@ -91,9 +91,38 @@ pub struct Metadata {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub replaces: Option<Digest>,
+    /// The versions this one was made from, the newest first, at most [`MAX_ANCESTORS`]: whose version
+    /// it takes the place of without having known it is told so. Absent: the signer did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestors: Option<Vec<Ancestor>>,
     /// Set in a tombstone: the document is deleted, and `spec` is absent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
+}
+
+/// Versions a document says it was made from, at most. A signer who knew of more than these is not
+/// suspected of not having known them.
+pub const MAX_ANCESTORS: usize = 8;
+
+/// An earlier version of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ancestor {
+    /// Its revision.
+    pub revision: u64,
+    /// The digest of its signed bytes.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+}
+
+impl Metadata {
+    /// Whether this version was made without knowing that one, which lost its place to it. False
+    /// where that cannot be told.
+    pub fn overlooks(&self, other: &Ancestor) -> bool {
+        let Some(ancestors) = &self.ancestors else { return false };
+        let forgotten = ancestors.get(MAX_ANCESTORS - 1).is_some_and(|oldest| other.revision <= oldest.revision);
+        !forgotten && !ancestors.iter().any(|ancestor| ancestor.digest == other.digest)
+    }
 }
 
 /// A document's content.
@@ -288,6 +317,7 @@ impl Document {
                 labels: BTreeMap::new(),
                 revision,
                 replaces: None,
+                ancestors: None,
                 deleted: true,
             },
             kind: key.kind,
@@ -318,6 +348,10 @@ impl Document {
                 ));
             }
             _ => {}
+        }
+        if self.metadata.ancestors.as_ref().is_some_and(|ancestors| ancestors.len() > MAX_ANCESTORS) {
+            let text = format!("at most {MAX_ANCESTORS} ancestors; leave out the oldest");
+            return Err(DocumentError::new("/metadata/ancestors", text));
         }
         match &self.spec {
             Some(Spec::Workload(workload)) => workload.validate(),

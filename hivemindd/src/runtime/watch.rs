@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::tonic::Code;
 use hivemind_core::event::Inventory;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
@@ -119,21 +120,36 @@ impl Runtime {
 
     /// Subscribes to containerd's events, again and again, and tells `changes` of each.
     async fn notify_changes(&self, changes: &Changes) {
+        let mut told = false;
         loop {
             changes.subscribing();
-            let filters = TOPICS.map(|topic| format!("namespace=={NAMESPACE},topic=={topic}")).into();
+            let filters = TOPICS.map(filter).into();
             // containerd answers a subscription when its first event comes, not before.
             let subscribed = self.containerd.events().subscribe(request(SubscribeRequest { filters })).await;
-            if let Ok(events) = subscribed {
-                let mut events = events.into_inner();
-                changes.notify.notify_one();
-                while let Ok(Some(_)) = events.message().await {
+            match subscribed {
+                Ok(events) => {
+                    let mut events = events.into_inner();
                     changes.notify.notify_one();
+                    while let Ok(Some(_)) = events.message().await {
+                        changes.notify.notify_one();
+                    }
                 }
+                Err(status) if status.code() == Code::Unavailable => {}
+                Err(status) if !std::mem::replace(&mut told, true) => {
+                    let reason = status.message();
+                    tracing::error!(%reason, "containerd does not tell its events; it is asked all the time");
+                }
+                Err(_) => {}
             }
             // containerd ended, or its connection did: an inventory tells, now and when it is back.
             changes.notify.notify_one();
             sleep(RETRY).await;
         }
     }
+}
+
+/// What containerd is to tell events by. A slash would begin a regular expression, so the topic is in
+/// quotes.
+fn filter(topic: &str) -> String {
+    format!("namespace=={NAMESPACE},topic==\"{topic}\"")
 }

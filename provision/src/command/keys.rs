@@ -11,6 +11,7 @@ use super::push::{held, send};
 use crate::bundle::{self, Bundle};
 use crate::cli::{self, Global, KeyName, Keys, KeysAdd, KeysGenerate, Output};
 use crate::client::Client;
+use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
 use crate::secret::Passphrase;
 use crate::terminal::{BAD, FAINT, GOOD, STRONG, Table, confirm, paint, say, say_json, styled};
@@ -198,18 +199,21 @@ fn end(global: &Global, options: &KeyName, revoke: bool) -> Result<Exit> {
 }
 
 fn document(name: &str, spec: KeySpec, before: Option<&SpecItem>, now_ms: u64) -> Document {
-    Document {
+    let mut document = Document {
         metadata: Metadata {
             name: name.to_owned(),
             namespace: String::new(),
             labels: BTreeMap::new(),
-            revision: before.map_or(now_ms, |item| now_ms.max(item.revision.saturating_add(1))),
-            replaces: before.map(|item| item.digest),
+            revision: 0,
+            replaces: None,
+            ancestors: None,
             deleted: false,
         },
         kind: Kind::Key,
         spec: Some(Spec::Key(spec)),
-    }
+    };
+    deploy::succeed(&mut document, before, now_ms);
+    document
 }
 
 fn report(global: &Global, name: &str, what: &str, accepted: &Accepted) {

@@ -90,6 +90,11 @@ pub fn workload_with(
     key: &SigningKey,
     shape: impl FnOnce(&mut WorkloadSpec),
 ) -> Envelope {
+    sign(&workload_document(name, revision, shape), key)
+}
+
+/// The same before it is signed.
+pub fn workload_document(name: &str, revision: u64, shape: impl FnOnce(&mut WorkloadSpec)) -> Document {
     let json = r#"{"apiVersion":"hivemind/v1","kind":"Workload","metadata":{"name":"NAME","namespace":"default","revision":1},
         "spec":{"replicas":1,"container":{"image":"IMAGE"}}}"#;
     let mut document = named(&json.replace("IMAGE", IMAGE), name);
@@ -97,7 +102,7 @@ pub fn workload_with(
     if let Some(Spec::Workload(spec)) = &mut document.spec {
         shape(spec);
     }
-    sign(&document, key)
+    document
 }
 
 /// An operator's key, signed by `by`.

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hivemind_core::event::{ContainerPlan, RequestId, RuntimeOp};
+use hivemind_core::event::{ContainerPlan, Note, RequestId, RuntimeOp};
 use hivemind_core::record::{Record, RecordKey, ReplicaId, WorkloadId};
 use hivemind_core::state::encode;
 use hivemind_spec::api::Accepted;
-use hivemind_spec::document::{Document, Kind, Role, Spec};
+use hivemind_spec::document::{Ancestor, Document, Kind, Role, Spec, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, NodeId};
 use hivemind_spec::key::PublicKey;
@@ -57,6 +57,10 @@ pub struct Acknowledged {
     pub place: RecordKey,
     /// Its revision.
     pub revision: u64,
+    /// The digest of the signed bytes.
+    pub digest: Digest,
+    /// The node that accepted it.
+    pub by: NodeId,
     /// Those that hold it and whose disks are sound.
     pub holders: BTreeSet<NodeId>,
 }
@@ -74,6 +78,8 @@ pub struct Ledger {
     operators: BTreeMap<KeyId, Operator>,
     signed: BTreeMap<WorkloadId, Vec<Signed>>,
     asked: BTreeMap<RequestId, Asked>,
+    /// What every document says it was made from.
+    ancestors: BTreeMap<Digest, Vec<Ancestor>>,
     /// Where replicas of workloads with `takeover: never` belong: where they were started first.
     homes: BTreeMap<ReplicaId, NodeId>,
     never: BTreeSet<WorkloadId>,
@@ -90,6 +96,7 @@ impl Default for Ledger {
             operators: BTreeMap::new(),
             signed: BTreeMap::new(),
             asked: BTreeMap::new(),
+            ancestors: BTreeMap::new(),
             homes: BTreeMap::new(),
             never: BTreeSet::new(),
             cut_off: BTreeSet::new(),
@@ -117,6 +124,8 @@ impl Ledger {
         let signer = envelope.signatures.first()?.keyid;
         let place = RecordKey::Spec(document.key(), signer);
         let rightful = self.is_rightful(envelope, &document, &signer);
+        let ancestors = document.metadata.ancestors.clone().unwrap_or_default();
+        self.ancestors.insert(Digest::of(&payload), ancestors);
         match &document.spec {
             Some(Spec::Workload(spec)) => {
                 let id = WorkloadId {
@@ -202,7 +211,9 @@ impl Ledger {
             );
             holders.insert(machine.id);
         }
-        self.acknowledged.push(Acknowledged { place: asked.place, revision: asked.revision, holders });
+        let Some(by) = accepted.held_by.first().copied() else { return };
+        let (place, revision, digest) = (asked.place, asked.revision, accepted.digest);
+        self.acknowledged.push(Acknowledged { place, revision, digest, by, holders });
     }
 
     /// A node lost its store: it holds nothing any more.
@@ -283,9 +294,54 @@ impl Ledger {
         });
     }
 
+    /// *The operator whose version lost is told*, and nobody else.
+    fn who_lost_is_told(&mut self, machines: &[&Machine]) {
+        let superseded: BTreeSet<Digest> =
+            self.ancestors.values().flatten().map(|ancestor| ancestor.digest).collect();
+        let mut wrong = None;
+        for push in &self.acknowledged {
+            let Some(machine) = machines.iter().find(|machine| machine.id == push.by) else { continue };
+            let (RecordKey::Spec(name, signer), Some(node)) = (&push.place, &machine.node) else { continue };
+            let current = node.spec_item(name).filter(|_| name.kind == Kind::Workload);
+            let Some(current) = current else { continue };
+            let text = push.digest.to_string();
+            let told = |note: &&Note| note.code == "version-overtaken" && note.text.contains(&format!("({text})"));
+            let told = machine.notes.iter().any(|note| told(&note));
+            let stands = current.digest == push.digest || current.revision < push.revision;
+            let ended = self.operators.get(signer).is_some_and(|operator| operator.ended_by.is_some());
+            let lost = !stands && !superseded.contains(&push.digest) && !ended;
+            if lost && !told && push.holders.contains(&push.by) {
+                wrong = Some(format!("{name} revision {} lost, and {} did not say so", push.revision, machine.address));
+            }
+        }
+        let by = |name: &SpecKey, of: &Digest| format!("{name}: {of} was known to who signed what replaced it");
+        for (name, overtaken) in machines.iter().filter_map(|m| m.node.as_ref()).flat_map(|n| &n.cluster().overtaken) {
+            if self.descends(&overtaken.by, &overtaken.version.digest) {
+                wrong = Some(by(name, &overtaken.version.digest));
+            }
+        }
+        self.must(wrong.is_none(), "the operator whose version lost is told", || wrong.unwrap_or_default());
+    }
+
+    /// Whether a document was made from another, over however many steps.
+    fn descends(&self, document: &Digest, from: &Digest) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![*document];
+        while let Some(next) = open.pop() {
+            if next == *from {
+                return true;
+            }
+            if seen.insert(next) {
+                open.extend(self.ancestors.get(&next).into_iter().flatten().map(|ancestor| ancestor.digest));
+            }
+        }
+        false
+    }
+
     /// What must be so once all trouble is over and all nodes agree: *an acknowledged push is never
     /// lost while one of its holders lives.*
     pub fn settle(&mut self, machines: &[&Machine]) {
+        self.who_lost_is_told(machines);
         let acknowledged = std::mem::take(&mut self.acknowledged);
         let lives = |push: &&Acknowledged| machines.iter().any(|machine| push.holders.contains(&machine.id));
         for push in acknowledged.iter().filter(lives) {

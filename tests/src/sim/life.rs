@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_core::event::{Event, Message};
 use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
-use hivemind_spec::document::Role;
+use hivemind_spec::document::{Ancestor, Document, MAX_ANCESTORS, Role};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
@@ -402,10 +402,10 @@ impl Life {
     /// One of the operators pushes something, right or wrong, sometimes two at the same moment.
     fn push_something(&mut self) {
         let Some(index) = self.somebody_on(None) else { return };
-        let envelope = self.something();
+        let envelope = self.something(index);
         self.world.begin_push(index, envelope);
         let Some(index) = self.somebody_on(None).filter(|_| self.world.chance(50)) else { return };
-        let envelope = self.something();
+        let envelope = self.something(index);
         self.world.begin_push(index, envelope);
         if self.world.chance(50) {
             self.push_twins();
@@ -417,12 +417,13 @@ impl Life {
         let (revision, name) = (self.next_revision(), NAMES[self.world.dice(NAMES.len())]);
         for _ in 0..2 {
             let Some(index) = self.somebody_on(None) else { return };
-            let envelope = self.workload(name, revision, &cast::root_key());
+            let envelope = self.workload(index, name, revision, &cast::root_key());
             self.world.begin_push(index, envelope);
         }
     }
 
-    fn something(&mut self) -> Envelope {
+    /// What somebody might sign who reads from that machine what there is.
+    fn something(&mut self, index: usize) -> Envelope {
         let revision = self.next_revision();
         let name = NAMES[self.world.dice(NAMES.len())];
         let who = self.world.dice(self.keys.len());
@@ -430,12 +431,25 @@ impl Life {
         match self.world.dice(20) {
             0 | 6 => cast::workload(name, revision, 1, &cast::strangers_key()),
             1 => cast::key_document("mallory", revision, &cast::strangers_key(), Self::mallory(), &key),
-            2 | 3 => cast::tombstone(&cast::workload_key(name), revision, &key),
+            2 | 3 => {
+                let mut document = Document::tombstone(&cast::workload_key(name), revision);
+                document.metadata.ancestors = Some(self.lineage(index, name));
+                cast::sign(&document, &key)
+            }
             4 => self.take_a_key_away(revision),
             // A revision from long ago.
             5 => cast::workload(name, 1 + self.world.dice(1000) as u64, 1, &key),
-            _ => self.workload(name, revision, &key),
+            _ => self.workload(index, name, revision, &key),
         }
+    }
+
+    /// The versions of a document that somebody knows of who reads it from a machine.
+    fn lineage(&self, index: usize, name: &str) -> Vec<Ancestor> {
+        let Some(item) = self.world.node(index).spec_item(&cast::workload_key(name)) else { return Vec::new() };
+        let held = item.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
+        let further = held.and_then(|document| document.metadata.ancestors).unwrap_or_default();
+        let parent = Ancestor { revision: item.revision, digest: item.digest };
+        [parent].into_iter().chain(further).take(MAX_ANCESTORS).collect()
     }
 
     /// What only an admin may give.
@@ -444,20 +458,22 @@ impl Life {
     }
 
     /// Each version runs something else, so that what runs tells which version it is of.
-    fn workload(&mut self, name: &str, revision: u64, key: &SigningKey) -> Envelope {
+    fn workload(&mut self, index: usize, name: &str, revision: u64, key: &SigningKey) -> Envelope {
         let replicas = self.world.dice(6) as u32;
         let cpu = [10, 100, 400][self.world.dice(3)];
         let priority = self.world.dice(3) as i32;
         let takeover = [Takeover::Majority, Takeover::Majority, Takeover::Always][self.world.dice(3)];
         let only_scaled = self.world.chance(30);
-        cast::workload_with(name, revision, key, |spec| {
+        let mut document = cast::workload_document(name, revision, |spec| {
             (spec.replicas, spec.priority, spec.takeover) = (replicas, priority, takeover);
             spec.container.resources = Resources { cpu_request_millis: Some(cpu), ..Resources::default() };
             if !only_scaled {
                 let env = [("VERSION".to_owned(), format!("{revision}-{replicas}-{cpu}"))];
                 spec.container.env = BTreeMap::from(env);
             }
-        })
+        });
+        document.metadata.ancestors = Some(self.lineage(index, name));
+        cast::sign(&document, key)
     }
 
     /// The root key retires or revokes another.

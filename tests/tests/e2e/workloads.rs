@@ -67,6 +67,11 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
         Ok(answer) => Err(answer),
         Err(_) => Ok(()),
     });
+
+    // An error is for a person to look at, and here there is nothing to see.
+    let consoles = cluster.consoles();
+    let errors: Vec<&str> = consoles.lines().filter(|line| line.contains("agent: ERROR")).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
 }
 
 #[test]

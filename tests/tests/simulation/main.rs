@@ -1,5 +1,7 @@
 //! The lives of many seeds, and proof that the simulator notices what it is there to notice.
 
+mod membership;
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;

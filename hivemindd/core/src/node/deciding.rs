@@ -28,6 +28,11 @@ impl Node {
             self.redraw_if_changed();
             if std::mem::take(&mut self.picture_changed) {
                 self.drop_unheard();
+                self.drop_forgotten();
+                if std::mem::take(&mut self.documents_changed) {
+                    self.notice_overtaken(now, out);
+                    self.stop_telling(now);
+                }
                 self.redraw_if_changed();
                 self.look_around(now);
                 self.cut_off_revoked(now, out);

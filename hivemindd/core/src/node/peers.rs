@@ -277,7 +277,7 @@ impl Node {
         match message {
             Message::Swim(packet) => self.receive_packet(now, from.node, &packet, out),
             Message::Members(peers) => self.meet(now, peers, out),
-            Message::Digests(digests) => self.compare_digests(from, &digests, out),
+            Message::Digests(digests) => self.compare_digests(now, from, &digests, out),
             Message::Ranges(ranges) => self.compare_ranges(from, &ranges, out),
             Message::Want(hashes) => self.send_wanted(from, &hashes, out),
             Message::Records { records, ack } => self.receive_records(now, from, records, ack, out),

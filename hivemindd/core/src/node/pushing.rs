@@ -72,6 +72,9 @@ impl Node {
                     let text = format!("{} was accepted", replication::describe(&place));
                     self.note(now, Level::Info, "document-accepted", text, out);
                 }
+                if changed {
+                    self.remember_accepted(now, &place, out);
+                }
                 self.copy(now, request, place, changed, out);
             }
             Err(problem) => out.push(Action::Reply { request, result: Err(*problem) }),
@@ -205,6 +208,14 @@ impl Node {
                     let detail = format!("{name} does not exist, and cannot replace {digest}");
                     Err(conflict(detail, "/metadata/replaces"))
                 }
+                None if metadata.revision <= self.cluster.forgotten.until_revision => {
+                    let detail = format!(
+                        "{name} has revision {}, from before deletions that are no longer remembered: it \
+                         may have been deleted since",
+                        metadata.revision
+                    );
+                    Err(conflict(detail, "/metadata/revision"))
+                }
                 None => Ok(None),
             };
         };
@@ -300,6 +311,7 @@ impl Node {
 
     pub(super) fn push_failed(&mut self, ack: u64, reason: &str, out: &mut Actions) {
         if let Some(push) = self.pushes.remove(&ack) {
+            self.forget_accepted(&push.answer.key);
             let problem = Problem::new(Code::Storage, format!("the document could not be stored: {reason}"))
                 .advice("push it to another node, and look at this node's disk");
             out.push(Action::Reply { request: push.request, result: Err(problem) });

@@ -21,10 +21,6 @@ use crate::{enrolment, statement};
 /// clusters it spreads on from them.
 pub(super) const FANOUT: usize = 4;
 
-/// How long deletions are remembered, milliseconds. A node away for longer may bring a deleted
-/// document back.
-pub(super) const TOMBSTONES_KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
-
 /// How long this node does not write its own observations after the disk failed, milliseconds.
 const DISK_PAUSE_MS: u64 = 5000;
 
@@ -76,7 +72,7 @@ impl Node {
                 seen.values_mut().for_each(|seen| seen.counted_ms = now.mono_ms);
                 self.liveness.last_seen = seen;
             }
-            _ => {}
+            name => self.load_accepted(name, value),
         }
     }
 
@@ -115,7 +111,8 @@ impl Node {
                 match self.keyring.check(&key, &record) {
                     Ok(entry) => {
                         let version = entry.version;
-                        let moot = self.is_moot(&key, &entry.content);
+                        let moot =
+                            self.is_moot(&key, &entry.content) || self.is_forgotten(&key, &version);
                         if !self.take(key.clone(), entry, from) && !moot && self.map.wants(&key, &version) {
                             refused.push((
                                 key,
@@ -146,7 +143,8 @@ impl Node {
             RecordKey::Decision(_) => self.map.get(&key).is_none() && self.is_moot(&key, &entry.content),
             _ => self.is_moot(&key, &entry.content),
         };
-        if moot || !self.map.wants(&key, &entry.version) || self.is_unheard(&key, &entry) {
+        let gone = moot || self.is_forgotten(&key, &entry.version);
+        if gone || !self.map.wants(&key, &entry.version) || self.is_unheard(&key, &entry) {
             return false;
         }
         let before = self.map.get(&key).cloned();
@@ -158,6 +156,7 @@ impl Node {
         if !self.map.merge(key.clone(), entry) {
             return false;
         }
+        self.agreed.took(self.clock.mono_ms(), &key, is_deletion);
         let stored = !(is_deletion && is_on(Mutation::DeletionsAreNotStored));
         self.store.put(store::record_key(&key), Some(bytes).filter(|_| stored));
         self.store.remember(key.clone(), before, Some(version));
@@ -199,12 +198,13 @@ impl Node {
         !about_entry && self.is_revoked(&statement.writer)
     }
 
-    /// Whether a record is about a workload of which no document is held, not even its deletion:
-    /// how its replicas are, or that nothing is decided about it any more. What was said goes with
+    /// Whether a record is about a document of which nothing is held, not even its deletion: how its
+    /// replicas are, who lost it, or that nothing is decided about it any more. What was said goes with
     /// the document, everywhere alike, and comes again if the document does. A placement may come
     /// before its document and is kept.
     fn is_moot(&self, key: &RecordKey, content: &Content) -> bool {
         let workload = match (key, content) {
+            (RecordKey::Observation(_, Topic::Overtaken(name)), _) => return !self.map.has_document(name),
             (RecordKey::Observation(_, Topic::Replica(replica)), _) => &replica.workload,
             (RecordKey::Decision(Matter::Placement(workload)), Content::Decision(None)) => workload,
             _ => return false,
@@ -241,6 +241,7 @@ impl Node {
         if let Some(before) = self.map.remove(key) {
             self.store.put(store::record_key(key), None);
             self.store.remember(key.clone(), Some(before), None);
+            self.agreed.took(self.clock.mono_ms(), key, false);
             self.fresh.remove(key);
             self.touch(key);
         }
@@ -277,31 +278,6 @@ impl Node {
             self.inherited_until_ms = self.clock.mono_ms() + INHERITED_FOR_MS;
             self.inherited.extend(decided);
         }
-    }
-
-    /// Drops deletions that are old enough, and with them what they hide.
-    pub(super) fn keep_house(&mut self, now: Time) {
-        self.complained_ms.clear();
-        let mut old = BTreeMap::new();
-        for (name, place) in self.trust.all_current() {
-            if let Some(Content::Spec(document)) = self.map.get(place).map(|e| &e.content)
-                && document.value().metadata.deleted
-                && document.value().metadata.revision.saturating_add(TOMBSTONES_KEPT_MS) < now.wall_ms
-            {
-                old.insert(name.clone(), document.value().metadata.revision);
-            }
-        }
-        let hidden: Vec<_> = self
-            .map
-            .iter()
-            .filter_map(|(key, entry)| match (key, entry.version.order) {
-                (RecordKey::Spec(name, _), Order::Spec { revision, .. }) => {
-                    old.get(name).is_some_and(|limit| revision <= *limit).then(|| key.clone())
-                }
-                _ => None,
-            })
-            .collect();
-        hidden.iter().for_each(|key| self.drop_record(key));
     }
 
     /// Says something about this node, unless it is what was said last.
@@ -437,11 +413,11 @@ impl Node {
         }
     }
 
-    pub(super) fn compare_digests(&mut self, from: Peer, digests: &[u64], out: &mut Actions) {
+    pub(super) fn compare_digests(&mut self, now: Time, from: Peer, digests: &[u64], out: &mut Actions) {
         match sync::compare(&self.map, digests) {
-            Comparison::Same => self.agrees_with(from.node),
+            Comparison::Same => self.agrees_with(now, from.node),
             Comparison::Equal(answer) => {
-                self.agrees_with(from.node);
+                self.agrees_with(now, from.node);
                 self.send(from, answer, out);
             }
             Comparison::Answer(message) => self.send(from, message, out),
@@ -451,7 +427,8 @@ impl Node {
 
     /// A peer holds the same. Nothing more has to be waited for, unless membership has not heard
     /// of the peer yet: then its replicas would seem to have nobody.
-    fn agrees_with(&mut self, peer: NodeId) {
+    fn agrees_with(&mut self, now: Time, peer: NodeId) {
+        self.agreed.agree(now, peer);
         if self.liveness.alive.contains(&peer) {
             self.stirred |= std::mem::take(&mut self.store_lost);
             self.end_grace();
@@ -514,6 +491,7 @@ impl Node {
     /// Judges the map anew: which documents count, who is a member, what the cluster looks like.
     pub(super) fn redraw(&mut self) {
         if std::mem::take(&mut self.specs_changed) {
+            self.documents_changed = true;
             self.drop_moot();
             self.trust = crate::trust::Trust::evaluate(&self.settings.root_keys, &self.map);
         }
@@ -568,5 +546,6 @@ pub(super) fn describe(key: &RecordKey) -> String {
         RecordKey::Decision(Matter::Placement(workload)) => {
             format!("the placement of {}/{}", workload.namespace, workload.name)
         }
+        RecordKey::Decision(Matter::Forgotten) => "the list of forgotten deletions".to_owned(),
     }
 }
