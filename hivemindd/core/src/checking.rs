@@ -15,7 +15,7 @@ use hivemind_spec::id::{Digest, KeyId, NodeId};
 use hivemind_spec::key::PublicKey;
 
 use crate::enrolment::ChainVerifier;
-use crate::record::{Body, Observation, Record, RecordKey, Statement, Topic};
+use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
 use crate::state::{Content, Entry, Map, Order, Version, encode};
 use crate::statement;
 
@@ -172,7 +172,10 @@ impl Keyring {
                 }
                 (Order::Observation { boot, sequence }, Content::Observation(observation))
             }
-            Body::Decision { clock, decision, .. } => {
+            Body::Decision { clock, matter, decision } => {
+                if decision.as_ref().is_some_and(|decision| !is_on(decision, &matter)) {
+                    return Err(Refusal::Wrong("it decides something else than its matter".into()));
+                }
                 (Order::Decision { clock }, Content::Decision(decision))
             }
         })
@@ -204,6 +207,14 @@ fn carried_key(document: &Document) -> Option<PublicKey> {
     }
 }
 
+/// Whether a decision is on what its matter announces.
+fn is_on(decision: &Decision, matter: &Matter) -> bool {
+    matches!(
+        (decision, matter),
+        (Decision::Placement(_), Matter::Placement(_)) | (Decision::Forgotten(_), Matter::Forgotten)
+    )
+}
+
 /// Whether an observation says what its topic announces.
 fn is_about(observation: &Observation, topic: &Topic) -> bool {
     matches!(
@@ -212,5 +223,6 @@ fn is_about(observation: &Observation, topic: &Topic) -> bool {
             | (Observation::Admission { .. }, Topic::Admission(_))
             | (Observation::Node(_), Topic::Node)
             | (Observation::Replica(_), Topic::Replica(_))
+            | (Observation::Overtaken(_), Topic::Overtaken(_))
     )
 }

@@ -10,7 +10,9 @@ use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::workload::{Protocol, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{
+    Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, WorkloadId,
+};
 use crate::time::{Hlc, Time};
 
 /// The cluster according to the records held here.

@@ -28,15 +28,16 @@ use crate::time::Time;
 /// which our own message framing takes a few.
 pub const MAX_PACKET_BYTES: usize = 1100;
 
-/// One member is probed this often. With three nodes every member is probed within two periods.
-const PROBE_PERIOD: Duration = Duration::from_millis(1000);
+/// One member is probed this often. With three nodes every member is probed within two periods by each
+/// of the others. Probing is what an idle node does: a shorter period costs in proportion.
+const PROBE_PERIOD: Duration = Duration::from_millis(1500);
 
 /// An answer later than this is asked for by way of others. Machines under software emulation
 /// answer in tens of milliseconds, and in hundreds when they start containers.
 const PROBE_RTT: Duration = Duration::from_millis(450);
 
 /// How long a suspect may refute. Together with probing (at most three periods) a dead node is
-/// known to all within about six seconds, which leaves as much for starting its replicas anew.
+/// known to all within about seven seconds, which leaves five for starting its replicas anew.
 const SUSPECT_TO_DOWN: Duration = Duration::from_millis(2500);
 
 /// Updates waiting to be spread go out this often, apart from riding on probes.
@@ -325,8 +326,7 @@ impl Membership {
     /// now. In whatever identity: a member that takes a new one calls its old ones dead itself.
     fn knows_better(&self, now: Time, teller: NodeId, accused: NodeId) -> bool {
         let within = |since: Option<&u64>, ms: u64| since.is_some_and(|at| now.mono_ms < *at + ms);
-        let patience = config(self.foca.num_members() + 1).suspect_to_down_after.as_millis();
-        let heard = within(self.heard_ms.get(&accused), u64::try_from(patience).unwrap_or(u64::MAX));
+        let heard = within(self.heard_ms.get(&accused), self.patience_ms());
         let is_member = || self.foca.iter_members().any(|member| member.id().node == accused);
         let returning = within(self.up_ms.get(&teller), RETURNING_MS) || !self.up_ms.contains_key(&teller);
         if accused == self.identity().node { returning } else { is_member() && (heard || returning) }
@@ -357,7 +357,13 @@ impl Membership {
             if entry.key().0 > clock {
                 break;
             }
-            due.push(entry.remove());
+            let (at, timer) = entry.remove_entry();
+            match self.respite_ms(now, &timer) {
+                Some(ms) => {
+                    self.timers.insert((clock.saturating_add(ms), at.1), timer);
+                }
+                None => due.push(timer),
+            }
         }
         // foca wants timers of one instant in its own order.
         due.sort_unstable();
@@ -369,6 +375,21 @@ impl Membership {
             outcome.down.extend(more.down);
         }
         outcome
+    }
+
+    /// How much longer a suspect has that was heard since: packets that are lost one after another, the
+    /// suspicion's and its refutation's among them, must not make it dead. `None`: it is not that, or
+    /// its time is up.
+    fn respite_ms(&self, now: Time, timer: &Timer<Identity>) -> Option<u64> {
+        let Timer::ChangeSuspectToDown { member_id, .. } = timer else { return None };
+        let until = self.heard_ms.get(&member_id.node)?.saturating_add(self.patience_ms());
+        until.checked_sub(now.mono_ms).filter(|ms| *ms > 0)
+    }
+
+    /// How long anybody must have been silent before this node calls it dead, milliseconds.
+    fn patience_ms(&self) -> u64 {
+        let patience = config(self.foca.num_members() + 1).suspect_to_down_after;
+        u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// When the time of a suspect is up, foca 2.0.0 tells it that it was declared dead also if it

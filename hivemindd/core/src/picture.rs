@@ -73,10 +73,9 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
                     .insert(workload.clone(), Placed { clock, by, placement: placement.clone() });
             }
         }
-        (
-            RecordKey::Decision(Matter::Forgotten),
-            Content::Decision(Some(Decision::Forgotten(forgotten))),
-        ) if statement::of(&entry.record).is_some_and(|s| speaks(cluster, &s.writer)) => {
+        (RecordKey::Decision(Matter::Forgotten), Content::Decision(Some(Decision::Forgotten(forgotten))))
+            if statement::of(&entry.record).is_some_and(|s| speaks(cluster, &s.writer)) =>
+        {
             cluster.forgotten = forgotten.clone();
         }
         _ => {}

@@ -120,7 +120,8 @@ impl Metadata {
     /// where that cannot be told.
     pub fn overlooks(&self, other: &Ancestor) -> bool {
         let Some(ancestors) = &self.ancestors else { return false };
-        let forgotten = ancestors.get(MAX_ANCESTORS - 1).is_some_and(|oldest| other.revision <= oldest.revision);
+        let forgotten =
+            ancestors.get(MAX_ANCESTORS - 1).is_some_and(|oldest| other.revision <= oldest.revision);
         !forgotten && !ancestors.iter().any(|ancestor| ancestor.digest == other.digest)
     }
 }

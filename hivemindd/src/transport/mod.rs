@@ -41,8 +41,9 @@ use wire::{CloseCode, LARGE_READS, MAX_REASON_BYTES};
 /// never hides a recovery; short enough that a peer that came back is not written to in vain.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a quiet connection is kept alive: three chances within [`IDLE_TIMEOUT`].
-const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+/// How often a quiet connection is kept alive: two chances within [`IDLE_TIMEOUT`], each of which QUIC
+/// sends again when it is lost; and seldom enough that SWIM's own packets do it in a small cluster.
+const KEEP_ALIVE: Duration = Duration::from_millis(2200);
 
 /// How long a dial may take, welcome included: an answer from across the world under load.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(2500);

@@ -220,8 +220,16 @@ fn idle() {
     };
     let first = &cluster.machines[0];
     let threads_before = threads(first);
+    let frames_before = first.frames();
     let begin = Instant::now();
     std::thread::sleep(Duration::from_secs(60));
+    let (to, from) = first.frames();
+    eprintln!(
+        "   {}: {} frames to it, {} from it",
+        first.name(),
+        to - frames_before.0,
+        from - frames_before.1
+    );
     for (id, (name, user, system, switches)) in threads(first) {
         let none = (String::new(), 0, 0, 0);
         let (_, user_before, system_before, switches_before) = threads_before.get(&id).unwrap_or(&none);

@@ -9,7 +9,7 @@ use hivemind_core::event::{ContainerPlan, Note, RequestId, RuntimeOp};
 use hivemind_core::record::{Record, RecordKey, ReplicaId, WorkloadId};
 use hivemind_core::state::encode;
 use hivemind_spec::api::Accepted;
-use hivemind_spec::document::{Ancestor, Document, Kind, Role, Spec, SpecKey};
+use hivemind_spec::document::{Ancestor, Document, Kind, MAX_ANCESTORS, Role, Spec, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, NodeId};
 use hivemind_spec::key::PublicKey;
@@ -305,17 +305,27 @@ impl Ledger {
             let current = node.spec_item(name).filter(|_| name.kind == Kind::Workload);
             let Some(current) = current else { continue };
             let text = push.digest.to_string();
-            let told = |note: &&Note| note.code == "version-overtaken" && note.text.contains(&format!("({text})"));
+            let told =
+                |note: &&Note| note.code == "version-overtaken" && note.text.contains(&format!("({text})"));
             let told = machine.notes.iter().any(|note| told(&note));
             let stands = current.digest == push.digest || current.revision < push.revision;
             let ended = self.operators.get(signer).is_some_and(|operator| operator.ended_by.is_some());
-            let lost = !stands && !superseded.contains(&push.digest) && !ended;
+            // More versions came in between than a document tells of.
+            let known = self.ancestors.get(&current.digest).map(Vec::as_slice).unwrap_or_default();
+            let untold = known.get(MAX_ANCESTORS - 1).is_some_and(|oldest| push.revision <= oldest.revision);
+            let lost = !stands && !superseded.contains(&push.digest) && !ended && !untold;
             if lost && !told && push.holders.contains(&push.by) {
-                wrong = Some(format!("{name} revision {} lost, and {} did not say so", push.revision, machine.address));
+                wrong = Some(format!(
+                    "{name} revision {} lost, and {} did not say so",
+                    push.revision, machine.address
+                ));
             }
         }
-        let by = |name: &SpecKey, of: &Digest| format!("{name}: {of} was known to who signed what replaced it");
-        for (name, overtaken) in machines.iter().filter_map(|m| m.node.as_ref()).flat_map(|n| &n.cluster().overtaken) {
+        let by =
+            |name: &SpecKey, of: &Digest| format!("{name}: {of} was known to who signed what replaced it");
+        for (name, overtaken) in
+            machines.iter().filter_map(|m| m.node.as_ref()).flat_map(|n| &n.cluster().overtaken)
+        {
             if self.descends(&overtaken.by, &overtaken.version.digest) {
                 wrong = Some(by(name, &overtaken.version.digest));
             }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_core::event::{Event, Message};
 use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
+use hivemind_core::state::Map;
 use hivemind_spec::document::{Ancestor, Document, MAX_ANCESTORS, Role};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::NodeId;
@@ -445,7 +446,9 @@ impl Life {
 
     /// The versions of a document that somebody knows of who reads it from a machine.
     fn lineage(&self, index: usize, name: &str) -> Vec<Ancestor> {
-        let Some(item) = self.world.node(index).spec_item(&cast::workload_key(name)) else { return Vec::new() };
+        let Some(item) = self.world.node(index).spec_item(&cast::workload_key(name)) else {
+            return Vec::new();
+        };
         let held = item.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
         let further = held.and_then(|document| document.metadata.ancestors).unwrap_or_default();
         let parent = Ancestor { revision: item.revision, digest: item.digest };
@@ -581,7 +584,13 @@ impl Life {
                 .map(|(k, e)| (k, &e.record))
                 .eq(first.map().iter().map(|(k, e)| (k, &e.record)))
             {
-                return Err(format!("m{index} and m{} hold different maps", members[0]));
+                let held = |map: &Map| -> BTreeMap<RecordKey, Record> {
+                    map.iter().map(|(key, entry)| (key.clone(), entry.record.clone())).collect()
+                };
+                let (here, there) = (held(node.map()), held(first.map()));
+                let keys: BTreeSet<_> = here.keys().chain(there.keys()).collect();
+                let differ = keys.into_iter().find(|key| here.get(key) != there.get(key));
+                return Err(format!("m{index} and m{} hold different maps: {differ:?}", members[0]));
             }
         }
         for index in &self.outsiders {

@@ -77,7 +77,8 @@ impl Node {
         let mut tombstones = self.tombstones();
         tombstones.sort_by(|a, b| (a.revision, &a.name).cmp(&(b.revision, &b.name)));
         let surplus = tombstones.len().saturating_sub(MAX_TOMBSTONES);
-        let others: Vec<NodeId> = self.cluster.nodes.keys().filter(|id| **id != self.settings.me).copied().collect();
+        let others: Vec<NodeId> =
+            self.cluster.nodes.keys().filter(|id| **id != self.settings.me).copied().collect();
         let others: Vec<NodeId> = others.into_iter().filter(|id| !self.is_revoked(id)).collect();
         let heedless = is_on(Mutation::DeletionsAreForgottenUnheard);
         let known = |place: &RecordKey| heedless || others.iter().all(|id| self.agreed.knows(id, place));
@@ -103,13 +104,14 @@ impl Node {
     }
 
     fn tombstones(&self) -> Vec<Tombstone> {
-        let current = self.trust.all_current().filter_map(|(name, place)| match &self.map.get(place)?.content {
-            Content::Spec(document) if document.value().metadata.deleted => {
-                let revision = document.value().metadata.revision;
-                Some(Tombstone { revision, name: name.clone(), place: place.clone() })
-            }
-            _ => None,
-        });
+        let current =
+            self.trust.all_current().filter_map(|(name, place)| match &self.map.get(place)?.content {
+                Content::Spec(document) if document.value().metadata.deleted => {
+                    let revision = document.value().metadata.revision;
+                    Some(Tombstone { revision, name: name.clone(), place: place.clone() })
+                }
+                _ => None,
+            });
         current.collect()
     }
 
@@ -118,7 +120,9 @@ impl Node {
         let mut records = BTreeSet::new();
         let mut until_revision = self.cluster.forgotten.until_revision;
         for (key, entry) in self.map.iter() {
-            let (RecordKey::Spec(name, _), Order::Spec { revision, .. }) = (key, entry.version.order) else { break };
+            let (RecordKey::Spec(name, _), Order::Spec { revision, .. }) = (key, entry.version.order) else {
+                break;
+            };
             if old.get(name).is_some_and(|limit| revision <= *limit) && records.len() < FORGOTTEN_AT_ONCE {
                 records.insert((key_hash(key), version_hash(&entry.version)));
                 until_revision = until_revision.max(revision);

@@ -111,8 +111,7 @@ impl Node {
                 match self.keyring.check(&key, &record) {
                     Ok(entry) => {
                         let version = entry.version;
-                        let moot =
-                            self.is_moot(&key, &entry.content) || self.is_forgotten(&key, &version);
+                        let moot = self.is_moot(&key, &entry.content) || self.is_forgotten(&key, &version);
                         if !self.take(key.clone(), entry, from) && !moot && self.map.wants(&key, &version) {
                             refused.push((
                                 key,
