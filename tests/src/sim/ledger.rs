@@ -310,9 +310,10 @@ impl Ledger {
             let told = machine.notes.iter().any(|note| told(&note));
             let stands = current.digest == push.digest || current.revision < push.revision;
             let ended = self.operators.get(signer).is_some_and(|operator| operator.ended_by.is_some());
-            // More versions came in between than a document tells of.
+            // More versions came in between than a document tells of, or it was an old one when it came.
             let known = self.ancestors.get(&current.digest).map(Vec::as_slice).unwrap_or_default();
             let untold = known.get(MAX_ANCESTORS - 1).is_some_and(|oldest| push.revision <= oldest.revision);
+            let untold = untold || push.revision < cast::START_MS;
             let lost = !stands && !superseded.contains(&push.digest) && !ended && !untold;
             if lost && !told && push.holders.contains(&push.by) {
                 wrong = Some(format!(

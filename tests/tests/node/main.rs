@@ -491,12 +491,14 @@ fn a_deleted_workload_leaves_nothing_behind_once_its_tombstone_is_old() {
 fn deleted_while_one_is_away(seed: u64) -> World {
     let mut world = World::with_machines(seed, 3);
     assert!(world.run_until(10_000, World::agrees));
-    let accepted = world.push(0, workload("web", START_MS, 1, &root_key())).unwrap();
+    let accepted = world.push(0, workload("web", START_MS, 1, &root_key())).expect("it is accepted");
     assert!(world.run_until(10_000, |world| world.agrees() && runs_everywhere_once(world, 1)));
     world.power_off(2);
     world.run(20_000);
     let tombstone = hivemind_spec::document::Document::tombstone(&accepted.key, START_MS + 1);
-    world.push(0, hivemind_spec::dsse::Envelope::sign(&tombstone.to_json(), &root_key())).unwrap();
+    world
+        .push(0, hivemind_spec::dsse::Envelope::sign(&tombstone.to_json(), &root_key()))
+        .expect("it is accepted");
     for machine in &mut world.machines {
         machine.clock_offset_ms = 365 * DAY_MS as i64;
     }

@@ -29,7 +29,7 @@ fn a_day_of_lost_packets_and_starved_machines_makes_nobody_dead() {
             world.run(3600 * 1000);
         }
         let dead = called_dead(&world);
-        (!dead.is_empty()).then(|| (seed, dead))
+        (!dead.is_empty()).then_some((seed, dead))
     });
     assert_eq!(lived, None);
 }

@@ -204,7 +204,7 @@ impl Node {
             return;
         }
         self.hints.remove(&peer.address);
-        self.stirred |= self.liveness.silent.remove(&peer.node);
+        self.hear_again(now, peer.node);
         let stage = Stage::Waiting { until_ms: now.mono_ms + INTRODUCTION_MS, enrolment: None };
         self.peers.insert(peer.node, PeerState { address: peer.address, identity, stage, connected: true });
         self.introduce(peer, out);
@@ -527,12 +527,29 @@ impl Node {
             let connected = self.peers.iter().filter(|(_, state)| state.connected).map(|(node, _)| *node);
             self.liveness.lingering = connected.filter(|n| !self.liveness.alive.contains(n)).collect();
             let returned = !was_majority && self.cluster.side(&self.liveness, now).is_majority();
-            let pause_ms = if returned { REJOINED_SETTLE_MS } else { SETTLE_MS };
-            self.settled_at_ms = self.settled_at_ms.max(now.mono_ms + pause_ms);
-            self.liveness.unsettled = !is_on(Mutation::TakeoverDoesNotWait);
-            self.stirred = true;
+            self.unsettle(now, if returned { REJOINED_SETTLE_MS } else { SETTLE_MS });
         }
         self.save_seen(now, changed);
+    }
+
+    /// The connection to a member is made anew that SWIM never gave up. If that makes this side the
+    /// larger one, the others are about to come back as well.
+    fn hear_again(&mut self, now: Time, node: NodeId) {
+        let was_majority = self.cluster.side(&self.liveness, now).is_majority();
+        if self.liveness.silent.remove(&node) {
+            let returned = !was_majority && self.cluster.side(&self.liveness, now).is_majority();
+            if returned {
+                self.unsettle(now, REJOINED_SETTLE_MS);
+            }
+            self.stirred = true;
+        }
+    }
+
+    /// Nobody's replicas are taken over for that time: the view of who is alive has changed.
+    fn unsettle(&mut self, now: Time, pause_ms: u64) {
+        self.settled_at_ms = self.settled_at_ms.max(now.mono_ms + pause_ms);
+        self.liveness.unsettled = !is_on(Mutation::TakeoverDoesNotWait);
+        self.stirred = true;
     }
 
     /// Takes note of members that came up: what they know is not known here yet.
