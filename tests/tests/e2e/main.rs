@@ -5,11 +5,13 @@
 mod clocks;
 mod configuration;
 mod corruption;
+mod cuts;
 mod failover;
 mod faults;
 mod firmware;
 mod health;
 mod input;
 mod joining;
+mod power;
 mod supervisor;
 mod workloads;

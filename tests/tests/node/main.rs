@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 
 use hivemind_core::event::{Event, Message};
+use hivemind_spec::api::Accepted;
+use hivemind_spec::document::Ancestor;
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
+use hivemind_spec::workload::Takeover;
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
@@ -220,6 +223,46 @@ fn halves_of_a_partition_accept_pushes_and_agree_after_it_heals() {
         let revisions: Vec<_> = cluster.workloads.values().map(|w| w.revision).collect();
         assert_eq!(revisions, [6, 5], "seed {seed}");
     }
+}
+
+#[test]
+fn who_pushed_on_the_side_that_lost_is_told_until_the_next_push() {
+    let mut world = World::with_machines(28, 3);
+    assert!(world.run_until(10_000, World::agrees));
+    let version = |revision: u64, replicas: u32, ancestors: &[Ancestor]| {
+        let mut document = workload_document("web", revision, |spec| spec.replicas = replicas);
+        document.metadata.ancestors = Some(ancestors.to_vec());
+        sign(&document, &root_key())
+    };
+    let ancestor = |accepted: &Accepted| Ancestor { revision: accepted.revision, digest: accepted.digest };
+    let first = ancestor(&world.push(0, version(5, 1, &[])).unwrap());
+    assert!(world.run_until(10_000, World::agrees));
+
+    // Both sides change it; one of them twice.
+    world.part(2, 0);
+    world.part(2, 1);
+    let lost = ancestor(&world.push(2, version(6, 2, &[first])).unwrap());
+    let between = ancestor(&world.push(0, version(7, 3, &[first])).unwrap());
+    let won = ancestor(&world.push(1, version(8, 1, &[between, first])).unwrap());
+    assert!((0..3).all(|index| !world.has_note(index, "version-overtaken")), "all is in order so far");
+    world.network.cut.clear();
+    assert!(world.run_until(30_000, World::agrees));
+    assert!(world.run_until(10_000, World::agrees));
+    assert_eq!(world.node(2).cluster().workloads[&workload_id("web")].digest, won.digest);
+    assert!(world.has_note(2, "version-overtaken"));
+    assert!((0..2).all(|index| !world.has_note(index, "version-overtaken")), "they lost nothing");
+    let told = |world: &World, index: usize| {
+        let digest = world.node(index).map_digest();
+        let status = world.node(index).view(world.time(index), &digest).status();
+        status.problems.iter().any(|problem| problem.contains(&lost.digest.to_string()))
+    };
+    assert!((0..3).all(|index| told(&world, index)), "whichever node is asked");
+
+    // An update that follows in order tells nobody anything, and ends it.
+    world.push(0, version(9, 2, &[won, between, first])).unwrap();
+    assert!(world.run_until(10_000, World::agrees));
+    assert!((0..3).all(|index| !told(&world, index)));
+    assert!((0..2).all(|index| !world.has_note(index, "version-overtaken")));
 }
 
 #[test]
@@ -728,4 +771,72 @@ fn a_partition_lets_the_larger_side_take_over_and_healing_restarts_nothing_of_th
             assert_eq!(world.machines[*index].runtime.starts, starts[*index] + more, "seed {seed}");
         }
     }
+}
+
+/// A workload of two replicas under a takeover rule, on a cluster from which one machine that runs one
+/// of them is then cut off. Gives that machine.
+fn cut_off(world: &mut World, takeover: Takeover) -> usize {
+    let machines = world.machines.len();
+    assert!((0..60).any(|_| {
+        world.run(500);
+        world.agrees()
+    }));
+    let envelope =
+        workload_with("web", 5, &root_key(), |spec| (spec.replicas, spec.takeover) = (2, takeover));
+    world.push(0, envelope).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 2)));
+    world.run(3000);
+    let alone = running(world)[0].0;
+    (0..machines).filter(|other| *other != alone).for_each(|other| world.part(alone, other));
+    world.run(30_000);
+    alone
+}
+
+fn runs_on(world: &World, which: impl Fn(usize) -> bool) -> usize {
+    running(world).iter().filter(|(index, _)| which(*index)).count()
+}
+
+#[test]
+fn one_isolated_node_of_ten_takes_nothing_over() {
+    let mut world = World::with_machines(30, 10);
+    let alone = cut_off(&mut world, Takeover::Majority);
+    assert_eq!(runs_on(&world, |index| index == alone), 1, "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index != alone), 2, "{:?}", running(&world));
+}
+
+#[test]
+fn what_always_may_be_taken_over_runs_in_full_on_both_sides() {
+    let mut world = World::with_machines(31, 4);
+    let alone = cut_off(&mut world, Takeover::Always);
+    assert_eq!(runs_on(&world, |index| index == alone), 2, "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index != alone), 2, "{:?}", running(&world));
+    world.network.cut.clear();
+    assert!(world.run_until(30_000, |world| world.agrees() && runs_everywhere_once(world, 2)));
+}
+
+#[test]
+fn what_never_may_be_taken_over_waits_for_its_node() {
+    let mut world = World::with_machines(32, 4);
+    let alone = cut_off(&mut world, Takeover::Never);
+    assert_eq!(runs_on(&world, |index| index == alone), 1, "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index != alone), 1, "{:?}", running(&world));
+}
+
+#[test]
+fn priority_decides_who_goes_without_when_a_node_dies() {
+    let mut world = World::with_machines(33, 2);
+    assert!(world.run_until(10_000, World::agrees));
+    // Each machine has room for four.
+    for (name, priority) in [("low", 1), ("high", 9)] {
+        let envelope = workload_with(name, 5, &root_key(), |spec| {
+            (spec.replicas, spec.priority) = (4, priority);
+            spec.container.resources.cpu_request_millis = Some(1000);
+        });
+        world.push(0, envelope).unwrap();
+    }
+    assert!(world.run_until(20_000, |world| runs_everywhere_once(world, 8)), "{:?}", running(&world));
+    world.power_off(1);
+    let high = |world: &World| running(world).iter().filter(|(_, replica)| replica.contains("high")).count();
+    assert!(world.run_until(60_000, |world| high(world) == 4), "{:?}", running(&world));
+    assert_eq!(running(&world).len(), 4, "and no more than there is room for: {:?}", running(&world));
 }
