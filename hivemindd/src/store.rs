@@ -11,7 +11,7 @@
 //! anew, and the node's identity is elsewhere.
 
 use std::cell::Cell;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -52,6 +52,9 @@ const IN_USE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What sled 0.34.7 says when its file is locked; it has no kind of its own for that.
 const SLED_LOCKED: &str = "could not acquire lock";
+
+/// The file in which sled 0.34.7 keeps everything.
+const SLED_FILE: &str = "db";
 
 /// Bytes of checksum before each value.
 const CHECKSUM_BYTES: usize = 8;
@@ -116,6 +119,8 @@ pub trait Store: Send {
 pub struct SledStore {
     database: sled::Db,
     folder: PathBuf,
+    /// sled's own file, for what sled leaves out of a flush.
+    file: File,
 }
 
 /// A store that was opened.
@@ -181,7 +186,9 @@ impl SledStore {
                 .flush_every_ms(None)
                 .open()
         })?;
-        let store = Self { database, folder: folder.to_owned() };
+        durable::sync_folder(folder)?;
+        let file = File::open(folder.join(SLED_FILE))?;
+        let store = Self { database, folder: folder.to_owned(), file };
         contained(|| {
             for entry in store.database.iter() {
                 let (key, value) = entry?;
@@ -236,7 +243,10 @@ impl Store for SledStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        self.guarded(|| self.database.flush().map(|_| ()))
+        self.guarded(|| self.database.flush().map(|_| ()))?;
+        // sled 0.34.7 hands its pages to the disk (`sync_file_range`) and does not ask it to keep them.
+        self.file.sync_all()?;
+        Ok(())
     }
 }
 
