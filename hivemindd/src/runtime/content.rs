@@ -6,7 +6,8 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    AbortRequest, ApplyRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    AbortRequest, ApplyRequest, DeleteContentRequest, Info, ReadContentRequest, UpdateRequest, WriteAction,
+    WriteContentRequest,
 };
 use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Descriptor;
@@ -115,6 +116,26 @@ impl Containerd {
             }
         }
         Ok(data)
+    }
+
+    /// Whether a blob can be read and has its digest.
+    pub(super) async fn is_sound(&self, digest: &str) -> bool {
+        let message = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+        let Ok(stream) = self.content().read(request(message)).await else { return false };
+        let mut stream = stream.into_inner();
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        while let Some(part) = stream.next().await {
+            let Ok(part) = part else { return false };
+            hash.update(&part.data);
+        }
+        format!("sha256:{}", hex(hash.finish().as_ref())) == digest
+    }
+
+    /// Drops a blob.
+    pub(super) async fn delete_blob(&self, digest: &str) -> Result<(), Status> {
+        let message = DeleteContentRequest { digest: digest.to_owned() };
+        if_there(self.content().delete(request(message)).await)?;
+        Ok(())
     }
 
     /// Starts writing a blob, or goes on with one an earlier attempt left. `None`: it is there.

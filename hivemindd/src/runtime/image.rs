@@ -298,17 +298,45 @@ impl Images {
         meter.total.store(total, Ordering::Relaxed);
         // The configuration first: an image of another platform is refused before its layers come.
         self.fetch_blob(reference, config, lease, meter).await?;
-        let parsed = parse_config(name, &self.containerd.read_blob(&config.digest).await?)?;
+        let read =
+            self.containerd.read_blob(&config.digest).await.and_then(|bytes| parse_config(name, &bytes));
+        let parsed = self.or_doubt(read, [config]).await?;
         check_config(name, &parsed, layers.len())?;
         stream::iter(layers.iter().map(Ok))
             .try_for_each_concurrent(BLOBS_AT_A_TIME, |layer| self.fetch_blob(reference, layer, lease, meter))
             .await?;
         let chain = {
             let _alone = self.unpacking.lock().await;
-            let layers: Vec<Descriptor> = layers.iter().map(descriptor).collect();
-            self.containerd.unpack(lease, &layers, &parsed.rootfs.diff_ids).await?
+            let descriptors: Vec<Descriptor> = layers.iter().map(descriptor).collect();
+            let unpacked = self.containerd.unpack(lease, &descriptors, &parsed.rootfs.diff_ids).await;
+            self.or_doubt(unpacked, layers).await?
         };
         self.record_image(name, &manifest_bytes, &manifest, config, &chain, lease).await
+    }
+
+    /// Passes on what came of using blobs. Where that failed, those that are not what containerd takes
+    /// them for are dropped, to be fetched again: containerd does not wait for the disk when it stores
+    /// one, and a power cut leaves its name without its bytes.
+    async fn or_doubt<T>(
+        &self,
+        used: Result<T, OperationError>,
+        blobs: impl IntoIterator<Item = &Blob>,
+    ) -> Result<T, OperationError> {
+        let Err(error) = used else { return used };
+        let mut damaged = 0;
+        for blob in blobs {
+            if !self.containerd.is_sound(&blob.digest).await {
+                self.containerd
+                    .delete_blob(&blob.digest)
+                    .await
+                    .map_err(refused("dropping a damaged blob"))?;
+                damaged += 1;
+            }
+        }
+        if damaged == 0 {
+            return Err(error);
+        }
+        Err(transient(format!("{}; {damaged} damaged on the disk, to be fetched again", error.text)))
     }
 
     async fn fetch_manifest(
