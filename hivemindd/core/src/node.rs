@@ -372,6 +372,7 @@ impl Node {
         }
         if !self.inherited.is_empty() && self.inherited_until_ms <= now.mono_ms {
             self.inherited.clear();
+            self.save_inherited();
             self.map_changed = true;
         }
         if self.housekeeping_at_ms <= now.mono_ms {

@@ -32,6 +32,7 @@ const MAX_PASSES: usize = 8;
 
 const ANCHORS: &str = "anchors";
 const SEEN: &str = "seen";
+const INHERITED: &str = "inherited";
 
 /// Members' last-seen times are written at least this often, milliseconds.
 const SAVE_SEEN_EVERY_MS: u64 = 10 * 60 * 1000;
@@ -71,6 +72,10 @@ impl Node {
                 let mut seen: BTreeMap<NodeId, LastSeen> = postcard::from_bytes(value).unwrap_or_default();
                 seen.values_mut().for_each(|seen| seen.counted_ms = now.mono_ms);
                 self.liveness.last_seen = seen;
+            }
+            INHERITED => {
+                self.inherited = postcard::from_bytes(value).unwrap_or_default();
+                self.inherited_until_ms = now.mono_ms + INHERITED_FOR_MS;
             }
             name => self.load_accepted(name, value),
         }
@@ -276,7 +281,15 @@ impl Node {
         if !decided.is_empty() {
             self.inherited_until_ms = self.clock.mono_ms() + INHERITED_FOR_MS;
             self.inherited.extend(decided);
+            self.save_inherited();
         }
+    }
+
+    /// An agent that is restarted before a leader has confirmed them must not take what runs for
+    /// placed nowhere.
+    pub(super) fn save_inherited(&mut self) {
+        let item = (!self.inherited.is_empty()).then(|| encode(&self.inherited));
+        self.store.put(store::local_key(INHERITED), item);
     }
 
     /// Says something about this node, unless it is what was said last.
@@ -500,8 +513,12 @@ impl Node {
         let (workloads, placements) = (&self.cluster.workloads, &mut self.cluster.placements);
         // What others still hold from before is no newer word.
         let newest = |id: &WorkloadId, old: &Placed| placements.get(id).is_none_or(|p| p.clock < old.clock);
+        let before = self.inherited.len();
         self.inherited.retain(|id, placed| workloads.contains_key(id) && newest(id, placed));
         placements.extend(self.inherited.iter().map(|(id, placed)| (id.clone(), placed.clone())));
+        if self.inherited.len() != before {
+            self.save_inherited();
+        }
         self.map_changed = false;
         self.picture_changed = true;
         self.redrawn = true;
