@@ -35,15 +35,15 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// All of them.
-    pub const ALL: [Self; 14] = [
+    /// Those that show within minutes. That deletions are forgotten unheard takes weeks to show and has a
+    /// test of its own.
+    pub const SOON_SEEN: [Self; 13] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
         Self::NothingWaitsForTheDisk,
         Self::FailedWritesCount,
         Self::DeletionsAreNotStored,
-        Self::DeletionsAreForgottenUnheard,
         Self::PushesAreAnsweredAlone,
         Self::RolesDoNotMatter,
         Self::KeysLiveForEver,

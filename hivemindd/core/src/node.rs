@@ -72,7 +72,7 @@ const UNHURRIED_MS: u64 = 1000;
 /// The same while a node that has just started does not know yet whether it has heard all.
 const SYNC_AT_START_MS: u64 = 500;
 
-/// How long placements of a node that was revoked hold until a leader has confirmed them, milliseconds:
+/// How long placements of a node that was revoked outlive older ones that others still hold, milliseconds:
 /// a leader is found anew, has caught up and has decided well within it.
 const INHERITED_FOR_MS: u64 = 30_000;
 
@@ -136,9 +136,10 @@ pub struct Node {
     members: BTreeSet<NodeId>,
     cluster: Cluster,
     /// Placements by nodes that were revoked since: dropped with all they said, and the starting
-    /// point of the next leader's all the same, so that nobody's replicas move.
+    /// point of the next leader's all the same, so that nobody's replicas move. Until one has decided,
+    /// however long that takes.
     inherited: BTreeMap<WorkloadId, Placed>,
-    /// Until when the leader, who may not have heard of them, is waited for, monotonic milliseconds.
+    /// Until when they count for more than an older word, monotonic milliseconds; 0: not any longer.
     inherited_until_ms: u64,
     specs_changed: bool,
     map_changed: bool,
@@ -370,9 +371,8 @@ impl Node {
             self.unmet.clear();
             self.stirred = true;
         }
-        if !self.inherited.is_empty() && self.inherited_until_ms <= now.mono_ms {
-            self.inherited.clear();
-            self.save_inherited();
+        if self.inherited_until_ms != 0 && self.inherited_until_ms <= now.mono_ms {
+            self.inherited_until_ms = 0;
             self.map_changed = true;
         }
         if self.housekeeping_at_ms <= now.mono_ms {
@@ -423,7 +423,7 @@ impl Node {
             self.is_leader().then_some(self.look_again_at_ms + slack_ms),
             self.liveness.unsettled.then_some(self.settled_at_ms),
             (!self.unmet.is_empty()).then_some(self.unmet_until_ms),
-            (!self.inherited.is_empty()).then_some(self.inherited_until_ms),
+            (self.inherited_until_ms != 0).then_some(self.inherited_until_ms),
             Some(self.housekeeping_at_ms + slack_ms),
         ];
         if let Some(at) = next.into_iter().flatten().min()

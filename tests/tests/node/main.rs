@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use hivemind_core::event::{Event, Message};
+use hivemind_core::mutation::{self, Mutation};
 use hivemind_spec::api::Accepted;
 use hivemind_spec::document::Ancestor;
 use hivemind_spec::key::SigningKey;
@@ -565,6 +566,17 @@ fn what_was_deleted_stays_deleted_when_a_node_returns_after_a_year() {
     // All have heard of it now: it need not be remembered any longer.
     assert!(world.run_until(3 * 3600 * 1000, |world| (0..3).all(|index| !holds_web(world, index))));
     assert!(world.run_until(60_000, World::agrees));
+}
+
+#[test]
+fn it_would_be_noticed_if_deletions_were_forgotten_before_all_have_heard_of_them() {
+    mutation::turn_on(Some(Mutation::DeletionsAreForgottenUnheard));
+    let mut world = deleted_while_one_is_away(25);
+    world.power_on(2);
+    world.introduce_all();
+    world.run(30_000);
+    mutation::turn_on(None);
+    assert!(!world.node(0).cluster().workloads.is_empty(), "the node that was away brought it back");
 }
 
 #[test]

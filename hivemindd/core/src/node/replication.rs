@@ -287,7 +287,7 @@ impl Node {
 
     /// An agent that is restarted before a leader has confirmed them must not take what runs for
     /// placed nowhere.
-    pub(super) fn save_inherited(&mut self) {
+    fn save_inherited(&mut self) {
         let item = (!self.inherited.is_empty()).then(|| encode(&self.inherited));
         self.store.put(store::local_key(INHERITED), item);
     }
@@ -511,10 +511,13 @@ impl Node {
         self.cluster = crate::picture::draw(&self.map, &self.trust, &self.members);
         self.inherit();
         let (workloads, placements) = (&self.cluster.workloads, &mut self.cluster.placements);
-        // What others still hold from before is no newer word.
-        let newest = |id: &WorkloadId, old: &Placed| placements.get(id).is_none_or(|p| p.clock < old.clock);
+        // What others still hold from before is no newer word, until a leader has had its time.
+        let counts = self.inherited_until_ms != 0;
+        let stands = |id: &WorkloadId, old: &Placed| {
+            placements.get(id).is_none_or(|placed| counts && placed.clock < old.clock)
+        };
         let before = self.inherited.len();
-        self.inherited.retain(|id, placed| workloads.contains_key(id) && newest(id, placed));
+        self.inherited.retain(|id, placed| workloads.contains_key(id) && stands(id, placed));
         placements.extend(self.inherited.iter().map(|(id, placed)| (id.clone(), placed.clone())));
         if self.inherited.len() != before {
             self.save_inherited();
