@@ -41,7 +41,7 @@ fn first<T: Send>(seeds: u64, live: impl Fn(u64) -> Option<T> + Sync) -> Option<
 }
 
 #[test]
-fn two_thousand_lives_under_every_fault_keep_every_promise() {
+fn lives_under_every_fault_keep_every_promise() {
     let broken = first(SEEDS, |seed| {
         let outcome = live(seed, &Options::default());
         outcome.broken.map(|broken| (seed, broken))
