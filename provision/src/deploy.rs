@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::api::SpecItem;
-use hivemind_spec::document::{Ancestor, Document, MAX_ANCESTORS, SpecKey};
+use hivemind_spec::document::{Document, SpecKey};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -77,10 +77,7 @@ pub fn succeed(document: &mut Document, before: Option<&SpecItem>, now_ms: u64) 
     let metadata = &mut document.metadata;
     metadata.revision = before.map_or(now_ms, |item| now_ms.max(item.revision.saturating_add(1)));
     metadata.replaces = before.map(|item| item.digest);
-    let parent = before.map(|item| Ancestor { revision: item.revision, digest: item.digest });
-    let held = before.and_then(|item| Document::parse(&item.envelope.payload().ok()?).ok());
-    let further = held.and_then(|document| document.metadata.ancestors).unwrap_or_default();
-    metadata.ancestors = Some(parent.into_iter().chain(further).take(MAX_ANCESTORS).collect());
+    metadata.ancestors = Some(before.map(SpecItem::lineage).unwrap_or_default());
 }
 
 /// The tombstone that removes what the cluster holds.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::document::SpecKey;
+use crate::document::{Ancestor, Document, MAX_ANCESTORS, SpecKey};
 use crate::dsse::Envelope;
 use crate::id::{ClusterId, Digest, NodeId};
 
@@ -66,6 +66,16 @@ pub struct SpecItem {
     pub deleted: bool,
     /// The envelope as it was signed.
     pub envelope: Envelope,
+}
+
+impl SpecItem {
+    /// What a document says its ancestors are that is made from this one: this one, then its own.
+    pub fn lineage(&self) -> Vec<Ancestor> {
+        let own = Ancestor { revision: self.revision, digest: self.digest };
+        let document = self.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
+        let further = document.and_then(|document| document.metadata.ancestors).unwrap_or_default();
+        [own].into_iter().chain(further).take(MAX_ANCESTORS).collect()
+    }
 }
 
 /// What a node can do or has left.

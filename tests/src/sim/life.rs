@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hivemind_core::event::{Event, Message};
 use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
 use hivemind_core::state::Map;
-use hivemind_spec::document::{Ancestor, Document, MAX_ANCESTORS, Role};
+use hivemind_spec::document::{Ancestor, Document, Role};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
@@ -446,13 +446,8 @@ impl Life {
 
     /// The versions of a document that somebody knows of who reads it from a machine.
     fn lineage(&self, index: usize, name: &str) -> Vec<Ancestor> {
-        let Some(item) = self.world.node(index).spec_item(&cast::workload_key(name)) else {
-            return Vec::new();
-        };
-        let held = item.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
-        let further = held.and_then(|document| document.metadata.ancestors).unwrap_or_default();
-        let parent = Ancestor { revision: item.revision, digest: item.digest };
-        [parent].into_iter().chain(further).take(MAX_ANCESTORS).collect()
+        let item = self.world.node(index).spec_item(&cast::workload_key(name));
+        item.map(|item| item.lineage()).unwrap_or_default()
     }
 
     /// What only an admin may give.

@@ -1,0 +1,75 @@
+//! Who may start the replicas of machines that vanished, rule by rule.
+
+use hivemind_spec::workload::Takeover;
+use hivemind_tests::sim::cast::*;
+use hivemind_tests::sim::world::World;
+
+use super::{running, runs_everywhere_once};
+
+/// A workload of two replicas under a takeover rule, on a cluster from which one machine that runs one
+/// of them is then cut off. Gives that machine.
+fn cut_off(world: &mut World, takeover: Takeover) -> usize {
+    let machines = world.machines.len();
+    assert!((0..60).any(|_| {
+        world.run(500);
+        world.agrees()
+    }));
+    let envelope =
+        workload_with("web", 5, &root_key(), |spec| (spec.replicas, spec.takeover) = (2, takeover));
+    world.push(0, envelope).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 2)));
+    world.run(3000);
+    let alone = running(world)[0].0;
+    (0..machines).filter(|other| *other != alone).for_each(|other| world.part(alone, other));
+    world.run(30_000);
+    alone
+}
+
+fn runs_on(world: &World, which: impl Fn(usize) -> bool) -> usize {
+    running(world).iter().filter(|(index, _)| which(*index)).count()
+}
+
+#[test]
+fn one_isolated_node_of_ten_takes_nothing_over() {
+    let mut world = World::with_machines(30, 10);
+    let alone = cut_off(&mut world, Takeover::Majority);
+    assert_eq!(runs_on(&world, |index| index == alone), 1, "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index != alone), 2, "{:?}", running(&world));
+}
+
+#[test]
+fn what_always_may_be_taken_over_runs_in_full_on_both_sides() {
+    let mut world = World::with_machines(31, 4);
+    let alone = cut_off(&mut world, Takeover::Always);
+    assert_eq!(runs_on(&world, |index| index == alone), 2, "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index != alone), 2, "{:?}", running(&world));
+    world.network.cut.clear();
+    assert!(world.run_until(30_000, |world| world.agrees() && runs_everywhere_once(world, 2)));
+}
+
+#[test]
+fn what_never_may_be_taken_over_waits_for_its_node() {
+    let mut world = World::with_machines(32, 4);
+    let alone = cut_off(&mut world, Takeover::Never);
+    assert_eq!(runs_on(&world, |index| index == alone), 1, "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index != alone), 1, "{:?}", running(&world));
+}
+
+#[test]
+fn priority_decides_who_goes_without_when_a_node_dies() {
+    let mut world = World::with_machines(33, 2);
+    assert!(world.run_until(10_000, World::agrees));
+    // Each machine has room for four.
+    for (name, priority) in [("low", 1), ("high", 9)] {
+        let envelope = workload_with(name, 5, &root_key(), |spec| {
+            (spec.replicas, spec.priority) = (4, priority);
+            spec.container.resources.cpu_request_millis = Some(1000);
+        });
+        world.push(0, envelope).unwrap();
+    }
+    assert!(world.run_until(20_000, |world| runs_everywhere_once(world, 8)), "{:?}", running(&world));
+    world.power_off(1);
+    let high = |world: &World| running(world).iter().filter(|(_, replica)| replica.contains("high")).count();
+    assert!(world.run_until(60_000, |world| high(world) == 4), "{:?}", running(&world));
+    assert_eq!(running(&world).len(), 4, "and no more than there is room for: {:?}", running(&world));
+}
