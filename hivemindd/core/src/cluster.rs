@@ -25,7 +25,7 @@ pub struct Cluster {
     /// How replicas are, by the node that says so.
     pub replicas: BTreeMap<(ReplicaId, NodeId), ReplicaStatus>,
     /// Where replicas were placed.
-    pub placements: BTreeMap<WorkloadId, Placed>,
+    pub placements: BTreeMap<WorkloadId, Placement>,
     /// Versions of documents that lost their place to one whose signer did not know them.
     pub overtaken: BTreeMap<SpecKey, Overtaken>,
     /// Which old deletions are forgotten.
@@ -61,12 +61,21 @@ pub struct Node {
     pub status: Option<NodeStatus>,
     /// What operators want of it.
     pub intent: Option<NodeIntentSpec>,
+    /// The revision of the document that says so, milliseconds; 0 when there is none.
+    pub intended_ms: u64,
 }
 
 impl Node {
     /// Whether operators cut it off for good.
     pub fn is_revoked(&self) -> bool {
         self.intent.as_ref().is_some_and(|intent| intent.revoked)
+    }
+
+    /// Whether what it decides, as a leader, counts. What it decided before operators cut it off does,
+    /// until another has decided: nobody's replicas move because of that. Goes by the decision itself and
+    /// not by when it came, so that all nodes end with the same.
+    pub fn may_decide(&self, clock: Hlc) -> bool {
+        !self.is_revoked() || clock.wall_ms <= self.intended_ms
     }
 
     /// Whether nothing new may be placed on it.
@@ -87,17 +96,6 @@ impl Node {
         }
         labels
     }
-}
-
-/// A placement and who decided it when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placed {
-    /// The leader's clock.
-    pub clock: Hlc,
-    /// The leader.
-    pub by: NodeId,
-    /// What it decided.
-    pub placement: Placement,
 }
 
 /// Who can be reached, according to SWIM.
@@ -200,7 +198,7 @@ impl Cluster {
             let placed = self.placements.get(&replica.workload)?;
             let serves = status.phase == Phase::Running
                 && live.contains(node)
-                && placed.placement.slots.get(&replica.slot) == Some(node);
+                && placed.slots.get(&replica.slot) == Some(node);
             Some((replica, self.workloads.get(&replica.workload)?, status.ip?)).filter(|_| serves)
         })
     }
@@ -224,7 +222,7 @@ impl Cluster {
         let mut assignments = BTreeMap::new();
         for (id, workload) in &self.workloads {
             let Some(placed) = self.placements.get(id) else { continue };
-            for slot in placed.placement.slots.iter().filter(|(_, n)| *n == node).map(|(slot, _)| *slot) {
+            for slot in placed.slots.iter().filter(|(_, n)| *n == node).map(|(slot, _)| *slot) {
                 assignments.insert(ReplicaId { workload: id.clone(), slot }, workload);
             }
         }

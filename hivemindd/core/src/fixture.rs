@@ -7,9 +7,9 @@ use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::id::{Digest, NodeId, TokenId};
 use hivemind_spec::workload::{ContainerSpec, Resources, RestartPolicy, Takeover, WorkloadSpec};
 
-use crate::cluster::{Cluster, LastSeen, Liveness, Node, Placed, Workload};
+use crate::cluster::{Cluster, LastSeen, Liveness, Node, Workload};
 use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
-use crate::time::{Hlc, Time};
+use crate::time::Time;
 
 pub(crate) const MIB: u64 = 1024 * 1024;
 
@@ -53,6 +53,7 @@ pub(crate) fn node(n: u8) -> Node {
             started_ms: 0,
         }),
         intent: None,
+        intended_ms: 0,
     }
 }
 
@@ -123,10 +124,6 @@ pub(crate) fn running(cluster: &mut Cluster, name: &str, slot: u32, n: u8) -> Ip
 pub(crate) fn place(cluster: &mut Cluster, name: &str, slot: u32, n: u8) {
     let id = workload_id(name);
     let digest = cluster.workloads.get(&id).map(|workload| workload.digest);
-    let placed = cluster.placements.entry(id).or_insert_with(|| Placed {
-        clock: Hlc::default(),
-        by: node_id(1),
-        placement: Placement { digest, ..Placement::default() },
-    });
-    placed.placement.slots.insert(slot, node_id(n));
+    let placed = cluster.placements.entry(id).or_insert_with(|| Placement { digest, ..Placement::default() });
+    placed.slots.insert(slot, node_id(n));
 }

@@ -31,12 +31,12 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
 use crate::checking::Keyring;
-use crate::cluster::{Cluster, ContainerRange, Liveness, Placed};
+use crate::cluster::{Cluster, ContainerRange, Liveness};
 use crate::enrolment::ChainVerifier;
 use crate::event::{Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, Zone};
 use crate::leader::Leader;
 use crate::membership::Membership;
-use crate::record::{Record, RecordKey, ReplicaId, Topic, WorkloadId};
+use crate::record::{Record, RecordKey, ReplicaId, Topic};
 use crate::replica::Replicas;
 use crate::report::View;
 use crate::state::{Content, Map};
@@ -71,10 +71,6 @@ const UNHURRIED_MS: u64 = 1000;
 
 /// The same while a node that has just started does not know yet whether it has heard all.
 const SYNC_AT_START_MS: u64 = 500;
-
-/// How long placements of a node that was revoked outlive older ones that others still hold, milliseconds:
-/// a leader is found anew, has caught up and has decided well within it.
-const INHERITED_FOR_MS: u64 = 30_000;
 
 /// How late a node may be woken without having to catch up with others, milliseconds: about half of
 /// what it may be silent until others look for it by way of each other.
@@ -135,12 +131,6 @@ pub struct Node {
     trust: Trust,
     members: BTreeSet<NodeId>,
     cluster: Cluster,
-    /// Placements by nodes that were revoked since: dropped with all they said, and the starting
-    /// point of the next leader's all the same, so that nobody's replicas move. Until one has decided,
-    /// however long that takes.
-    inherited: BTreeMap<WorkloadId, Placed>,
-    /// Until when they count for more than an older word, monotonic milliseconds; 0: not any longer.
-    inherited_until_ms: u64,
     specs_changed: bool,
     map_changed: bool,
     /// Whether what follows from the newest picture of the cluster is still to be done.
@@ -224,8 +214,6 @@ impl Node {
             trust: Trust::default(),
             members: BTreeSet::new(),
             cluster: Cluster::default(),
-            inherited: BTreeMap::new(),
-            inherited_until_ms: 0,
             specs_changed: true,
             map_changed: true,
             picture_changed: false,
@@ -294,7 +282,7 @@ impl Node {
             Event::TimerFired => self.woken_at_ms = None,
             Event::Received { from, address, message } => self.receive(now, from, address, message, out),
             Event::Connected { peer, chain } => self.connected(now, peer, &chain, out),
-            Event::Disconnected { node } => self.disconnected(node),
+            Event::Disconnected { node } => self.disconnected(now, node),
             Event::Hint { address } => self.hint(now, address, out),
             Event::Persisted { batch } => self.persisted(batch, out),
             Event::PersistFailed { batch, reason } => self.persist_failed(now, batch, &reason, out),
@@ -371,10 +359,6 @@ impl Node {
             self.unmet.clear();
             self.stirred = true;
         }
-        if self.inherited_until_ms != 0 && self.inherited_until_ms <= now.mono_ms {
-            self.inherited_until_ms = 0;
-            self.map_changed = true;
-        }
         if self.housekeeping_at_ms <= now.mono_ms {
             self.housekeeping_at_ms = now.mono_ms + HOUSEKEEPING_EVERY_MS;
             self.keep_house(now, out);
@@ -423,7 +407,6 @@ impl Node {
             self.is_leader().then_some(self.look_again_at_ms + slack_ms),
             self.liveness.unsettled.then_some(self.settled_at_ms),
             (!self.unmet.is_empty()).then_some(self.unmet_until_ms),
-            (self.inherited_until_ms != 0).then_some(self.inherited_until_ms),
             Some(self.housekeeping_at_ms + slack_ms),
         ];
         if let Some(at) = next.into_iter().flatten().min()

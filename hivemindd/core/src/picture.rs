@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hivemind_spec::api::Phase;
 use hivemind_spec::document::Spec;
 use hivemind_spec::id::NodeId;
 
-use crate::cluster::{Cluster, Node, Placed, Workload};
+use crate::cluster::{Cluster, Node, Workload};
 use crate::enrolment;
-use crate::record::{Decision, Matter, Observation, RecordKey, Topic, WorkloadId};
+use crate::record::{
+    Decision, Matter, Observation, Placement, RecordKey, ReplicaId, ReplicaStatus, Topic, WorkloadId,
+};
 use crate::state::{Content, Entry, Map, Order};
 use crate::statement;
 use crate::trust::Trust;
@@ -26,21 +29,47 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
                 cluster.workloads.insert(id, workload);
             }
             Some(Spec::NodeIntent(intent)) => {
-                intents.insert(intent.node, intent.clone());
+                intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
             }
             _ => {}
         }
     }
     for (id, enrolment) in enrolment::enrolments(map) {
         if members.contains(&id) {
-            let node = Node { enrolment: enrolment.clone(), status: None, intent: intents.remove(&id) };
+            let (intent, intended_ms) = intents.remove(&id).unzip();
+            let intended_ms = intended_ms.unwrap_or(0);
+            let node = Node { enrolment: enrolment.clone(), status: None, intent, intended_ms };
             cluster.nodes.insert(id, node);
         }
     }
     for (key, entry) in map.iter() {
         add_statement(&mut cluster, key, entry);
     }
+    let undecided: Vec<_> =
+        cluster.workloads.keys().filter(|id| !cluster.placements.contains_key(*id)).cloned().collect();
+    for id in undecided {
+        let placement = found(&cluster, &id);
+        if !placement.slots.is_empty() {
+            cluster.placements.insert(id, placement);
+        }
+    }
     cluster
+}
+
+/// Where nodes say that they have a workload's replicas. That is its placement when no decision on it
+/// is left, because the node that decided was revoked; decisions can be made anew from what nodes say.
+fn found(cluster: &Cluster, id: &WorkloadId) -> Placement {
+    let first = (ReplicaId { workload: id.clone(), slot: 0 }, NodeId([0; 16]));
+    let said = cluster.replicas.range(first..).take_while(|((replica, _), _)| replica.workload == *id);
+    let has = |status: &ReplicaStatus| status.phase != Phase::Stopping;
+    // The running one, where two nodes have the same.
+    let mut best = BTreeMap::new();
+    for ((replica, node), status) in said.filter(|(_, status)| has(status)) {
+        let rank = (status.phase != Phase::Running, *node);
+        best.entry(replica.slot).and_modify(|other| *other = rank.min(*other)).or_insert(rank);
+    }
+    let slots = best.into_iter().map(|(slot, (_, node))| (slot, node)).collect();
+    Placement { digest: None, slots, pending: BTreeMap::new() }
 }
 
 fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
@@ -65,21 +94,23 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
         (
             RecordKey::Decision(Matter::Placement(workload)),
             Content::Decision(Some(Decision::Placement(placement))),
-        ) => {
-            let writer = statement::of(&entry.record).map(|s| s.writer).filter(|id| speaks(cluster, id));
-            if let (Some(by), Order::Decision { clock }) = (writer, entry.version.order) {
-                cluster
-                    .placements
-                    .insert(workload.clone(), Placed { clock, by, placement: placement.clone() });
-            }
+        ) if decides(cluster, entry) => {
+            cluster.placements.insert(workload.clone(), placement.clone());
         }
         (RecordKey::Decision(Matter::Forgotten), Content::Decision(Some(Decision::Forgotten(forgotten))))
-            if statement::of(&entry.record).is_some_and(|s| speaks(cluster, &s.writer)) =>
+            if decides(cluster, entry) =>
         {
             cluster.forgotten = forgotten.clone();
         }
         _ => {}
     }
+}
+
+/// Whether a decision's writer may make it.
+fn decides(cluster: &Cluster, entry: &Entry) -> bool {
+    let Order::Decision { clock } = entry.version.order else { return false };
+    let writer = statement::of(&entry.record).and_then(|statement| cluster.nodes.get(&statement.writer));
+    writer.is_some_and(|node| node.may_decide(clock))
 }
 
 /// Whether what a node says about others, or about its replicas, is heard.

@@ -45,7 +45,7 @@ impl View<'_> {
         for (id, workload) in &self.cluster.workloads {
             let asks = &workload.spec.container.resources;
             let placed = self.cluster.placements.get(id);
-            for node in placed.iter().flat_map(|placed| placed.placement.slots.values()) {
+            for node in placed.iter().flat_map(|placed| placed.slots.values()) {
                 let (requested, replicas) = load.entry(*node).or_default();
                 requested.cpu_millis = requested.cpu_millis.saturating_add(asks.cpu_millis());
                 requested.memory_bytes = requested.memory_bytes.saturating_add(asks.memory_bytes());
@@ -138,7 +138,7 @@ impl View<'_> {
 
     /// A workload's placed slots: slot, node, and what the node says if it can be heard.
     fn placed(&self, id: &WorkloadId) -> impl Iterator<Item = (u32, NodeId, Option<&ReplicaStatus>)> {
-        let slots = self.cluster.placements.get(id).map(|placed| &placed.placement.slots);
+        let slots = self.cluster.placements.get(id).map(|placed| &placed.slots);
         slots.into_iter().flatten().map(|(slot, node)| {
             let key = (ReplicaId { workload: id.clone(), slot: *slot }, *node);
             let heard = self.cluster.is_live(self.liveness, node);
@@ -165,7 +165,7 @@ impl View<'_> {
         }
         for ((replica, node), status) in &self.cluster.replicas {
             let placed = self.cluster.placements.get(&replica.workload);
-            let here = placed.and_then(|placed| placed.placement.slots.get(&replica.slot)) == Some(node)
+            let here = placed.and_then(|placed| placed.slots.get(&replica.slot)) == Some(node)
                 && self.cluster.workloads.contains_key(&replica.workload);
             if !here && chosen(&replica.workload) && self.cluster.is_live(self.liveness, node) {
                 replicas.push(self.row(replica, Some(*node), Some(status)));
@@ -181,7 +181,7 @@ impl View<'_> {
     fn pending(&self, id: &WorkloadId, workload: &cluster::Workload) -> BTreeMap<u32, String> {
         match self.cluster.placements.get(id) {
             Some(placed) => {
-                let placement = &placed.placement;
+                let placement = placed;
                 let nowhere =
                     placement.pending.iter().filter(|(slot, _)| !placement.slots.contains_key(slot));
                 nowhere.map(|(slot, reason)| (*slot, reason.clone())).collect()
@@ -212,7 +212,7 @@ impl View<'_> {
                 "this side sees {} of {} nodes and may not take over; takeover is \"majority\"",
                 side.alive, side.counted
             ),
-            _ => match placed.and_then(|placed| placed.placement.pending.get(&row.slot)) {
+            _ => match placed.and_then(|placed| placed.pending.get(&row.slot)) {
                 Some(reason) => reason.clone(),
                 None => "is about to be taken over".to_owned(),
             },
@@ -223,7 +223,7 @@ impl View<'_> {
 
     fn row(&self, id: &ReplicaId, node: Option<NodeId>, status: Option<&ReplicaStatus>) -> api::Replica {
         let workload = self.cluster.workloads.get(&id.workload);
-        let placed = self.cluster.placements.get(&id.workload).and_then(|placed| placed.placement.digest);
+        let placed = self.cluster.placements.get(&id.workload).and_then(|placed| placed.digest);
         let current = workload.filter(|workload| {
             placed == Some(workload.digest)
                 && status.is_some_and(|status| status.template == workload.template)
@@ -427,7 +427,7 @@ mod tests {
         cluster.workloads.insert(workload_id("a"), workload(1));
         cluster.workloads.insert(workload_id("b"), workload(2));
         place(&mut cluster, "b", 0, 2);
-        cluster.placements.get_mut(&workload_id("b")).unwrap().placement.pending =
+        cluster.placements.get_mut(&workload_id("b")).unwrap().pending =
             [(1, "no node fits: …".into())].into();
         let told: Vec<(String, Phase, String)> = view(&cluster, &liveness)
             .replicas(None, None)

@@ -101,7 +101,7 @@ async fn places(
         .agent
         .read(move |node, _| {
             let cluster = node.cluster();
-            let placed = cluster.placements.get(&wanted).into_iter().flat_map(|p| &p.placement.slots);
+            let placed = cluster.placements.get(&wanted).into_iter().flat_map(|p| &p.slots);
             let known = cluster.replicas.keys().filter(|(replica, _)| replica.workload == wanted);
             let places: BTreeSet<_> = placed
                 .map(|(slot, node)| (ReplicaId { workload: wanted.clone(), slot: *slot }, *node))

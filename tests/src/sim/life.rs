@@ -621,9 +621,10 @@ impl Life {
         }
         for (id, workload) in &cluster.workloads {
             let runs = found.get(id).map_or(0, BTreeMap::len);
-            let pending = cluster.placements.get(id).map_or(0, |placed| {
-                placed.placement.pending.keys().filter(|s| !placed.placement.slots.contains_key(s)).count()
-            });
+            let pending = cluster
+                .placements
+                .get(id)
+                .map_or(0, |placed| placed.pending.keys().filter(|s| !placed.slots.contains_key(s)).count());
             let homeless = self.revoked.is_some() && id.name == HOMELY;
             if runs + pending != workload.spec.replicas as usize && !homeless {
                 let told =

@@ -606,14 +606,7 @@ fn a_revoked_node_is_cut_off_and_what_it_says_is_dropped() {
     let mut world = World::with_machines(22, 3);
     assert!(world.run_until(8000, World::agrees));
     let revoked = world.machines[2].id;
-    let intent = named(
-        &r#"{"apiVersion":"hivemind/v1","kind":"NodeIntent","metadata":{"name":"NAME","revision":1},
-           "spec":{"node":"NAME","revoked":true}}"#
-            .replace("NAME", &revoked.to_string()),
-        "",
-    );
-    let envelope = hivemind_spec::dsse::Envelope::sign(&intent.to_json(), &root_key());
-    world.push(0, envelope).unwrap();
+    world.push(0, revocation(revoked, 1)).unwrap();
     world.run(5000);
     for index in 0..2 {
         let node = world.node(index);
@@ -683,8 +676,7 @@ fn one_of_two_nodes_that_restarts_moves_nothing() {
         assert!(world.run_until(8000, World::agrees), "seed {seed}");
         world.push(0, workload("web", 5, 4, &root_key())).unwrap();
         assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 4)), "seed {seed}");
-        let placed =
-            |world: &World| world.node(1).cluster().placements.values().next().unwrap().placement.clone();
+        let placed = |world: &World| world.node(1).cluster().placements.values().next().unwrap().clone();
         let before = placed(&world);
         world.power_off(0);
         world.run(300);

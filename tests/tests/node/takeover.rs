@@ -73,3 +73,35 @@ fn priority_decides_who_goes_without_when_a_node_dies() {
     assert!(world.run_until(60_000, |world| high(world) == 4), "{:?}", running(&world));
     assert_eq!(running(&world).len(), 4, "and no more than there is room for: {:?}", running(&world));
 }
+
+#[test]
+fn revoking_the_leader_moves_nothing_of_the_others() {
+    // By a signer whose clock is behind the leader's, so that nothing the leader decided counts any more,
+    // and by one whose clock is ahead, so that all of it does.
+    for revision in [1, START_MS + 3_600_000] {
+        let mut world = World::with_machines(34, 3);
+        assert!(world.run_until(8000, World::agrees));
+        let envelope = workload_with("web", 5, &root_key(), |spec| {
+            (spec.replicas, spec.takeover) = (3, Takeover::Never)
+        });
+        world.push(0, envelope).unwrap();
+        assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 3)));
+        world.run(2000);
+        let leader = world.node(0).leader().unwrap();
+        let led = world.machines.iter().position(|machine| machine.id == leader).unwrap();
+        let others: Vec<usize> = (0..3).filter(|index| *index != led).collect();
+        let starts =
+            |world: &World| others.iter().map(|other| world.machines[*other].runtime.starts).sum::<usize>();
+        let stops =
+            |world: &World| others.iter().map(|other| world.machines[*other].runtime.stops).sum::<usize>();
+        let before = starts(&world);
+        world.push(others[0], revocation(leader, revision)).unwrap();
+        let again = |world: &World| starts(world) > before;
+        assert!(
+            world.run_until(30_000, again),
+            "the revoked node's replica is placed anew, revision {revision}"
+        );
+        world.run(60_000);
+        assert_eq!((starts(&world) - before, stops(&world)), (1, 0), "revision {revision}");
+    }
+}

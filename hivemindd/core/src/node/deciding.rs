@@ -104,11 +104,7 @@ impl Node {
         if !self.is_leader() || self.is_catching_up() {
             return;
         }
-        let mut decided = scheduler::schedule(&self.cluster, &self.liveness, now);
-        for (workload, placed) in &self.inherited {
-            decided.entry(workload.clone()).or_insert_with(|| Some(placed.placement.clone()));
-        }
-        for (workload, placement) in decided {
+        for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
             self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
         }
     }

@@ -33,6 +33,10 @@ use crate::time::Time;
 /// takes SWIM 3.5 s at least, the connections to all others have ended too (5 s).
 const SETTLE_MS: u64 = 2000;
 
+/// The same when the connection to a member that SWIM had given up ends only then, milliseconds. Whoever
+/// was cut off together with it falls silent within a keep-alive of the transport (2.2 s).
+const FALLEN_SILENT_SETTLE_MS: u64 = 2500;
+
 /// The same when this side was the smaller one until now, milliseconds: those that are not heard
 /// yet are being dialled, and are given two rounds of it.
 const REJOINED_SETTLE_MS: u64 = 2 * super::REDIAL_EVERY_MS;
@@ -236,11 +240,13 @@ impl Node {
         }
     }
 
-    pub(super) fn disconnected(&mut self, node: NodeId) {
+    pub(super) fn disconnected(&mut self, now: Time, node: NodeId) {
         if self.liveness.alive.contains(&node) {
             self.stirred |= self.liveness.silent.insert(node);
         }
-        self.stirred |= self.liveness.lingering.remove(&node);
+        if self.liveness.lingering.remove(&node) {
+            self.unsettle(now, FALLEN_SILENT_SETTLE_MS);
+        }
         match self.peers.get_mut(&node) {
             Some(state) if matches!(state.stage, Stage::Member) => state.connected = false,
             _ => {

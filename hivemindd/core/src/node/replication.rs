@@ -7,11 +7,11 @@ use hivemind_spec::id::{Digest, NodeId};
 use rand::seq::SliceRandom as _;
 
 use super::store::{self, Stored};
-use super::{Content, INHERITED_FOR_MS, Node};
-use crate::cluster::{LastSeen, Placed};
+use super::{Content, Node};
+use crate::cluster::LastSeen;
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic, WorkloadId};
+use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
 use crate::time::Time;
@@ -32,7 +32,6 @@ const MAX_PASSES: usize = 8;
 
 const ANCHORS: &str = "anchors";
 const SEEN: &str = "seen";
-const INHERITED: &str = "inherited";
 
 /// Members' last-seen times are written at least this often, milliseconds.
 const SAVE_SEEN_EVERY_MS: u64 = 10 * 60 * 1000;
@@ -72,10 +71,6 @@ impl Node {
                 let mut seen: BTreeMap<NodeId, LastSeen> = postcard::from_bytes(value).unwrap_or_default();
                 seen.values_mut().for_each(|seen| seen.counted_ms = now.mono_ms);
                 self.liveness.last_seen = seen;
-            }
-            INHERITED => {
-                self.inherited = postcard::from_bytes(value).unwrap_or_default();
-                self.inherited_until_ms = now.mono_ms + INHERITED_FOR_MS;
             }
             name => self.load_accepted(name, value),
         }
@@ -195,11 +190,16 @@ impl Node {
         }
     }
 
-    /// Whether a record is by a node that was cut off, and not about how it or others entered.
+    /// Whether a record is by a node that was cut off, and neither about how it or others entered nor
+    /// decided before that.
     fn is_unheard(&self, key: &RecordKey, entry: &Entry) -> bool {
-        let Some(statement) = statement::of(&entry.record) else { return false };
-        let about_entry = matches!(key, RecordKey::Observation(_, Topic::Enrolment | Topic::Admission(_)));
-        !about_entry && self.is_revoked(&statement.writer)
+        let writer = statement::of(&entry.record).and_then(|s| self.cluster.nodes.get(&s.writer));
+        let Some(writer) = writer.filter(|node| node.is_revoked()) else { return false };
+        match (key, entry.version.order) {
+            (RecordKey::Observation(_, Topic::Enrolment | Topic::Admission(_)), _) => false,
+            (_, Order::Decision { clock }) => !writer.may_decide(clock),
+            _ => true,
+        }
     }
 
     /// Whether a record is about a document of which nothing is held, not even its deletion: how its
@@ -260,36 +260,6 @@ impl Node {
             .map(|(key, _)| key.clone())
             .collect();
         unheard.iter().for_each(|key| self.drop_record(key));
-    }
-
-    /// Keeps in mind what revoked nodes decided, which is about to be dropped.
-    fn inherit(&mut self) {
-        let of_revoked = self.map.iter().filter(|(key, entry)| self.is_unheard(key, entry));
-        let decided =
-            of_revoked.filter_map(|(key, entry)| match (key, &entry.content, entry.version.order) {
-                (
-                    RecordKey::Decision(Matter::Placement(workload)),
-                    Content::Decision(Some(Decision::Placement(placement))),
-                    Order::Decision { clock },
-                ) => {
-                    let by = statement::of(&entry.record)?.writer;
-                    Some((workload.clone(), Placed { clock, by, placement: placement.clone() }))
-                }
-                _ => None,
-            });
-        let decided: Vec<_> = decided.collect();
-        if !decided.is_empty() {
-            self.inherited_until_ms = self.clock.mono_ms() + INHERITED_FOR_MS;
-            self.inherited.extend(decided);
-            self.save_inherited();
-        }
-    }
-
-    /// An agent that is restarted before a leader has confirmed them must not take what runs for
-    /// placed nowhere.
-    fn save_inherited(&mut self) {
-        let item = (!self.inherited.is_empty()).then(|| encode(&self.inherited));
-        self.store.put(store::local_key(INHERITED), item);
     }
 
     /// Says something about this node, unless it is what was said last.
@@ -509,19 +479,6 @@ impl Node {
         }
         self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
         self.cluster = crate::picture::draw(&self.map, &self.trust, &self.members);
-        self.inherit();
-        let (workloads, placements) = (&self.cluster.workloads, &mut self.cluster.placements);
-        // What others still hold from before is no newer word, until a leader has had its time.
-        let counts = self.inherited_until_ms != 0;
-        let stands = |id: &WorkloadId, old: &Placed| {
-            placements.get(id).is_none_or(|placed| counts && placed.clock < old.clock)
-        };
-        let before = self.inherited.len();
-        self.inherited.retain(|id, placed| workloads.contains_key(id) && stands(id, placed));
-        placements.extend(self.inherited.iter().map(|(id, placed)| (id.clone(), placed.clone())));
-        if self.inherited.len() != before {
-            self.save_inherited();
-        }
         self.map_changed = false;
         self.picture_changed = true;
         self.redrawn = true;

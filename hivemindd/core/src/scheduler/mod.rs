@@ -69,7 +69,7 @@ pub fn schedule(
             slots: draft.slots(id),
             pending: explain(&draft, workload, &refused.remove(id).unwrap_or_default()),
         };
-        let before = cluster.placements.get(id).map(|placed| &placed.placement);
+        let before = cluster.placements.get(id);
         if must_write(before, &placement, majority) {
             changes.insert(id.clone(), Some(placement));
         }
@@ -110,7 +110,7 @@ fn keep(
         Takeover::Majority => majority,
         Takeover::Never => false,
     } || is_on(Mutation::TakeoverIgnoresTheRule);
-    let before = cluster.placements.get(id).map(|placed| placed.placement.clone()).unwrap_or_default();
+    let before = cluster.placements.get(id).cloned().unwrap_or_default();
     let mut open = Open::default();
     for slot in chosen_slots(&before, workload.spec.replicas, cluster, liveness) {
         // A node that is not known here is away like any other: its enrolment has not come yet.

@@ -2,16 +2,14 @@ use hivemind_spec::workload::{Constraint, Operator};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::{LastSeen, Placed};
+use crate::cluster::LastSeen;
 use crate::fixture::{MIB, at, cluster, intent, node, node_id, place, workload, workload_id};
-use crate::time::Hlc;
 
 fn apply(cluster: &mut Cluster, changes: BTreeMap<WorkloadId, Option<Placement>>) {
     for (id, placement) in changes {
         match placement {
             Some(placement) => {
-                let placed = Placed { clock: Hlc::default(), by: node_id(1), placement };
-                cluster.placements.insert(id, placed);
+                cluster.placements.insert(id, placement);
             }
             None => {
                 cluster.placements.remove(&id);
@@ -26,7 +24,7 @@ fn settle(cluster: &mut Cluster, liveness: &Liveness) {
 }
 
 fn placement<'a>(cluster: &'a Cluster, name: &str) -> &'a Placement {
-    &cluster.placements[&workload_id(name)].placement
+    &cluster.placements[&workload_id(name)]
 }
 
 fn count_on(placement: &Placement, n: u8) -> usize {
@@ -232,7 +230,7 @@ fn scaling_down_takes_pending_then_dead_then_the_highest() {
     for (slot, n) in [(0, 2), (1, 1), (2, 1), (3, 3)] {
         place(&mut cluster, "web", slot, n);
     }
-    cluster.placements.get_mut(&workload_id("web")).unwrap().placement.pending = [(4, "full".into())].into();
+    cluster.placements.get_mut(&workload_id("web")).unwrap().pending = [(4, "full".into())].into();
     liveness.alive.remove(&node_id(2));
     for (replicas, left) in [(4, vec![0, 1, 2, 3]), (3, vec![1, 2, 3]), (2, vec![1, 2])] {
         cluster.workloads.get_mut(&workload_id("web")).unwrap().spec.replicas = replicas;
@@ -366,11 +364,11 @@ proptest! {
         for (id, workload) in &cluster.workloads {
             let Some(placed) = cluster.placements.get(id) else { panic!("{id:?} has no placement") };
             let known: BTreeSet<u32> =
-                placed.placement.slots.keys().chain(placed.placement.pending.keys()).copied().collect();
+                placed.slots.keys().chain(placed.pending.keys()).copied().collect();
             if majority {
                 prop_assert_eq!(known.len(), workload.spec.replicas as usize);
             }
-            prop_assert!(placed.placement.pending.values().all(|reason| !reason.is_empty()));
+            prop_assert!(placed.pending.values().all(|reason| !reason.is_empty()));
         }
     }
 
@@ -380,8 +378,8 @@ proptest! {
         let before = cluster.placements.clone();
         settle(&mut cluster, &liveness);
         for (id, placed) in &cluster.placements {
-            for (slot, node) in &placed.placement.slots {
-                let was = before.get(id).and_then(|p| p.placement.slots.get(slot));
+            for (slot, node) in &placed.slots {
+                let was = before.get(id).and_then(|p| p.slots.get(slot));
                 let host = cluster.nodes.get(node);
                 let open = host.is_some_and(|host| {
                     cluster.is_live(&liveness, node) && !host.is_cordoned() && host.is_ready()
@@ -407,7 +405,7 @@ proptest! {
         *first = Workload::new(2, hivemind_spec::id::Digest::of(b"revision 2"), spec);
         settle(&mut cluster, &liveness);
         for (id, placed) in before {
-            prop_assert_eq!(&cluster.placements[&id].placement.slots, &placed.placement.slots);
+            prop_assert_eq!(&cluster.placements[&id].slots, &placed.slots);
         }
     }
 
@@ -425,10 +423,10 @@ proptest! {
         settle(&mut cluster, &liveness);
         for (id, placed) in &cluster.placements {
             let Some(before) = before.get(id) else { continue };
-            for (slot, node) in &before.placement.slots {
+            for (slot, node) in &before.slots {
                 let elsewhere = *node != node_id(1)
                     && cluster.nodes.get(node).is_some_and(|n| !n.is_revoked());
-                let now = placed.placement.slots.get(slot);
+                let now = placed.slots.get(slot);
                 prop_assert!(!elsewhere || now.is_none() || now == Some(node));
             }
         }
