@@ -61,9 +61,11 @@ impl Node {
         self.accepted.insert(name.clone(), accepted);
     }
 
-    /// It could not be stored, and the operator knows, or somebody has come after it.
-    pub(super) fn forget_accepted(&mut self, name: &SpecKey) {
-        if self.accepted.remove(name).is_some() {
+    /// This version could not be stored, and the operator knows, or somebody has come after it. What was
+    /// accepted since is another matter.
+    pub(super) fn forget_accepted(&mut self, name: &SpecKey, digest: &Digest) {
+        if self.accepted.get(name).is_some_and(|accepted| accepted.version.digest == *digest) {
+            self.accepted.remove(name);
             self.store.put(item(name), None);
         }
     }
@@ -90,7 +92,7 @@ impl Node {
                 self.note(now, Level::Warning, "version-overtaken", overtaken_text(&name, &overtaken), out);
                 self.say(now, Topic::Overtaken(name.clone()), Some(Observation::Overtaken(overtaken)));
             }
-            self.forget_accepted(&name);
+            self.forget_accepted(&name, &accepted.version.digest);
         }
     }
 

@@ -311,7 +311,7 @@ impl Node {
 
     pub(super) fn push_failed(&mut self, ack: u64, reason: &str, out: &mut Actions) {
         if let Some(push) = self.pushes.remove(&ack) {
-            self.forget_accepted(&push.answer.key);
+            self.forget_accepted(&push.answer.key, &push.answer.digest);
             let problem = Problem::new(Code::Storage, format!("the document could not be stored: {reason}"))
                 .advice("push it to another node, and look at this node's disk");
             out.push(Action::Reply { request: push.request, result: Err(problem) });
