@@ -8,7 +8,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hivemind_core::time::Time;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::durable;
+use crate::fence::{HARDWARE_EVERY_MS, Standstill};
 use crate::underlay::Underlay;
 
 /// Where the last known time is stored.
@@ -50,6 +52,11 @@ const NTP_EPOCH_S: u64 = 2_208_988_800;
 pub struct Clock {
     /// Added to the system's wall clock, milliseconds: what it is behind the floor.
     ahead_ms: AtomicI64,
+    /// Added to the time since the machine was switched on, milliseconds: for how long it stood still
+    /// without its own clock noticing ([`crate::fence`]).
+    stood_ms: AtomicU64,
+    /// Looked at while something here has a deadline.
+    standstill: Mutex<Option<(Standstill, u64)>>,
 }
 
 impl Clock {
@@ -66,9 +73,37 @@ impl Clock {
     /// Now.
     pub fn now(&self) -> Time {
         Time {
-            mono_ms: boot_ms(),
+            mono_ms: self.elapsed_ms(),
             wall_ms: system_ms().saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed)),
         }
+    }
+
+    /// From now on notices when the machine stood still.
+    pub fn watch_for_standstill(&self) {
+        if let Ok(mut watched) = self.standstill.lock() {
+            watched.get_or_insert_default();
+        }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        let now_ms = boot_ms();
+        if let Ok(mut watched) = self.standstill.lock()
+            && let Some((standstill, looked_ms)) = watched.as_mut()
+            && now_ms >= *looked_ms + HARDWARE_EVERY_MS
+        {
+            *looked_ms = now_ms;
+            let stood_ms = standstill.look();
+            if stood_ms > 0 {
+                tracing::warn!(code = "stood-still", stood_ms, "the machine stood still");
+                self.stood_ms.fetch_add(stood_ms, Ordering::Relaxed);
+            }
+        }
+        now_ms + self.stood_ms.load(Ordering::Relaxed)
+    }
+
+    /// A moment of [`Time::mono_ms`] by `CLOCK_BOOTTIME`, milliseconds.
+    pub fn boot_time_ms(&self, mono_ms: u64) -> u64 {
+        mono_ms.saturating_sub(self.stood_ms.load(Ordering::Relaxed))
     }
 
     /// Takes note that it is at least this late, milliseconds since 1970.
@@ -183,7 +218,7 @@ fn from_ntp(stamp: u64) -> u64 {
 }
 
 /// Milliseconds since the machine was switched on, its sleep included.
-fn boot_ms() -> u64 {
+pub(crate) fn boot_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0));
     u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
 }

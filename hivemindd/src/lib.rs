@@ -9,6 +9,7 @@ pub mod clock;
 pub mod discovery;
 pub mod dns;
 pub mod durable;
+pub mod fence;
 pub mod identity;
 pub mod init;
 mod netlink;

@@ -10,6 +10,7 @@ use hivemind_spec::problem::Problem;
 use hivemind_spec::workload::{ContainerSpec, HealthCheck, Protocol};
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Letter;
 use crate::record::{Record, RecordKey, ReplicaId};
 use crate::time::Time;
 
@@ -176,6 +177,10 @@ pub enum Action {
     /// Check these containers' health at their intervals and tell [`Event::HealthChecked`].
     /// Always the whole list; sent when it changes.
     HealthChecks(BTreeMap<ContainerId, HealthCheck>),
+    /// See that these containers do not run after that, [`Time::mono_ms`], whatever becomes of the agent:
+    /// their leases end. Takes the place of what was said about the same containers before; what was
+    /// said about others stands. To be done before anything that comes after it.
+    Fence(BTreeMap<ContainerId, u64>),
     /// Answer a push.
     Reply {
         /// Which.
@@ -244,6 +249,8 @@ pub enum Message {
         /// The same number.
         ack: u64,
     },
+    /// About the lease of a workload of which there must never be two.
+    Lease(Letter),
     /// The sender was told to leave, and why.
     Refused {
         /// In words.

@@ -98,6 +98,7 @@ pub(crate) fn workload(replicas: u32) -> Workload {
         constraints: Vec::new(),
         takeover: Takeover::default(),
         priority: 0,
+        exclusive: None,
     };
     Workload::new(1, Digest::of(b"revision 1"), spec)
 }

@@ -18,6 +18,7 @@ pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod leader;
+pub mod lease;
 pub mod membership;
 pub mod mutation;
 pub mod node;

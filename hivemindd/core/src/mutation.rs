@@ -32,12 +32,16 @@ pub enum Mutation {
     CapacityDoesNotMatter,
     /// Containers that are no longer wanted go on.
     NothingIsTrimmed,
+    /// A holder keeps its lease past its end.
+    LeasesAreKeptPastTheirEnd,
+    /// Grantors grant again at once after a restart, without knowing to whom they granted before.
+    GrantorsForget,
 }
 
 impl Mutation {
     /// Those that show within minutes. That deletions are forgotten unheard takes weeks to show and has a
     /// test of its own.
-    pub const SOON_SEEN: [Self; 13] = [
+    pub const SOON_SEEN: [Self; 15] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
@@ -51,6 +55,8 @@ impl Mutation {
         Self::TakeoverDoesNotWait,
         Self::CapacityDoesNotMatter,
         Self::NothingIsTrimmed,
+        Self::LeasesAreKeptPastTheirEnd,
+        Self::GrantorsForget,
     ];
 }
 

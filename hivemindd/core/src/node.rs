@@ -13,6 +13,7 @@
 
 mod deciding;
 mod forgetting;
+mod leasing;
 mod overtaking;
 mod peers;
 mod pushing;
@@ -35,6 +36,7 @@ use crate::cluster::{Cluster, ContainerRange, Liveness};
 use crate::enrolment::ChainVerifier;
 use crate::event::{Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, Zone};
 use crate::leader::Leader;
+use crate::lease::Leases;
 use crate::membership::Membership;
 use crate::record::{Record, RecordKey, ReplicaId, Topic};
 use crate::replica::Replicas;
@@ -183,6 +185,9 @@ pub struct Node {
     replicas: Replicas,
     replica_said_ms: BTreeMap<ReplicaId, u64>,
     replica_wake_ms: Option<u64>,
+    leases: Leases,
+    /// Until when containers may run that have a lease, as last handed out.
+    fences: BTreeMap<ContainerId, u64>,
     inventory_known: bool,
     run_before: BTreeSet<Digest>,
     network: Option<NetworkPlan>,
@@ -247,6 +252,8 @@ impl Node {
             replicas: Replicas::default(),
             replica_said_ms: BTreeMap::new(),
             replica_wake_ms: None,
+            leases: Leases::new(settings.me, settings.boot << 32),
+            fences: BTreeMap::new(),
             inventory_known: false,
             run_before: BTreeSet::new(),
             network: None,
@@ -268,6 +275,7 @@ impl Node {
         node.load(now, stored, &mut out);
         let own = RecordKey::Observation(node.settings.me, Topic::Enrolment);
         node.store_lost = node.settings.boot > 1 && node.map.get(&own).is_none();
+        node.forget_grants_if_lost();
         node.introduce_self(now, &mut out);
         node.replicas = Replicas::new(&node.own_replica_statuses());
         node.finish(now, &mut out);
@@ -326,7 +334,7 @@ impl Node {
             self.hurry_sync(now);
         }
         self.spread(out);
-        self.persist(out);
+        self.persist(now, out);
         self.set_alarm(out);
     }
 

@@ -1,12 +1,12 @@
 //! The workload document: which containers to run, how many, and where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::document::DocumentError;
-use crate::id::Digest;
+use crate::id::{Digest, NodeId};
 
 /// More replicas of one workload than any cluster this is meant for can run.
 pub const MAX_REPLICAS: u32 = 10_000;
@@ -43,7 +43,26 @@ pub struct WorkloadSpec {
     /// Who goes without when capacity is short: lower numbers first.
     #[serde(default)]
     pub priority: i32,
+    /// Present when there must never be two instances, anywhere, whatever fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive: Option<Exclusive>,
 }
+
+/// Whose leave a workload needs to run, of which there must never be two: a lease by a strict majority of
+/// these nodes, and later of those that its holder proposes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exclusive {
+    /// The revision of the document that made the workload. Later versions of it repeat it; a workload
+    /// that is deleted and made anew has another.
+    pub since: u64,
+    /// All nodes enrolled then, revoked ones excepted. Later versions repeat them.
+    #[schema(value_type = Vec<String>)]
+    pub voters: BTreeSet<NodeId>,
+}
+
+/// More nodes than any cluster this is meant for has.
+const MAX_VOTERS: usize = 10_000;
 
 fn one() -> u32 {
     1
@@ -263,7 +282,11 @@ impl WorkloadSpec {
     /// Over the JSON of both. A field added later must be left out when it has its default, or the
     /// first start of a newer daemon would restart every container.
     pub fn template(&self) -> Digest {
-        let json = serde_json::to_vec(&(&self.container, &self.restart));
+        let json = match self.exclusive {
+            None => serde_json::to_vec(&(&self.container, &self.restart)),
+            // Its containers have a deadline.
+            Some(_) => serde_json::to_vec(&(&self.container, &self.restart, "exclusive")),
+        };
         // Strings, numbers and maps with string keys: nothing here that JSON cannot write.
         Digest::of(&json.unwrap_or_default())
     }
@@ -274,6 +297,15 @@ impl WorkloadSpec {
         let container = &self.container;
         if self.replicas > MAX_REPLICAS {
             return fail("/spec/replicas", format!("{} is over the limit of {MAX_REPLICAS}", self.replicas));
+        }
+        if let Some(exclusive) = &self.exclusive {
+            if self.replicas > 1 {
+                let text = format!("is {}, but of an exclusive workload there is at most 1", self.replicas);
+                return fail("/spec/replicas", text);
+            }
+            if exclusive.voters.is_empty() || exclusive.voters.len() > MAX_VOTERS {
+                return fail("/spec/exclusive/voters", format!("needs 1 to {MAX_VOTERS} nodes"));
+            }
         }
         if container.image.trim().is_empty() {
             return fail("/spec/container/image", "is empty; name an image".into());

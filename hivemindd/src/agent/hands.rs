@@ -8,6 +8,8 @@ use hivemind_core::event::{Action, ContainerId, Event, NetworkPlan, OperationId,
 use hivemind_spec::workload::HealthCheck;
 use tokio::sync::{mpsc, watch};
 
+use crate::clock::Clock;
+use crate::fence;
 use crate::runtime::Runtime;
 use crate::store::StoreHandle;
 use crate::transport::Transport;
@@ -20,6 +22,7 @@ pub(super) struct Hands {
     pub(super) network: watch::Sender<NetworkPlan>,
     pub(super) zone: watch::Sender<Arc<Zone>>,
     pub(super) health_checks: watch::Sender<BTreeMap<ContainerId, HealthCheck>>,
+    pub(super) clock: Arc<Clock>,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -35,7 +38,20 @@ impl Hands {
             Action::Network(plan) => drop(self.network.send_replace(plan)),
             Action::Zone(zone) => drop(self.zone.send_replace(Arc::new(zone))),
             Action::HealthChecks(list) => drop(self.health_checks.send_replace(list)),
+            Action::Fence(fences) => self.fence(&fences),
             Action::Reply { .. } | Action::WakeAt { .. } | Action::Note(_) => {}
+        }
+    }
+
+    /// Sets deadlines. An agent that cannot must not start what they are for: it ends, and PID 1 keeps
+    /// those that are set.
+    fn fence(&self, fences: &BTreeMap<ContainerId, u64>) {
+        self.clock.watch_for_standstill();
+        for (container, until_ms) in fences {
+            if let Err(error) = fence::set(container, self.clock.boot_time_ms(*until_ms)) {
+                tracing::error!(%error, container = container.0, "its deadline cannot be set; the agent ends");
+                std::process::exit(1);
+            }
         }
     }
 

@@ -146,6 +146,7 @@ async fn serve() -> anyhow::Result<()> {
         network: network_tx,
         zone: zone_tx,
         health_checks: checks_tx,
+        clock: Arc::clone(&clock),
         events,
     };
     Turn::new(node, first, clock, hands).run(event_queue, questions, stop()).await;

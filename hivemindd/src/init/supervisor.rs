@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -16,6 +17,7 @@ use super::power::Button;
 use super::shutdown::How;
 use super::watchdog::{FEED_EVERY, Watchdog};
 use super::{Error, cgroup, config};
+use crate::fence::{self, Fences};
 
 /// How long the agent may take to tell its peers that it leaves.
 const AGENT_GRACE: Duration = Duration::from_secs(5);
@@ -36,6 +38,9 @@ const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 /// slow machine with one processor. What is idle meanwhile, containerd gets.
 const BOOT: Duration = Duration::from_secs(2);
 
+/// How often deadlines are looked for where the kernel does not tell of new ones: well within a lease.
+const UNTOLD: Duration = Duration::from_secs(2);
+
 /// What PID 1 answers to. Real-time signals and the rest are ignored by being blocked.
 const SIGNALS: [Signal; 5] =
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2];
@@ -47,6 +52,11 @@ pub(super) struct Supervisor {
     signals: SignalFd,
     buttons: Vec<Button>,
     watchdog: Watchdog,
+    fences: Fences,
+    /// Tells when the agent sets a deadline; absent where the kernel has no way to.
+    set: Option<Inotify>,
+    /// When deadlines are looked at again.
+    fences_due: Option<Instant>,
     announced: bool,
     /// When boot is over; none when it is.
     boot_ends: Option<Instant>,
@@ -61,6 +71,7 @@ impl Supervisor {
             path: "signals and pipes".to_owned(),
             source,
         };
+        let fences = Fences::new();
         mask.thread_block().map_err(|error| preparing(error.into()))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags).map_err(|error| preparing(error.into()))?;
@@ -74,6 +85,9 @@ impl Supervisor {
             signals,
             buttons,
             watchdog: Watchdog::open(),
+            set: watch(fence::FOLDER),
+            fences,
+            fences_due: None,
             announced: false,
             boot_ends: Some(Instant::now() + BOOT),
             stopping: false,
@@ -86,6 +100,7 @@ impl Supervisor {
             self.start_children();
             self.end_boot_if_due();
             self.watchdog.feed();
+            self.enforce_fences();
             if let Some(how) = self.wait(self.next_due()) {
                 break how;
             }
@@ -114,9 +129,18 @@ impl Supervisor {
         }
     }
 
+    fn enforce_fences(&mut self) {
+        if self.fences_due.is_none_or(|due| due <= Instant::now()) {
+            let pause = self.fences.enforce();
+            // Without news of new deadlines they have to be looked for.
+            let pause = pause.or(self.set.is_none().then_some(UNTOLD));
+            self.fences_due = pause.map(|pause| Instant::now() + pause);
+        }
+    }
+
     fn next_due(&self) -> Duration {
         let now = Instant::now();
-        [self.containerd.due(), self.agent.due(), self.boot_ends]
+        [self.containerd.due(), self.agent.due(), self.boot_ends, self.fences_due]
             .into_iter()
             .flatten()
             .map(|due| due.saturating_duration_since(now))
@@ -130,6 +154,7 @@ impl Supervisor {
             PollFd::new(self.containerd.output.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.agent.output.as_fd(), PollFlags::POLLIN),
         ];
+        fds.extend(self.set.iter().map(|set| PollFd::new(set.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.buttons.iter().map(|button| PollFd::new(button.as_fd(), PollFlags::POLLIN)));
         // One more millisecond, so as not to wake just before the time.
         let timeout = PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
@@ -141,6 +166,9 @@ impl Supervisor {
         }
         self.containerd.output.drain();
         self.agent.output.drain();
+        if self.set.as_ref().is_some_and(|set| set.read_events().is_ok()) {
+            self.fences_due = self.fences_due.or(Some(Instant::now()));
+        }
         let told = self.read_signals();
         self.reap();
         if self.buttons.iter_mut().any(Button::was_pressed) {
@@ -216,10 +244,19 @@ impl Supervisor {
                 return false;
             }
             self.watchdog.feed();
+            // Nobody renews leases while containers take their time to end.
+            self.enforce_fences();
             // Told to stop again: it is under way.
             let _ = self.wait(left.min(SHUTDOWN_POLL));
         }
     }
+}
+
+/// Tells when a file appears in a folder.
+fn watch(folder: &str) -> Option<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
+    inotify.add_watch(folder, AddWatchFlags::IN_MOVED_TO).ok()?;
+    Some(inotify)
 }
 
 fn signal_all(pids: &[i32], signal: Signal) {

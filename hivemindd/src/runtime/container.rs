@@ -28,6 +28,7 @@ use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
 use super::{Runtime, cgroup};
+use crate::fence;
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -287,6 +288,7 @@ impl Runtime {
             .map_err(refused("removing a snapshot"))?;
         self.networks.remove(id).await?;
         cgroup::remove(id);
+        fence::lift(id);
         remove_directory(&self.files(id))?;
         if let Some(labels) = container.and_then(|container| labels::read(&container.labels))
             && logs

@@ -115,6 +115,7 @@ pub(super) fn workload(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<(
         constraints: draft.constraints,
         takeover: draft.takeover,
         priority: draft.priority,
+        exclusive: None,
     };
     Some((workload, draft.labels))
 }

@@ -83,6 +83,8 @@ pub struct Ledger {
     /// Where replicas of workloads with `takeover: never` belong: where they were started first.
     homes: BTreeMap<ReplicaId, NodeId>,
     never: BTreeSet<WorkloadId>,
+    /// Workloads of which there must never be two.
+    exclusive: BTreeSet<WorkloadId>,
     /// Nodes cut off for good, as everybody would know who had heard of everything.
     cut_off: BTreeSet<NodeId>,
 }
@@ -99,6 +101,7 @@ impl Default for Ledger {
             ancestors: BTreeMap::new(),
             homes: BTreeMap::new(),
             never: BTreeSet::new(),
+            exclusive: BTreeSet::new(),
             cut_off: BTreeSet::new(),
         };
         let public = cast::root_key().public();
@@ -256,6 +259,33 @@ impl Ledger {
             "capacity is never exceeded",
             || format!("m{index} runs {cpu} millis and {memory} bytes of {capacity:?}"),
         );
+    }
+
+    /// Nobody may run two instances of this workload.
+    pub fn exclusive(&mut self, workload: WorkloadId) {
+        self.exclusive.insert(workload);
+    }
+
+    /// *An exclusive workload never runs twice.* On a frozen machine nothing runs.
+    pub fn nothing_exclusive_runs_twice(&mut self, machines: &[Machine], now_ms: u64) {
+        for workload in self.exclusive.clone() {
+            let running =
+                machines.iter().enumerate().filter(|(_, machine)| machine.frozen_until_ms <= now_ms);
+            let running: Vec<usize> = running
+                .filter(|(_, machine)| {
+                    let mono_ms = machine.time(now_ms).mono_ms;
+                    let fenced = |plan: &ContainerPlan| {
+                        machine.fences.get(&plan.id).is_some_and(|until_ms| *until_ms <= mono_ms)
+                    };
+                    let is_it = |plan: &ContainerPlan| plan.labels.replica.workload == workload;
+                    machine.runtime.running().any(|plan| is_it(plan) && !fenced(plan))
+                })
+                .map(|(index, _)| index)
+                .collect();
+            self.must(running.len() <= 1, "an exclusive workload never runs twice", || {
+                format!("{} runs on machines {running:?}", workload.name)
+            });
+        }
     }
 
     fn nothing_unsigned_runs(&mut self, index: usize, machine: &Machine, plan: &ContainerPlan) {

@@ -10,7 +10,8 @@ use hivemind_spec::document::{Ancestor, Document, Role};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
-use hivemind_spec::workload::{Resources, Takeover};
+use hivemind_spec::problem::Code;
+use hivemind_spec::workload::{Exclusive, Resources, Takeover};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
 use super::trace::Trace;
@@ -40,6 +41,9 @@ const STEADY: &str = "steady";
 
 /// The workload that waits for its nodes.
 const HOMELY: &str = "homely";
+
+/// The workload of which there must never be two.
+const SINGLE: &str = "single";
 
 /// What a life is to be like.
 #[derive(Debug, Clone, Default)]
@@ -225,12 +229,41 @@ impl Life {
             self.kept()?;
             return Err("the first workloads never ran".to_owned());
         }
+        self.begin_single()?;
         for index in &self.calm {
             let here = self.world.machines[*index].runtime.running().map(|plan| &plan.labels.replica);
             let steady = here.filter(|replica| replica.workload == workload_id(STEADY));
             self.world.ledger.undisturbed.extend(steady.map(|replica| (*index, replica.clone())));
         }
         self.kept()
+    }
+
+    /// A workload of which there must never be two, begun while all machines are there.
+    fn begin_single(&mut self) -> Broken {
+        self.world.ledger.exclusive(workload_id(SINGLE));
+        let since = self.next_revision();
+        let voters = self.world.node(0).cluster().nodes.keys().copied().collect();
+        let envelope = cast::workload_with(SINGLE, since, &cast::root_key(), |spec| {
+            (spec.exclusive, spec.priority) = (Some(Exclusive { since, voters }), 100);
+            spec.container.resources.cpu_request_millis = Some(100);
+        });
+        let runs =
+            |world: &World| world.machines.iter().flat_map(|m| m.runs()).any(|name| name.contains(SINGLE));
+        // Some may not be heard at this moment of a bad network.
+        for _ in 0..20 {
+            match self.world.try_push(0, envelope.clone()) {
+                Some(Err(problem)) if problem.code == Code::Conflict => self.world.run(2000),
+                Some(Err(problem)) => {
+                    return Err(format!("an exclusive workload was refused: {}", problem.detail));
+                }
+                None => {
+                    return self.kept().and(Err("a push to a healthy cluster was not answered".to_owned()));
+                }
+                Some(Ok(_)) if self.world.run_until(HEALING_MS, runs) => return self.kept(),
+                Some(Ok(_)) => return self.kept().and(Err("the exclusive workload never ran".to_owned())),
+            }
+        }
+        Err("an exclusive workload could not be begun".to_owned())
     }
 
     fn push_now(&mut self, index: usize, envelope: Envelope) -> Broken {
@@ -626,6 +659,9 @@ impl Life {
                 .get(id)
                 .map_or(0, |placed| placed.pending.keys().filter(|s| !placed.slots.contains_key(s)).count());
             let homeless = self.revoked.is_some() && id.name == HOMELY;
+            // Nobody knows any more who holds its lease.
+            let damaged = self.world.machines.iter().filter(|machine| machine.damaged_ms.is_some()).count();
+            let homeless = homeless || id.name == SINGLE && 2 * (damaged + 1) >= self.count();
             if runs + pending != workload.spec.replicas as usize && !homeless {
                 let told =
                     |(_, status): (_, &ReplicaStatus)| format!("{:?}: {}", status.phase, status.reason);

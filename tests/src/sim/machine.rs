@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
 use hivemind_core::cluster::ContainerRange;
-use hivemind_core::event::{BatchId, NetworkPlan, NodeFacts, Note, RequestId};
+use hivemind_core::event::{BatchId, ContainerId, NetworkPlan, NodeFacts, Note, RequestId};
 use hivemind_core::node::{Node, Settings};
 use hivemind_core::time::Time;
 use hivemind_spec::api::{Accepted, Capacity};
@@ -46,6 +46,8 @@ pub struct Machine {
     pub damaged_ms: Option<u64>,
     /// Its containers.
     pub runtime: Runtime,
+    /// Until when containers may run, by its monotonic clock: PID 1 kills them then.
+    pub fences: BTreeMap<ContainerId, u64>,
     /// What its node told people.
     pub notes: Vec<Note>,
     /// The network plans its node handed out.
@@ -101,6 +103,7 @@ impl Machine {
             disk_full: false,
             damaged_ms: None,
             runtime: Runtime::default(),
+            fences: BTreeMap::new(),
             notes: Vec::new(),
             plans: Vec::new(),
             replies: BTreeMap::new(),
@@ -138,6 +141,16 @@ impl Machine {
     /// The replicas whose containers run, one entry per container.
     pub fn runs(&self) -> impl Iterator<Item = String> + '_ {
         self.runtime.running().map(|plan| plan.labels.replica.to_string())
+    }
+
+    /// PID 1 kills what has run for long enough.
+    pub(super) fn enforce_fences(&mut self, now_ms: u64) {
+        let now = self.time(now_ms);
+        for (container, until_ms) in &self.fences {
+            if *until_ms <= now.mono_ms {
+                self.runtime.end(container, 137, now.wall_ms);
+            }
+        }
     }
 
     /// What its clocks show when the world's shows `now_ms`.

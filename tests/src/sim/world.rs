@@ -54,6 +54,8 @@ enum Happening {
     /// The end of a connection is noticed, unless there is another one by now.
     Lost(usize),
     Wake,
+    /// PID 1 looks whether something has run for long enough. It does so whatever becomes of the agent.
+    Fence,
 }
 
 /// A scheduled happening: whose, in which run of its agent, and whether it was put off already
@@ -221,6 +223,7 @@ impl World {
     pub fn freeze(&mut self, index: usize, ms: u64) {
         self.say(&format!("m{index} is frozen for {ms} ms"));
         self.machines[index].frozen_until_ms = self.now_ms + ms;
+        self.happen(index, ms, Happening::Fence);
     }
 
     /// Lets everybody know where everybody may be, as mDNS would.
@@ -336,10 +339,14 @@ impl World {
     }
 
     fn take_turn(&mut self, (index, boot, put_off, happening): Scheduled) {
-        let machine = &self.machines[index];
+        let machine = &mut self.machines[index];
         if machine.frozen_until_ms > self.now_ms {
             let at = machine.frozen_until_ms;
             return self.schedule(at, (index, boot, put_off, happening));
+        }
+        machine.enforce_fences(self.now_ms);
+        if matches!(happening, Happening::Fence) {
+            return self.ledger.nothing_exclusive_runs_twice(&self.machines, self.now_ms);
         }
         if (machine.starved_ms > 0 || machine.busy_ms > self.now_ms) && !put_off {
             // In their order, as they wait for the one thread of the agent.
@@ -400,6 +407,7 @@ impl World {
                 self.tell_inventory(index);
                 self.happen(index, INVENTORY_EVERY_MS, Happening::Look);
             }
+            Happening::Fence => {}
             Happening::Idle(other) => self.end_silent(index, other),
             Happening::Lost(other) if self.machines[index].connected.contains(&other) => {}
             Happening::Lost(other) => {
@@ -422,6 +430,8 @@ impl World {
         let result = machine.runtime.run(op, wall_ms, &mut self.rng);
         if result.is_ok() {
             self.ledger.ran(index, machine, op);
+            self.machines[index].enforce_fences(self.now_ms);
+            self.ledger.nothing_exclusive_runs_twice(&self.machines, self.now_ms);
         }
         self.tell(index, Event::Done { operation, result });
         self.tell_inventory(index);
@@ -477,6 +487,13 @@ impl World {
                     let at = self.machines[index].world_ms(mono_ms).max(self.now_ms);
                     self.machines[index].wake_ms = Some(at);
                     self.happen(index, at - self.now_ms, Happening::Wake);
+                }
+                Action::Fence(fences) => {
+                    for until_ms in fences.values() {
+                        let at = self.machines[index].world_ms(*until_ms).max(self.now_ms);
+                        self.happen(index, at - self.now_ms, Happening::Fence);
+                    }
+                    self.machines[index].fences.extend(fences);
                 }
                 Action::Note(note) => self.machines[index].notes.push(note),
                 Action::Network(plan) => self.machines[index].plans.push(plan),

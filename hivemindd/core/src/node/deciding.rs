@@ -144,6 +144,7 @@ impl Node {
             return;
         }
         self.check_before_first_run(now, out);
+        let leases = self.hold_leases(now, out);
         let wanted: BTreeMap<ReplicaId, &Workload> = self
             .cluster
             .assignments(&self.settings.me)
@@ -152,11 +153,19 @@ impl Node {
             .collect();
         let Some(facts) = &self.facts else { return };
         let here = Here {
+            leases: &leases,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,
         };
         let plan = self.replicas.plan(now, &wanted, here);
-        self.replica_wake_ms = plan.wake_at_ms;
+        let lease_wake_ms = self.leases.wake_at_ms(now.mono_ms);
+        self.replica_wake_ms = [plan.wake_at_ms, lease_wake_ms].into_iter().flatten().min();
+        if self.fences != plan.fences {
+            if !plan.fences.is_empty() {
+                out.push(Action::Fence(plan.fences.clone()));
+            }
+            self.fences.clone_from(&plan.fences);
+        }
         for (operation, op) in plan.operations {
             out.push(Action::Runtime { operation, op });
         }

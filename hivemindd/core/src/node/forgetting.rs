@@ -68,6 +68,7 @@ impl Node {
     pub(super) fn keep_house(&mut self, now: Time, out: &mut Actions) {
         self.complained_ms.clear();
         self.stop_telling(now);
+        self.drop_old_grants(now);
         if self.is_leader() && !self.is_catching_up() {
             self.forget_old_deletions(now, out);
         }

@@ -288,6 +288,7 @@ impl Node {
             Message::Want(hashes) => self.send_wanted(from, &hashes, out),
             Message::Records { records, ack } => self.receive_records(now, from, records, ack, out),
             Message::Stored { ack } => self.stored_by(from.node, ack, out),
+            Message::Lease(letter) => self.receive_letter(now, from, letter, out),
             Message::Refused { .. } => {}
         }
     }

@@ -93,6 +93,7 @@ impl Node {
         let document = self.read_push(envelope)?;
         self.check_right(&document)?;
         check_content(document.value())?;
+        self.check_exclusive(document.value())?;
         let place = checking::spec_key(envelope, &document);
         if let Some(held) = self.check_current(&document)?
             && held.record == Record::Spec(envelope.clone())
@@ -348,7 +349,7 @@ impl Node {
     }
 }
 
-fn conflict(detail: String, place: &str) -> Box<Problem> {
+pub(super) fn conflict(detail: String, place: &str) -> Box<Problem> {
     Box::new(
         Problem::new(Code::Conflict, detail)
             .advice("read the current version, apply your change to it, and push again")

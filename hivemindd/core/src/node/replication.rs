@@ -72,7 +72,10 @@ impl Node {
                 seen.values_mut().for_each(|seen| seen.counted_ms = now.mono_ms);
                 self.liveness.last_seen = seen;
             }
-            name => self.load_accepted(name, value),
+            name => {
+                self.load_accepted(name, value);
+                self.load_grants(now, name, value);
+            }
         }
     }
 
@@ -298,7 +301,7 @@ impl Node {
         self.take(key, Entry { version, record, content }, None);
     }
 
-    fn disk_pauses(&self, now: Time) -> bool {
+    pub(super) fn disk_pauses(&self, now: Time) -> bool {
         self.disk_pause_ends_ms().is_some_and(|end| now.mono_ms < end)
     }
 
@@ -307,14 +310,17 @@ impl Node {
         self.store_failed_ms.map(|failed| failed.saturating_add(DISK_PAUSE_MS))
     }
 
-    pub(super) fn persist(&mut self, out: &mut Actions) {
+    pub(super) fn persist(&mut self, now: Time, out: &mut Actions) {
+        self.write_grants(now);
         out.extend(self.store.close());
     }
 
     pub(super) fn persisted(&mut self, batch: BatchId, out: &mut Actions) {
+        let number = batch;
         let Some(batch) = self.store.end(batch) else { return };
         self.store_failed_ms = None;
         out.extend(batch.held);
+        self.grants_are_durable(number);
         for ack in batch.pushes {
             self.push_is_durable(ack, out);
         }
@@ -327,6 +333,7 @@ impl Node {
         }
         let Some(batch) = self.store.fail(batch) else { return };
         self.store_failed_ms = Some(now.mono_ms);
+        self.leases.persist_failed();
         for undo in batch.undo.into_iter().rev() {
             if self.map.get(&undo.key).map(|entry| entry.version) != undo.after {
                 continue;
@@ -413,6 +420,7 @@ impl Node {
         self.agreed.agree(now, peer);
         if self.liveness.alive.contains(&peer) {
             self.stirred |= std::mem::take(&mut self.store_lost);
+            self.learn_what_was_forgotten();
             self.end_grace();
         }
         if self.unmet.remove(&peer) && self.unmet.is_empty() {

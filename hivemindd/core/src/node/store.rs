@@ -95,6 +95,11 @@ impl Store {
         self.writes.retain(|_, value| value.is_none());
     }
 
+    /// What this step's batch will be called.
+    pub(super) fn open_batch(&self) -> BatchId {
+        self.next + 1
+    }
+
     /// The newest batch that is not durable yet: everything told now must wait for it.
     fn newest(&mut self) -> Option<&mut Batch> {
         if is_on(Mutation::NothingWaitsForTheDisk) {

@@ -50,6 +50,8 @@ pub(super) enum StopCause {
     Unhealthy(String),
     /// The node has another subnet now.
     Renumbered,
+    /// Its workload must not run twice, and its lease was not renewed.
+    LeaseEnded,
 }
 
 /// What comes after an end.
@@ -166,8 +168,12 @@ impl Life {
         }
         let ago_ms = now.wall_ms.saturating_sub(end.at_ms);
         match self.stop_cause.take() {
-            Some(StopCause::Renumbered) => {
-                let reason = "its node's subnet changed".to_owned();
+            Some(cause @ (StopCause::Renumbered | StopCause::LeaseEnded)) => {
+                let reason = match cause {
+                    StopCause::LeaseEnded => "its lease ended",
+                    _ => "its node's subnet changed",
+                };
+                let reason = reason.to_owned();
                 self.ended = Some(Ended { restarts: labels.restarts, next: Next::At(now.mono_ms), reason });
             }
             Some(StopCause::Unhealthy(detail)) => {

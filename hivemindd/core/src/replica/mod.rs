@@ -41,8 +41,9 @@ use crate::event::{
     ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, LocalNetwork, OVERLAY_MTU,
     OperationError, OperationId, RuntimeOp, TaskState,
 };
+use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{ReplicaId, ReplicaStatus};
+use crate::record::{ReplicaId, ReplicaStatus, WorkloadId};
 use crate::time::Time;
 
 use health::Health;
@@ -69,6 +70,9 @@ const MAX_REMOVALS: usize = 4;
 /// [`life::MAX_DELAY_MS`].
 const CLEANUP_RETRY_MS: u64 = 1000;
 
+/// Exit code of what was killed.
+const KILLED: u32 = 137;
+
 /// Grace of a container whose document is no longer known, milliseconds: the documents' default.
 const UNKNOWN_GRACE_MS: u64 = 10_000;
 
@@ -82,6 +86,9 @@ pub struct Plan {
     pub statuses: BTreeMap<ReplicaId, ReplicaStatus>,
     /// The whole list of health checks.
     pub health_checks: BTreeMap<ContainerId, HealthCheck>,
+    /// Until when containers may run whose workloads have a lease, [`Time::mono_ms`]. To be enforced before
+    /// any of the operations begins.
+    pub fences: BTreeMap<ContainerId, u64>,
     /// When to plan again though nothing happens, [`Time::mono_ms`].
     pub wake_at_ms: Option<u64>,
 }
@@ -99,7 +106,23 @@ pub struct Here<'a> {
     pub network: Option<&'a LocalNetwork>,
     /// What its workloads may use in all.
     pub capacity: Capacity,
+    /// How the leases stand of the exclusive workloads that are wanted here, and why so, in words.
+    pub leases: &'a BTreeMap<WorkloadId, (Lease, String)>,
 }
+
+impl Here<'_> {
+    fn lease(&self, replica: &ReplicaId) -> Option<Lease> {
+        self.leases.get(&replica.workload).map(|(lease, _)| *lease)
+    }
+
+    /// Whether the replica has to stop because its lease ends.
+    fn has_lost(&self, replica: &ReplicaId) -> bool {
+        matches!(self.lease(replica), Some(Lease::Lost { .. }))
+    }
+}
+
+/// The longest shutdown of a replica whose lease ends, milliseconds: it is over before PID 1 kills it.
+const LAST_GRACE_MS: u64 = STOP_AHEAD_MS - 1000;
 
 /// What a replica sets aside of its node.
 fn asks(workload: &Workload) -> Capacity {
@@ -263,6 +286,16 @@ impl Replicas {
         plan
     }
 
+    /// The workloads of which anything is here, or is about to be.
+    pub fn workloads_here(&self) -> BTreeSet<WorkloadId> {
+        let held = self.observed.inventory().containers.values().filter_map(|state| state.labels.as_ref());
+        let starting = self.operations.values().filter_map(|op| match op {
+            InFlight::Start { labels, .. } => Some(labels),
+            _ => None,
+        });
+        held.chain(starting).map(|labels| labels.replica.workload.clone()).collect()
+    }
+
     /// Drops memories of what neither exists nor is wanted.
     fn forget(&mut self, wanted: &BTreeMap<ReplicaId, &Workload>) {
         let containers = &self.observed.inventory().containers;
@@ -371,7 +404,13 @@ impl Replicas {
     ) -> Standing {
         let id = container_id(replica, &workload.template);
         let container = &workload.spec.container;
-        let stopping = Stopping { signal: container.stop_signal.clone(), grace_ms: container.stop_grace_ms };
+        let grace_ms = container.stop_grace_ms;
+        let grace_ms = if node.has_lost(replica) { grace_ms.min(LAST_GRACE_MS) } else { grace_ms };
+        let stopping = Stopping { signal: container.stop_signal.clone(), grace_ms };
+        if let Some(Lease::Held { until_ms }) = node.lease(replica) {
+            let others = self.others(replica, &id).into_iter().map(|(other, _)| other);
+            plan.fences.extend(others.chain([id.clone()]).map(|container| (container, until_ms)));
+        }
         self.stopping.insert(id.clone(), stopping);
         let previous = self.previous.get(replica);
         let life = self.lives.entry(replica.clone()).or_insert_with(|| Life::new(workload, previous));
@@ -402,6 +441,10 @@ impl Replicas {
             TaskState::Exited { code, at_ms, oom } => {
                 let end = life::End { code: *code, at_ms: *at_ms, oom: *oom };
                 let life = self.lives.entry(replica.clone()).or_insert_with(|| Life::new(workload, None));
+                if *code == KILLED && node.has_lost(replica) {
+                    // PID 1 was quicker.
+                    life.stop_cause = Some(StopCause::LeaseEnded);
+                }
                 life.judge(now, &labels, &end);
                 match self.after_end(now, replica, plan) {
                     Some(standing) => standing,
@@ -421,6 +464,7 @@ impl Replicas {
                 Standing::new(Phase::Unhealthy, format!("health check failed: {detail}; is being stopped"))
             }
             Some(StopCause::Renumbered) => Standing::new(Phase::Stopping, "its node's subnet changed"),
+            Some(StopCause::LeaseEnded) => Standing::new(Phase::Stopping, "its lease ends"),
             None => Standing::new(Phase::Stopping, ""),
         }
     }
@@ -473,6 +517,7 @@ impl Replicas {
         });
         let misplaced = node.network.is_some_and(|network| !address::is_in(network, labels.ip));
         let cause = match &verdict {
+            _ if node.has_lost(&labels.replica) => Some(StopCause::LeaseEnded),
             _ if misplaced => Some(StopCause::Renumbered),
             Some(detail) if workload.spec.restart.condition != RestartCondition::Never => {
                 Some(StopCause::Unhealthy(detail.clone()))
@@ -534,8 +579,12 @@ impl Replicas {
             Some(standing) => Some(standing),
             None => self.fetch(now, replica, workload, plan),
         };
+        let blocked = blocked.or_else(|| match node.leases.get(&replica.workload) {
+            None | Some((Lease::Held { .. }, _)) => None,
+            Some((_, reason)) => Some(Standing::new(Phase::Assigned, reason.clone())),
+        });
         if let Some(blocked) = blocked {
-            return self.while_blocked(now, id, replica, blocked, plan);
+            return self.while_blocked(now, id, replica, blocked, node, plan);
         }
         let Some(network) = node.network else {
             return Standing::new(Phase::Assigned, "waits until this node has an address and a subnet");
@@ -626,10 +675,11 @@ impl Replicas {
         id: &ContainerId,
         replica: &ReplicaId,
         blocked: Standing,
+        node: Here<'_>,
         plan: &mut Plan,
     ) -> Standing {
         for (other, state) in self.others(replica, id) {
-            let being_stopped = self.in_flight_on(&other).is_some();
+            let being_stopped = self.in_flight_on(&other).is_some() || node.has_lost(replica);
             match state.labels {
                 Some(labels) if state.task == TaskState::Running && !being_stopped => {
                     let reason = format!("runs the previous version; the new one: {}", blocked.reason);

@@ -29,6 +29,7 @@ struct Bench {
     wanted: BTreeMap<ReplicaId, Workload>,
     network: Option<LocalNetwork>,
     capacity: Capacity,
+    leases: BTreeMap<WorkloadId, (Lease, String)>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
     /// Every operation ever handed out.
@@ -44,6 +45,7 @@ impl Bench {
             wanted: BTreeMap::new(),
             network: Some(network()),
             capacity: Capacity { cpu_millis: 1_000_000, memory_bytes: 1 << 50 },
+            leases: BTreeMap::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
             log: Vec::new(),
@@ -74,7 +76,7 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let here = Here { network: self.network.as_ref(), capacity: self.capacity };
+        let here = Here { network: self.network.as_ref(), capacity: self.capacity, leases: &self.leases };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -207,7 +209,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
     let workload = workload(1);
     let wanted = [(replica_id("web", 0), &workload)].into();
     let network = network();
-    let here = Here { network: Some(&network), capacity: Capacity::default() };
+    let here = Here { network: Some(&network), capacity: Capacity::default(), leases: &BTreeMap::new() };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());
 }
 
