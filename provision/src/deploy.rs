@@ -1,10 +1,12 @@
 //! From Compose files to changes, and from changes to signed documents. Pure, so that `plan` and
 //! `push` cannot disagree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::SpecItem;
-use hivemind_spec::document::{Document, SpecKey};
+use hivemind_spec::document::{Document, Spec, SpecKey};
+use hivemind_spec::id::NodeId;
+use hivemind_spec::workload::Exclusive;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -48,8 +50,19 @@ pub struct Change {
     pub document: Document,
 }
 
-/// Compares documents with what the cluster holds.
-pub fn compare(documents: Vec<Document>, current: &[SpecItem], now_ms: u64) -> Vec<Change> {
+/// Whether any of them wants to know which nodes are enrolled.
+pub fn wants_voters(documents: &[Document]) -> bool {
+    documents.iter().any(|document| document.workload().is_some_and(|spec| spec.exclusive.is_some()))
+}
+
+/// Compares documents with what the cluster holds. `enrolled` are its nodes, without those that were
+/// revoked: exclusive workloads that are new name them.
+pub fn compare(
+    documents: Vec<Document>,
+    current: &[SpecItem],
+    enrolled: &BTreeSet<NodeId>,
+    now_ms: u64,
+) -> Vec<Change> {
     let held: BTreeMap<&SpecKey, &SpecItem> = current.iter().map(|item| (&item.key, item)).collect();
     documents
         .into_iter()
@@ -57,6 +70,7 @@ pub fn compare(documents: Vec<Document>, current: &[SpecItem], now_ms: u64) -> V
             let key = document.key();
             let item = held.get(&key);
             succeed(&mut document, item.copied(), now_ms);
+            name_voters(&mut document, item.copied(), enrolled);
             let before =
                 item.filter(|item| !item.deleted).and_then(|item| content(&item.envelope.payload().ok()?));
             let after = content(&document.to_json()).unwrap_or_default();
@@ -78,6 +92,18 @@ pub fn succeed(document: &mut Document, before: Option<&SpecItem>, now_ms: u64) 
     metadata.revision = before.map_or(now_ms, |item| now_ms.max(item.revision.saturating_add(1)));
     metadata.replaces = before.map(|item| item.digest);
     metadata.ancestors = Some(before.map(SpecItem::lineage).unwrap_or_default());
+}
+
+/// Says who has a say in where an exclusive workload runs: as before, or else all nodes.
+fn name_voters(document: &mut Document, before: Option<&SpecItem>, enrolled: &BTreeSet<NodeId>) {
+    let revision = document.metadata.revision;
+    let Some(Spec::Workload(spec)) = &mut document.spec else { return };
+    if let Some(exclusive) = &mut spec.exclusive {
+        let before = before.filter(|item| !item.deleted).and_then(|item| item.envelope.payload().ok());
+        let before = before.and_then(|payload| Document::parse(&payload).ok());
+        let kept = before.and_then(|document| document.workload()?.exclusive.clone());
+        *exclusive = kept.unwrap_or_else(|| Exclusive { since: revision, voters: enrolled.clone() });
+    }
 }
 
 /// The tombstone that removes what the cluster holds.
@@ -171,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_new_document_is_created_with_the_time_as_revision() {
-        let changes = compare(vec![document("a", 1)], &[], 1000);
+        let changes = compare(vec![document("a", 1)], &[], &BTreeSet::new(), 1000);
         assert_eq!(changes[0].action, Action::Create);
         assert_eq!(changes[0].document.metadata.revision, 1000);
         assert_eq!(changes[0].document.metadata.replaces, None);
@@ -182,14 +208,14 @@ mod tests {
 
     #[test]
     fn the_same_content_is_kept_whatever_its_revision() {
-        let changes = compare(vec![document("a", 1)], &[held(document("a", 1), 5)], 1000);
+        let changes = compare(vec![document("a", 1)], &[held(document("a", 1), 5)], &BTreeSet::new(), 1000);
         assert_eq!((changes[0].action, changes[0].differences.len()), (Action::Keep, 0));
     }
 
     #[test]
     fn a_change_names_what_differs_and_replaces_what_was_seen() {
         let item = held(document("a", 1), 5000);
-        let changes = compare(vec![document("b", 1)], std::slice::from_ref(&item), 1000);
+        let changes = compare(vec![document("b", 1)], std::slice::from_ref(&item), &BTreeSet::new(), 1000);
         assert_eq!(changes[0].action, Action::Update);
         let pointers: Vec<_> = changes[0].differences.iter().map(|d| d.pointer.as_str()).collect();
         assert_eq!(pointers, ["/spec/container/image"]);
@@ -207,7 +233,7 @@ mod tests {
         assert_eq!((tombstone.metadata.revision, tombstone.metadata.replaces), (6, Some(item.digest)));
         Document::parse(&tombstone.to_json()).unwrap();
         let item = held(tombstone, 6);
-        let changes = compare(vec![document("a", 1)], std::slice::from_ref(&item), 1);
+        let changes = compare(vec![document("a", 1)], std::slice::from_ref(&item), &BTreeSet::new(), 1);
         assert_eq!((changes[0].action, changes[0].document.metadata.revision), (Action::Create, 7));
         assert_eq!(changes[0].document.metadata.replaces, Some(item.digest));
     }
@@ -217,7 +243,26 @@ mod tests {
         let items = [held(document("a", 1), 5)];
         assert_eq!(left_over("shop", &[], &items).len(), 1);
         assert!(left_over("other", &[], &items).is_empty());
-        let changes = compare(vec![document("a", 1)], &items, 1);
+        let changes = compare(vec![document("a", 1)], &items, &BTreeSet::new(), 1);
         assert!(left_over("shop", &changes, &items).is_empty());
+    }
+
+    #[test]
+    fn an_exclusive_workload_names_the_nodes_once_and_keeps_them() {
+        let exclusive = || {
+            let mut document = document("a", 1);
+            if let Some(Spec::Workload(spec)) = &mut document.spec {
+                spec.exclusive = Some(Exclusive::default());
+            }
+            document
+        };
+        let nodes = |numbers: &[u8]| numbers.iter().map(|n| NodeId([*n; 16])).collect::<BTreeSet<_>>();
+        let changes = compare(vec![exclusive()], &[], &nodes(&[1, 2, 3]), 1000);
+        let first = changes[0].document.clone();
+        let said = first.workload().unwrap().exclusive.clone().unwrap();
+        assert_eq!(said, Exclusive { since: 1000, voters: nodes(&[1, 2, 3]) });
+        let again = compare(vec![exclusive()], &[held(first, 1000)], &nodes(&[1, 2, 3, 4]), 2000);
+        assert_eq!(again[0].action, Action::Keep);
+        assert_eq!(again[0].document.workload().unwrap().exclusive, Some(said));
     }
 }

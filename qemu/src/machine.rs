@@ -229,6 +229,17 @@ impl Machine {
         self.signal(Signal::SIGCONT)
     }
 
+    /// Stops its processors and its clocks, but for the hardware clock, as a hypervisor does that moves it or
+    /// saves it to disk; it goes on as if nothing had been.
+    pub fn pause(&self) -> Result<()> {
+        self.qmp("stop", json!({}))
+    }
+
+    /// Lets a paused machine go on.
+    pub fn resume(&self) -> Result<()> {
+        self.qmp("cont", json!({}))
+    }
+
     /// Pulls the network cable; it stays out over power cuts.
     pub fn link_down(&self) -> Result<()> {
         self.cable.plugged.store(false, Ordering::Relaxed);

@@ -50,7 +50,7 @@ pub struct WorkloadSpec {
 
 /// Whose leave a workload needs to run, of which there must never be two: a lease by a strict majority of
 /// these nodes, and later of those that its holder proposes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Exclusive {
     /// The revision of the document that made the workload. Later versions of it repeat it; a workload

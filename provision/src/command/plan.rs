@@ -1,13 +1,16 @@
 //! `hivemind plan` and `hivemind convert`: look, and change nothing.
 
-use hivemind_spec::api::SpecItem;
+use std::collections::BTreeSet;
+
+use hivemind_spec::api::{Node, NodeState, SpecItem};
 use hivemind_spec::document::{Document, Kind};
+use hivemind_spec::id::NodeId;
 use serde_json::{Value, json};
 
 use super::source;
 use crate::cli::{Convert, Global, Output, Plan};
 use crate::client::{Client, percent};
-use crate::deploy::{Action, Change, Difference, compare, left_over};
+use crate::deploy::{Action, Change, Difference, compare, left_over, wants_voters};
 use crate::failure::{Exit, Result};
 use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, paint, printable, say, say_json};
 
@@ -15,8 +18,10 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
     let client = super::client(global)?;
     let namespace = &options.source.namespace;
-    let current = super::block_on("nothing was changed", current(&client, namespace))?;
-    let changes = compare(compiled.documents, &current, client.now_ms());
+    let (current, enrolled) = super::block_on("nothing was changed", async {
+        Ok((current(&client, namespace).await?, enrolled(&client, &compiled.documents).await?))
+    })?;
+    let changes = compare(compiled.documents, &current, &enrolled, client.now_ms());
     let left = left_over(&compiled.project, &changes, &current);
     let differs = changes.iter().any(|change| change.action != Action::Keep);
     if global.output == Output::Json {
@@ -50,6 +55,15 @@ pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
 /// The workload documents the cluster holds in a namespace, tombstones included where it tells.
 pub(super) async fn current(client: &Client, namespace: &str) -> Result<Vec<SpecItem>> {
     client.list(&format!("/v1/specs?kind={}&namespace={}", Kind::Workload, percent(namespace))).await
+}
+
+/// The nodes that have a say in where exclusive workloads run, if there are any such among the documents.
+pub(super) async fn enrolled(client: &Client, documents: &[Document]) -> Result<BTreeSet<NodeId>> {
+    if !wants_voters(documents) {
+        return Ok(BTreeSet::new());
+    }
+    let nodes: Vec<Node> = client.list("/v1/nodes").await?;
+    Ok(nodes.into_iter().filter(|node| node.state != NodeState::Revoked).map(|node| node.id).collect())
 }
 
 pub(super) fn left_over_note(name: &str) -> String {

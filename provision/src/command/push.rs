@@ -5,7 +5,7 @@ use hivemind_spec::document::Document;
 use hivemind_spec::dsse::Envelope;
 use serde_json::json;
 
-use super::plan::{current, left_over_note};
+use super::plan::{current, enrolled, left_over_note};
 use super::{source, watch};
 use crate::cli::{Global, Output, Push};
 use crate::client::Client;
@@ -19,7 +19,8 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
     let text = global.output == Output::Text;
     let changes = super::block_on("nothing was pushed", async {
         let current = current(&client, &options.source.namespace).await?;
-        let changes = compare(compiled.documents, &current, client.now_ms());
+        let enrolled = enrolled(&client, &compiled.documents).await?;
+        let changes = compare(compiled.documents, &current, &enrolled, client.now_ms());
         for key in left_over(&compiled.project, &changes, &current) {
             note(&paint(FAINT, &left_over_note(&key.name)));
         }

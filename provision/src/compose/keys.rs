@@ -218,6 +218,10 @@ pub const ENV_FILE: &[Row] = &[
 
 /// `x-hivemind` of a service.
 pub const EXTENSION: &[Row] = &[
+    (
+        "exclusive",
+        Honoured("`true`: there must never be two; it runs only by leave of more than half of the machines"),
+    ),
     ("priority", Honoured("who goes without when capacity is short: lower numbers first")),
     (
         "takeover",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Constraint, ContainerSpec, HealthCheck, MAX_REPLICAS, Operator, Port, Protocol, Resources,
+    Constraint, ContainerSpec, Exclusive, HealthCheck, MAX_REPLICAS, Operator, Port, Protocol, Resources,
     RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
 };
 
@@ -57,6 +57,7 @@ struct Draft {
     constraints: Vec<Constraint>,
     takeover: Takeover,
     priority: i32,
+    exclusive: Placed<bool>,
 }
 
 /// The workload of a service and its labels.
@@ -83,6 +84,10 @@ pub(super) fn workload(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<(
                 format!("the {what} set aside is more than the limit; raise the limit or set less aside"),
             );
         }
+    }
+    let exclusive = draft.exclusive.is_some_and(|(_, exclusive)| exclusive);
+    if let (true, Some((mark, replicas @ 2..))) = (exclusive, draft.replicas) {
+        reader.fault(mark, format!("{replicas} replicas of an exclusive service; there is at most one"));
     }
     let mut env = draft.env_files;
     env.extend(draft.environment);
@@ -115,7 +120,8 @@ pub(super) fn workload(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<(
         constraints: draft.constraints,
         takeover: draft.takeover,
         priority: draft.priority,
-        exclusive: None,
+        // Which nodes have a say is for whoever pushes it to find out.
+        exclusive: exclusive.then(Exclusive::default),
     };
     Some((workload, draft.labels))
 }
@@ -319,6 +325,7 @@ fn hivemind_extension(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Op
         [("majority", Takeover::Majority), ("always", Takeover::Always), ("never", Takeover::Never)];
     for (key, value) in reader.entries(node, keys::EXTENSION)? {
         match key.text.as_str() {
+            "exclusive" => draft.exclusive = Some((value.mark, reader.boolean(value)?)),
             "takeover" => draft.takeover = reader.word(value, &takeovers)?,
             _ => {
                 let priority = reader.integer(value, i32::MIN.into(), i32::MAX.into())?;

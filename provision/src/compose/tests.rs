@@ -342,6 +342,8 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("labels: {hivemind/app: x}", "ours"),
         ("x-hivemind: {takeover: sometimes}", "majority"),
         ("x-hivemind: {priority: 99999999999}", "out of range"),
+        ("x-hivemind: {exclusive: 1}", "true or false"),
+        ("deploy: {replicas: 2}\nx-hivemind: {exclusive: true}", "at most one"),
         ("hostname: ${NOPE:?say it}", "say it"),
         ("hostname: ${NOPE", "closing brace"),
     ] {

@@ -6,6 +6,7 @@ mod clocks;
 mod configuration;
 mod corruption;
 mod cuts;
+mod exclusive;
 mod failover;
 mod faults;
 mod firmware;
