@@ -303,7 +303,9 @@ impl WorkloadSpec {
                 let text = format!("is {}, but of an exclusive workload there is at most 1", self.replicas);
                 return fail("/spec/replicas", text);
             }
-            if exclusive.voters.is_empty() || exclusive.voters.len() > MAX_VOTERS {
+            // Before it is known who votes, nobody does, and no node takes it.
+            let open = *exclusive == Exclusive::default();
+            if !open && (exclusive.voters.is_empty() || exclusive.voters.len() > MAX_VOTERS) {
                 return fail("/spec/exclusive/voters", format!("needs 1 to {MAX_VOTERS} nodes"));
             }
         }

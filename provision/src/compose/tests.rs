@@ -427,3 +427,9 @@ proptest::proptest! {
         let _ = try_compile(&service(&format!("ports: [{value}]\ndeploy: {value}\nhealthcheck: {value}")));
     }
 }
+
+#[test]
+fn an_exclusive_service_leaves_open_who_has_a_say() {
+    let exclusive = workload(&service("x-hivemind: {exclusive: true}")).exclusive;
+    assert_eq!(exclusive, Some(hivemind_spec::workload::Exclusive::default()));
+}
