@@ -62,7 +62,7 @@ pub const STOP_AHEAD_MS: u64 = 4000;
 const MAX_BALLOTS: usize = 1024;
 
 /// What nodes say to each other about a lease.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Letter {
     /// Which workload's.
     pub workload: WorkloadId,
@@ -73,7 +73,7 @@ pub struct Letter {
 }
 
 /// What is said about a lease.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Word {
     /// Grant it to me.
     Ask {
@@ -107,7 +107,7 @@ pub enum Word {
 }
 
 /// Why a grantor grants nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Refusal {
     /// Another node has, or may have, its grant.
     Taken(NodeId),

@@ -10,7 +10,7 @@ use crate::state::encode;
 /// The sets that count. Each has a number above those before it and the node that proposed it; learning
 /// from another takes all of both, except what either knows to be dropped: the lowest set is the one
 /// below which all are. So it does not matter in which order, or how often, sets are learnt.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Voters {
     sets: BTreeMap<(u64, NodeId), BTreeSet<NodeId>>,
 }
