@@ -132,7 +132,8 @@ pub struct Node {
     members: BTreeSet<NodeId>,
     cluster: Cluster,
     specs_changed: bool,
-    map_changed: bool,
+    /// The records that changed since the picture was drawn.
+    changed: BTreeSet<RecordKey>,
     /// Whether what follows from the newest picture of the cluster is still to be done.
     picture_changed: bool,
     /// Whether it is still to be seen which documents took the place of others.
@@ -215,7 +216,7 @@ impl Node {
             members: BTreeSet::new(),
             cluster: Cluster::default(),
             specs_changed: true,
-            map_changed: true,
+            changed: BTreeSet::new(),
             picture_changed: false,
             documents_changed: false,
             redrawn: false,
