@@ -43,6 +43,7 @@ use crate::state::{Content, Map};
 use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
 
+use deciding::Unplanned;
 use forgetting::Agreed;
 use overtaking::Accepted;
 use peers::{Hint, PeerState, RefusedBefore};
@@ -188,6 +189,7 @@ pub struct Node {
     run_before: BTreeSet<Digest>,
     network: Option<NetworkPlan>,
     zone: Option<Zone>,
+    unplanned: Unplanned,
     health_checks: Option<BTreeMap<ContainerId, hivemind_spec::workload::HealthCheck>>,
     stirred: bool,
 
@@ -252,6 +254,7 @@ impl Node {
             run_before: BTreeSet::new(),
             network: None,
             zone: None,
+            unplanned: Unplanned::all(),
             health_checks: None,
             stirred: true,
             grace_until_ms: Some(now.mono_ms + GRACE_MS),

@@ -12,8 +12,7 @@ use hivemind_spec::id::NodeId;
 use crate::cluster::{Cluster, Node, Workload};
 use crate::enrolment;
 use crate::record::{
-    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaId, ReplicaStatus, Topic,
-    WorkloadId,
+    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, WorkloadId,
 };
 use crate::state::{Content, Entry, Map, Order};
 use crate::statement;
@@ -124,12 +123,10 @@ fn place(cluster: &mut Cluster, map: &Map, id: &WorkloadId) {
 /// Where nodes say that they have a workload's replicas. That is its placement when no decision on it
 /// is left, because the node that decided was revoked; decisions can be made anew from what nodes say.
 fn found(cluster: &Cluster, id: &WorkloadId) -> Placement {
-    let first = (ReplicaId { workload: id.clone(), slot: 0 }, NodeId([0; 16]));
-    let said = cluster.replicas.range(first..).take_while(|((replica, _), _)| replica.workload == *id);
     let has = |status: &ReplicaStatus| status.phase != Phase::Stopping;
     // The running one, where two nodes have the same.
     let mut best = BTreeMap::new();
-    for ((replica, node), status) in said.filter(|(_, status)| has(status)) {
+    for ((replica, node), status) in cluster.replicas_of(id).filter(|(_, status)| has(status)) {
         let rank = (status.phase != Phase::Running, *node);
         best.entry(replica.slot).and_modify(|other| *other = rank.min(*other)).or_insert(rank);
     }

@@ -164,9 +164,8 @@ impl Crowd {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let settings = settings(&me);
         let (whole, actions) = Node::new(settings, Vec::new(), time(0), rng.random());
-        let stand_in = |person: Person| {
-            (person.id, StandIn { person, membership: None, boot: 1, sequence: 0 })
-        };
+        let stand_in =
+            |person: Person| (person.id, StandIn { person, membership: None, boot: 1, sequence: 0 });
         let mut crowd = Self {
             whole,
             sent: Sent::default(),
@@ -245,7 +244,8 @@ impl Crowd {
             records.push((RecordKey::Spec(name, signer), Record::Spec(envelope)));
             let node = |slot: u32| members[(number + slot as usize * 7) % members.len()];
             let slots: BTreeMap<u32, NodeId> = (0..replicas).map(|slot| (slot, node(slot))).collect();
-            let placement = Placement { digest: Some(digest), slots: slots.clone(), pending: BTreeMap::new() };
+            let placement =
+                Placement { digest: Some(digest), slots: slots.clone(), pending: BTreeMap::new() };
             let body = Body::Decision {
                 clock: Hlc { wall_ms: START_MS, counter: u32::try_from(number).unwrap_or(0) },
                 matter: Matter::Placement(id.clone()),
@@ -397,7 +397,8 @@ impl Crowd {
             Happening::ToWhole(event) => self.step(event),
             Happening::ToStandIn(to, from, packet) => {
                 let membership = self.others.get_mut(&to).and_then(|other| other.membership.as_mut());
-                if let Some(Ok(outcome)) = membership.map(|membership| membership.receive(now, from, &packet)) {
+                if let Some(Ok(outcome)) = membership.map(|membership| membership.receive(now, from, &packet))
+                {
                     self.follow(to, outcome);
                 }
             }
@@ -488,7 +489,8 @@ impl Crowd {
             }
         }
         for workload in &decided {
-            let slots = self.whole.cluster().placements.get(workload).map(|p| p.slots.clone()).unwrap_or_default();
+            let slots =
+                self.whole.cluster().placements.get(workload).map(|p| p.slots.clone()).unwrap_or_default();
             let before = self.placed.insert(workload.clone(), slots.clone()).unwrap_or_default();
             for (slot, node) in slots.into_iter().filter(|(slot, node)| before.get(slot) != Some(node)) {
                 let replica = ReplicaId { workload: workload.clone(), slot };
@@ -511,7 +513,11 @@ impl Crowd {
                 let event = Event::Received { from: to.node, address: to.address, message: equal };
                 self.happen(delay_ms, Happening::ToWhole(event));
                 // It asks as often as it is asked.
-                let event = Event::Received { from: to.node, address: to.address, message: Message::Digests(digests) };
+                let event = Event::Received {
+                    from: to.node,
+                    address: to.address,
+                    message: Message::Digests(digests),
+                };
                 self.happen(delay_ms + 1, Happening::ToWhole(event));
             }
             _ => {}

@@ -5,5 +5,3 @@
 //! real records, and they hold no map.
 
 pub mod crowd;
-
-

@@ -159,6 +159,7 @@ impl Node {
             }
         }
         self.facts = Some(facts);
+        self.unplanned.network = true;
         self.stirred = true;
     }
 
@@ -527,6 +528,10 @@ impl Node {
             let came: Vec<_> = alive.difference(&self.liveness.alive).copied().collect();
             self.meet_anew(now, &came);
             let was_majority = self.cluster.side(&self.liveness, now).is_majority();
+            self.unplanned.network = true;
+            for node in alive.symmetric_difference(&self.liveness.alive) {
+                self.map.observations(*node).for_each(|(key, _)| self.unplanned.add(key));
+            }
             self.liveness.alive = alive;
             self.liveness.silent.retain(|node| self.liveness.alive.contains(node));
             self.unmet.retain(|node| self.liveness.alive.contains(node));

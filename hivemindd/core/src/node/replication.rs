@@ -7,7 +7,7 @@ use hivemind_spec::id::{Digest, NodeId};
 use rand::seq::SliceRandom as _;
 
 use super::store::{self, Stored};
-use super::{Content, Node};
+use super::{Content, Node, Unplanned};
 use crate::cluster::LastSeen;
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
@@ -491,7 +491,9 @@ impl Node {
         if specs_changed || !picture::follow(&mut self.cluster, &self.map, &changed) {
             self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
             self.cluster = picture::draw(&self.map, &self.trust, &self.members);
+            self.unplanned = Unplanned::all();
         }
+        changed.iter().for_each(|key| self.unplanned.add(key));
         self.picture_changed = true;
         self.redrawn = true;
         self.stirred = true;
