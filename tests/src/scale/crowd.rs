@@ -138,6 +138,8 @@ pub struct Crowd {
     pub placings: Vec<Placing>,
     /// How long each step of the whole node took.
     pub steps: Vec<Duration>,
+    /// How long it took to check and take all records about workloads: what a newcomer does.
+    pub heard_in: Duration,
     me: Person,
     others: BTreeMap<NodeId, StandIn>,
     placed: BTreeMap<WorkloadId, BTreeMap<u32, NodeId>>,
@@ -152,11 +154,25 @@ pub struct Crowd {
 
 impl Crowd {
     /// A cluster of `members`, with `workloads` of `replicas` each, all of which run: everybody has met
-    /// everybody when it returns.
+    /// everybody when it returns, and nothing is left to be told.
     ///
     /// # Panics
     /// When that does not come about.
     pub fn new(members: usize, workloads: usize, replicas: u32) -> Self {
+        let mut crowd = Self::entered(members, workloads, replicas);
+        crowd.run_until(600_000, |crowd| {
+            let alive = crowd.whole.liveness().alive.len();
+            let met = |other: &StandIn| other.membership.as_ref().map_or(0, |m| m.alive().len() + 1);
+            alive == members && crowd.others.values().all(|other| met(other) == members)
+        });
+        crowd.run(120_000);
+        assert_eq!(crowd.whole.leader(), Some(crowd.me.id), "the whole node leads");
+        crowd
+    }
+
+    /// The same before the members have heard of each other: the whole node has met all, and holds
+    /// everything.
+    pub fn entered(members: usize, workloads: usize, replicas: u32) -> Self {
         let mut people: Vec<Person> = (0..members).map(Person::new).collect();
         people.sort_by_key(|person| person.id);
         let others: Vec<Person> = people.split_off(1);
@@ -172,6 +188,7 @@ impl Crowd {
             sent_by_stand_ins: Sent::default(),
             placings: Vec::new(),
             steps: Vec::new(),
+            heard_in: Duration::ZERO,
             me,
             others: others.into_iter().map(stand_in).collect(),
             placed: BTreeMap::new(),
@@ -187,16 +204,14 @@ impl Crowd {
         crowd.step(Event::Facts { facts: facts(&crowd.me) });
         crowd.all_enter();
         crowd.hear_everything(workloads, replicas);
-        crowd.run_until(600_000, |crowd| {
-            let alive = crowd.whole.liveness().alive.len();
-            let met = |other: &StandIn| other.membership.as_ref().map_or(0, |m| m.alive().len() + 1);
-            alive == members && crowd.others.values().all(|other| met(other) == members)
-        });
         crowd.step(Event::Observed { inventory: crowd.runtime.inventory.clone() });
-        // Until nothing is left to be told.
-        crowd.run(120_000);
-        assert_eq!(crowd.whole.leader(), Some(crowd.me.id), "the whole node leads");
+        crowd.run(1000);
         crowd
+    }
+
+    /// The whole node alone.
+    pub fn into_whole(self) -> Node {
+        self.whole
     }
 
     /// All come in by the same open token, a few at a time.
@@ -260,7 +275,9 @@ impl Crowd {
             }
             self.placed.insert(id, slots);
         }
+        let begin = Instant::now();
         self.tell(teller, records);
+        self.heard_in = begin.elapsed();
     }
 
     fn running(&mut self, node: NodeId, replica: &ReplicaId) -> Option<(RecordKey, Record)> {
@@ -529,7 +546,8 @@ impl Crowd {
         self.queue.insert((self.now_ms + after_ms, self.sequence), happening);
     }
 
-    fn time(&self) -> Time {
+    /// What all clocks show.
+    pub fn time(&self) -> Time {
         time(self.now_ms)
     }
 }

@@ -5,3 +5,5 @@
 //! real records, and they hold no map.
 
 pub mod crowd;
+pub mod figures;
+pub mod plot;
