@@ -332,6 +332,11 @@ impl Crowd {
         }
     }
 
+    /// How many replicas a member is to run.
+    pub fn runs_on(&self, node: NodeId) -> usize {
+        self.placed.values().map(|slots| slots.values().filter(|at| **at == node).count()).sum()
+    }
+
     /// Whether the whole node has placed all replicas of a member elsewhere, and they run.
     pub fn is_relieved(&self, node: NodeId) -> bool {
         let cluster = self.whole.cluster();
