@@ -192,6 +192,8 @@ pub struct Node {
     unplanned: Unplanned,
     health_checks: Option<BTreeMap<ContainerId, hivemind_spec::workload::HealthCheck>>,
     stirred: bool,
+    /// Whether something changed that placements follow from since this node, as the leader, looked.
+    unplaced: bool,
 
     // When to do what comes by itself, monotonic milliseconds.
     grace_until_ms: Option<u64>,
@@ -257,6 +259,7 @@ impl Node {
             unplanned: Unplanned::all(),
             health_checks: None,
             stirred: true,
+            unplaced: true,
             grace_until_ms: Some(now.mono_ms + GRACE_MS),
             sync_at_ms: now.mono_ms + SYNC_AT_START_MS,
             changed_ms: now.mono_ms,
@@ -354,10 +357,11 @@ impl Node {
         if self.look_again_at_ms <= now.mono_ms {
             self.look_again_at_ms = now.mono_ms + LOOK_AGAIN_MS;
             self.stirred |= self.is_leader();
+            self.unplaced = true;
         }
         if self.liveness.unsettled && self.settled_at_ms <= now.mono_ms {
             self.liveness.unsettled = false;
-            self.stirred = true;
+            (self.stirred, self.unplaced) = (true, true);
         }
         if !self.unmet.is_empty() && self.unmet_until_ms <= now.mono_ms {
             self.unmet.clear();

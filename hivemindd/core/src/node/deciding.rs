@@ -17,7 +17,7 @@ use crate::record::{
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dns, overlay, scheduler};
+use crate::{dns, overlay, scheduler, statement};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -137,11 +137,29 @@ impl Node {
             );
             self.note(now, Level::Info, "leader-changed", text, out);
         }
-        if !self.is_leader() || self.is_catching_up() {
+        if !self.is_leader() || self.is_catching_up() || !self.unplaced {
             return;
         }
+        // What the disk does not take now is to be decided again.
+        self.unplaced = self.disk_pauses(now);
         for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
             self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
+        }
+    }
+
+    /// Whether placements follow from a record that changed: not from how replicas are where it was
+    /// decided where they are, and not from what this node decided itself.
+    pub(super) fn bears_on_placements(&self, key: &RecordKey) -> bool {
+        match key {
+            RecordKey::Observation(_, Topic::Replica(replica)) => {
+                let placed = self.cluster.placements.get(&replica.workload);
+                placed.is_none_or(|placement| placement.digest.is_none())
+            }
+            RecordKey::Decision(_) => {
+                let decided = self.map.get(key).and_then(|entry| statement::of(&entry.record));
+                decided.is_none_or(|statement| statement.writer != self.settings.me)
+            }
+            _ => true,
         }
     }
 

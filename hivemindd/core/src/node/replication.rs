@@ -304,7 +304,7 @@ impl Node {
         self.take(key, Entry { version, record, content }, None);
     }
 
-    fn disk_pauses(&self, now: Time) -> bool {
+    pub(super) fn disk_pauses(&self, now: Time) -> bool {
         self.disk_pause_ends_ms().is_some_and(|end| now.mono_ms < end)
     }
 
@@ -333,6 +333,7 @@ impl Node {
         }
         let Some(batch) = self.store.fail(batch) else { return };
         self.store_failed_ms = Some(now.mono_ms);
+        self.unplaced = true;
         for undo in batch.undo.into_iter().rev() {
             if self.map.get(&undo.key).map(|entry| entry.version) != undo.after {
                 continue;
@@ -494,6 +495,7 @@ impl Node {
             self.unplanned = Unplanned::all();
         }
         changed.iter().for_each(|key| self.unplanned.add(key));
+        self.unplaced |= specs_changed || changed.iter().any(|key| self.bears_on_placements(key));
         self.picture_changed = true;
         self.redrawn = true;
         self.stirred = true;
