@@ -103,17 +103,25 @@ pub struct Sent {
     pub packets: u64,
     /// Bytes of both, as the core encodes them.
     pub bytes: u64,
+    /// Those of them that are not membership's.
+    pub map_bytes: u64,
 }
 
 impl Sent {
     fn add(&mut self, message: &Message) {
         self.packets += 1;
-        self.bytes += encode(message).len() as u64;
+        let size = encode(message).len() as u64;
+        self.bytes += size;
+        self.map_bytes += if message.is_datagram() { 0 } else { size };
     }
 
     /// What was sent since `before`.
     pub fn since(self, before: Self) -> Self {
-        Self { packets: self.packets - before.packets, bytes: self.bytes - before.bytes }
+        Self {
+            packets: self.packets - before.packets,
+            bytes: self.bytes - before.bytes,
+            map_bytes: self.map_bytes - before.map_bytes,
+        }
     }
 }
 

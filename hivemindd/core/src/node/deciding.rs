@@ -24,7 +24,7 @@ use crate::{dns, overlay, scheduler, statement};
 const PROGRESS_EVERY_MS: u64 = 1000;
 
 /// What changed since names and network were worked out.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Unplanned {
     /// Something the network follows from.
     pub(super) network: bool,
@@ -38,10 +38,6 @@ impl Unplanned {
     /// Everything.
     pub(super) fn all() -> Self {
         Self { network: true, names: true, workloads: BTreeSet::new() }
-    }
-
-    fn nothing() -> Self {
-        Self { network: false, names: false, workloads: BTreeSet::new() }
     }
 
     /// What a node said or a leader decided.
@@ -167,7 +163,7 @@ impl Node {
     /// the plan has none, so that a machine without a network runs its containers all the same;
     /// when an address is lost the network stays as it is.
     fn plan_network(&mut self, out: &mut Actions) {
-        let changed = std::mem::replace(&mut self.unplanned, Unplanned::nothing());
+        let changed = std::mem::take(&mut self.unplanned);
         let underlay = self.facts.as_ref().and_then(|facts| facts.address);
         let planned = self.network.as_ref().and_then(|plan| plan.local.as_ref()?.underlay);
         if changed.network && (underlay.is_some() || planned.is_none()) {
