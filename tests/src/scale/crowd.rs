@@ -532,7 +532,7 @@ impl Crowd {
 
     /// A stand-in hears the whole node: of its membership all, and that its map is the same.
     fn receive(&mut self, to: Peer, message: Message) {
-        if !self.others.get(&to.node).is_some_and(|other| other.membership.is_some()) {
+        if self.others.get(&to.node).is_none_or(|other| other.membership.is_none()) {
             return;
         }
         match message {

@@ -102,7 +102,7 @@ fn record(what: u8, n: u8, m: u8, says: bool, salt: u64) -> (RecordKey, Entry) {
             let digest = says.then(|| Digest::of(b"document"));
             let slots = [(0, node_id(n)), (1, node_id(m))].into();
             let placement = Placement { digest, slots, pending: BTreeMap::new() };
-            let made = (salt % 4 > 0).then_some(Decision::Placement(placement));
+            let made = (!salt.is_multiple_of(4)).then_some(Decision::Placement(placement));
             decision(n, Matter::Placement(workload_id(name)), made, salt)
         }
         7 => {
