@@ -8,5 +8,6 @@ pub mod command;
 pub mod disk;
 pub mod health;
 pub mod probe;
+pub mod scale;
 pub mod sim;
 pub mod wait;

@@ -1,5 +1,5 @@
 //! What the records say, verified and put together: the one picture of the cluster that every
-//! deciding module reads. Made anew from the map when it changes; it holds nothing of its own.
+//! deciding module reads. It follows from the map and holds nothing of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -186,21 +186,29 @@ impl Cluster {
         liveness.alive.contains(id) && self.nodes.get(id).is_some_and(|node| !node.is_revoked())
     }
 
-    /// The replicas that can serve: running, on a live node, and placed there, so that what a
-    /// healed partition still has to trim gets no traffic. With their addresses.
-    pub fn serving(
-        &self,
-        liveness: &Liveness,
-    ) -> impl Iterator<Item = (&ReplicaId, &Workload, Ipv4Addr)> + use<'_> {
-        let live: BTreeSet<NodeId> =
-            self.nodes.keys().filter(|id| self.is_live(liveness, id)).copied().collect();
-        self.replicas.iter().filter_map(move |((replica, node), status)| {
-            let placed = self.placements.get(&replica.workload)?;
+    /// The replicas of a workload that can serve: running, on a live node, and placed there, so that
+    /// what a healed partition still has to trim gets no traffic. With their addresses.
+    pub fn serving<'a>(
+        &'a self,
+        liveness: &'a Liveness,
+        id: &'a WorkloadId,
+    ) -> impl Iterator<Item = (&'a ReplicaId, Ipv4Addr)> {
+        let placed = self.placements.get(id);
+        self.replicas_of(id).filter_map(move |((replica, node), status)| {
             let serves = status.phase == Phase::Running
-                && live.contains(node)
-                && placed.slots.get(&replica.slot) == Some(node);
-            Some((replica, self.workloads.get(&replica.workload)?, status.ip?)).filter(|_| serves)
+                && placed?.slots.get(&replica.slot) == Some(node)
+                && self.is_live(liveness, node);
+            Some((replica, status.ip?)).filter(|_| serves)
         })
+    }
+
+    /// What nodes say about a workload's replicas.
+    pub fn replicas_of<'a>(
+        &'a self,
+        id: &'a WorkloadId,
+    ) -> impl Iterator<Item = (&'a (ReplicaId, NodeId), &'a ReplicaStatus)> {
+        let first = (ReplicaId { workload: id.clone(), slot: 0 }, NodeId([0; 16]));
+        self.replicas.range(first..).take_while(move |((replica, _), _)| replica.workload == *id)
     }
 
     /// Which workload has each published port: the first by name of those that ask for it.

@@ -10,36 +10,104 @@
 //! A replica's name is `SLOT.NAME` and not `NAME-SLOT`, because the latter may be another
 //! workload's name. Answers never name a replica on a node known dead.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use hivemind_spec::workload::Protocol;
 
-use crate::cluster::{Cluster, Liveness};
+use crate::cluster::{Cluster, Liveness, Workload};
 use crate::event::Zone;
-use crate::record::DNS_APEX;
+use crate::record::{DNS_APEX, WorkloadId};
 
 /// The zone as it should be answered now.
 pub fn zone(cluster: &Cluster, liveness: &Liveness) -> Zone {
     let mut zone = Zone::default();
     for (id, workload) in &cluster.workloads {
-        let name = id.dns_name();
-        for port in &workload.spec.container.ports {
-            zone.services.entry(service_name(port.target, port.protocol, &name)).or_default();
-        }
-        zone.addresses.entry(name).or_default();
-    }
-    for (replica, workload, ip) in cluster.serving(liveness) {
-        let (name, own) = (replica.workload.dns_name(), replica.dns_name());
-        for port in &workload.spec.container.ports {
-            let service = service_name(port.target, port.protocol, &name);
-            zone.services.entry(service).or_default().insert((port.target, own.clone()));
-        }
-        zone.addresses.entry(name).or_default().insert(ip);
-        zone.pointers.insert(ip, own.clone());
-        zone.addresses.entry(own).or_default().insert(ip);
+        put_in(&mut zone, names(cluster, liveness, id, workload));
     }
     zone
+}
+
+/// Brings up to date what the zone says of these workloads, whose documents and whose nodes' being alive
+/// have not changed. Returns whether it says something else now.
+pub fn follow(
+    zone: &mut Zone,
+    cluster: &Cluster,
+    liveness: &Liveness,
+    changed: &BTreeSet<WorkloadId>,
+) -> bool {
+    if !has_one_name_per_address(zone, cluster) {
+        return renew(zone, cluster, liveness);
+    }
+    let mut differs = false;
+    for id in changed {
+        if let Some(workload) = cluster.workloads.get(id) {
+            let before = take_out(zone, id, workload);
+            let after = names(cluster, liveness, id, workload);
+            differs |= before != after;
+            put_in(zone, after);
+        }
+    }
+    // Which of two has the name of an address must not depend on which of them came last.
+    if !has_one_name_per_address(zone, cluster) {
+        renew(zone, cluster, liveness);
+    }
+    differs
+}
+
+/// Makes the zone anew. Returns whether it says something else now.
+pub fn renew(zone: &mut Zone, cluster: &Cluster, liveness: &Liveness) -> bool {
+    let before = std::mem::replace(zone, self::zone(cluster, liveness));
+    *zone != before
+}
+
+/// Whether no two replicas claim one address: each workload has a name, and each address one more.
+fn has_one_name_per_address(zone: &Zone, cluster: &Cluster) -> bool {
+    zone.addresses.len() == cluster.workloads.len() + zone.pointers.len()
+}
+
+/// A workload's part of the zone.
+fn names(cluster: &Cluster, liveness: &Liveness, id: &WorkloadId, workload: &Workload) -> Zone {
+    let name = id.dns_name();
+    let (mut services, mut addresses, mut pointers) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    for port in &workload.spec.container.ports {
+        services.push((service_name(port.target, port.protocol, &name), port.target, BTreeSet::new()));
+    }
+    let mut all = BTreeSet::new();
+    for (replica, ip) in cluster.serving(liveness, id) {
+        let own = replica.dns_name();
+        for (_, port, targets) in &mut services {
+            targets.insert((*port, own.clone()));
+        }
+        all.insert(ip);
+        pointers.insert(ip, own.clone());
+        addresses.insert(own, [ip].into());
+    }
+    addresses.insert(name, all);
+    let services = services.into_iter().map(|(name, _, targets)| (name, targets)).collect();
+    Zone { addresses, services, pointers }
+}
+
+fn put_in(zone: &mut Zone, part: Zone) {
+    zone.addresses.extend(part.addresses);
+    zone.services.extend(part.services);
+    zone.pointers.extend(part.pointers);
+}
+
+fn take_out(zone: &mut Zone, id: &WorkloadId, workload: &Workload) -> Zone {
+    let mut part = Zone::default();
+    let name = id.dns_name();
+    for port in &workload.spec.container.ports {
+        part.services.extend(zone.services.remove_entry(&service_name(port.target, port.protocol, &name)));
+    }
+    let all = zone.addresses.remove(&name).unwrap_or_default();
+    for ip in &all {
+        let own = zone.pointers.remove(ip);
+        part.addresses.extend(own.as_ref().and_then(|own| zone.addresses.remove_entry(own)));
+        part.pointers.extend(own.map(|own| (*ip, own)));
+    }
+    part.addresses.insert(name, all);
+    part
 }
 
 fn service_name(port: u16, protocol: Protocol, name: &str) -> String {
@@ -122,9 +190,10 @@ fn reverse_address(name: &str) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use hivemind_spec::workload::Port;
+    use proptest::prelude::*;
 
     use super::*;
-    use crate::fixture::{cluster, node_id, running, workload, workload_id};
+    use crate::fixture::{cluster, node_id, replica_id, running, workload, workload_id};
 
     /// `web` with replicas on nodes 1, 2 and 3, of which 2 is dead; `idle` with none.
     fn made() -> (Zone, Ipv4Addr, Ipv4Addr) {
@@ -203,5 +272,36 @@ mod tests {
             zone(&cluster, &liveness).lookup("web.default.hive.internal", Question::A),
             Answer::NoData
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_zone_that_follows_the_cluster_is_the_one_made_from_it(
+            changes in proptest::collection::vec((0u32..4, 0u32..3, 1u8..4, 0u8..6, any::<bool>()), 1..40)
+        ) {
+            let (mut cluster, mut liveness) = cluster(3);
+            for name in ["a", "b", "c", "d"] {
+                let mut workload = workload(3);
+                let port = |target| Port { target, published: None, protocol: Protocol::Tcp };
+                workload.spec.container.ports = vec![port(80), port(81)];
+                cluster.workloads.insert(workload_id(name), workload);
+            }
+            liveness.alive.remove(&node_id(3));
+            let mut followed = zone(&cluster, &liveness);
+            for (which, slot, n, host, runs) in changes {
+                let name = ["a", "b", "c", "d"][which as usize];
+                running(&mut cluster, name, slot, n);
+                let status = cluster.replicas.get_mut(&(replica_id(name, slot), node_id(n))).unwrap();
+                // Few addresses, so that some are claimed twice.
+                status.ip = Some(Ipv4Addr::new(10, 42, n, host));
+                if !runs {
+                    status.phase = hivemind_spec::api::Phase::Stopping;
+                }
+                let before = followed.clone();
+                let differs = follow(&mut followed, &cluster, &liveness, &[workload_id(name)].into());
+                prop_assert_eq!(&followed, &zone(&cluster, &liveness));
+                prop_assert_eq!(differs, followed != before);
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! those it meets first on faith if their certificates lead to the root CA and they claim to have
 //! enrolled while their token was open. This faith is its own: it is not passed on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hivemind_spec::certificate::{CertificateError, NodeIdentity};
 use hivemind_spec::document::{Spec, TokenSpec};
@@ -75,39 +75,33 @@ pub enum JoinRefusal {
     Revoked,
 }
 
-/// Every enrolment held, of members and others.
-pub fn enrolments(map: &Map) -> BTreeMap<NodeId, &Enrolment> {
-    map.iter()
-        .filter_map(|(key, entry)| match (key, &entry.content) {
-            (
-                RecordKey::Observation(node, Topic::Enrolment),
-                Content::Observation(Some(Observation::Enrolment(e))),
-            ) => Some((*node, e)),
-            _ => None,
-        })
-        .collect()
+/// A node's enrolment, if it is held; whether it is a member is another question.
+pub fn enrolment(map: &Map, node: NodeId) -> Option<&Enrolment> {
+    match &map.get(&RecordKey::Observation(node, Topic::Enrolment))?.content {
+        Content::Observation(Some(Observation::Enrolment(enrolment))) => Some(enrolment),
+        _ => None,
+    }
+}
+
+/// Whom a node admitted.
+fn admitted(map: &Map, by: NodeId) -> impl Iterator<Item = NodeId> {
+    let first = map.observations(by).take_while(|(key, _)| {
+        // What a node says about entering comes before everything else it says.
+        matches!(key, RecordKey::Observation(_, Topic::Enrolment | Topic::Admission(_)))
+    });
+    first.filter_map(|(key, entry)| match (key, &entry.content) {
+        (RecordKey::Observation(_, Topic::Admission(node)), Content::Observation(Some(_))) => Some(*node),
+        _ => None,
+    })
 }
 
 /// The members as `me` sees them: itself, those it took on faith, and all whom a member admitted.
 pub fn members(map: &Map, me: NodeId, anchors: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    let mut vouched: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
-    let mut enrolled = BTreeSet::new();
-    for (key, entry) in map.iter() {
-        match (key, &entry.content) {
-            (RecordKey::Observation(by, Topic::Admission(node)), Content::Observation(Some(_))) => {
-                vouched.entry(*by).or_default().push(*node);
-            }
-            (RecordKey::Observation(node, Topic::Enrolment), Content::Observation(Some(_))) => {
-                enrolled.insert(*node);
-            }
-            _ => {}
-        }
-    }
     let mut members = BTreeSet::new();
     let mut fresh: Vec<NodeId> = anchors.iter().copied().chain([me]).collect();
     while let Some(node) = fresh.pop() {
-        if enrolled.contains(&node) && members.insert(node) {
-            fresh.extend(vouched.remove(&node).unwrap_or_default());
+        if enrolment(map, node).is_some() && members.insert(node) {
+            fresh.extend(admitted(map, node));
         }
     }
     members
@@ -149,9 +143,9 @@ fn is_open(
     now: Time,
 ) -> Result<(), JoinRefusal> {
     let token = spec.id;
-    let used = enrolments(map)
+    let used = members
         .iter()
-        .filter(|(other, e)| **other != node && e.token == token && members.contains(other))
+        .filter(|other| **other != node && enrolment(map, **other).is_some_and(|e| e.token == token))
         .count();
     if let Some(max_uses) = spec.max_uses
         && used >= max_uses as usize

@@ -45,6 +45,7 @@ use crate::state::{Content, Map};
 use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
 
+use deciding::Unplanned;
 use forgetting::Agreed;
 use overtaking::Accepted;
 use peers::{Hint, PeerState, RefusedBefore};
@@ -134,7 +135,8 @@ pub struct Node {
     members: BTreeSet<NodeId>,
     cluster: Cluster,
     specs_changed: bool,
-    map_changed: bool,
+    /// The records that changed since the picture was drawn.
+    changed: BTreeSet<RecordKey>,
     /// Whether what follows from the newest picture of the cluster is still to be done.
     picture_changed: bool,
     /// Whether it is still to be seen which documents took the place of others.
@@ -192,8 +194,11 @@ pub struct Node {
     run_before: BTreeSet<Digest>,
     network: Option<NetworkPlan>,
     zone: Option<Zone>,
+    unplanned: Unplanned,
     health_checks: Option<BTreeMap<ContainerId, hivemind_spec::workload::HealthCheck>>,
     stirred: bool,
+    /// Whether something changed that placements follow from since this node, as the leader, looked.
+    unplaced: bool,
 
     // When to do what comes by itself, monotonic milliseconds.
     grace_until_ms: Option<u64>,
@@ -220,7 +225,7 @@ impl Node {
             members: BTreeSet::new(),
             cluster: Cluster::default(),
             specs_changed: true,
-            map_changed: true,
+            changed: BTreeSet::new(),
             picture_changed: false,
             documents_changed: false,
             redrawn: false,
@@ -258,8 +263,10 @@ impl Node {
             run_before: BTreeSet::new(),
             network: None,
             zone: None,
+            unplanned: Unplanned::all(),
             health_checks: None,
             stirred: true,
+            unplaced: true,
             grace_until_ms: Some(now.mono_ms + GRACE_MS),
             sync_at_ms: now.mono_ms + SYNC_AT_START_MS,
             changed_ms: now.mono_ms,
@@ -358,10 +365,11 @@ impl Node {
         if self.look_again_at_ms <= now.mono_ms {
             self.look_again_at_ms = now.mono_ms + LOOK_AGAIN_MS;
             self.stirred |= self.is_leader();
+            self.unplaced = true;
         }
         if self.liveness.unsettled && self.settled_at_ms <= now.mono_ms {
             self.liveness.unsettled = false;
-            self.stirred = true;
+            (self.stirred, self.unplaced) = (true, true);
         }
         if !self.unmet.is_empty() && self.unmet_until_ms <= now.mono_ms {
             self.unmet.clear();

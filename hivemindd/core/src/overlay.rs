@@ -102,11 +102,14 @@ pub fn plan(
 fn published(cluster: &Cluster, liveness: &Liveness) -> BTreeMap<(Protocol, u16), BTreeSet<(Ipv4Addr, u16)>> {
     let owners = cluster.port_owners();
     let mut published: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for (replica, workload, ip) in cluster.serving(liveness) {
+    for (id, workload) in &cluster.workloads {
         for port in &workload.spec.container.ports {
             let Some(outside) = port.published else { continue };
             let key = (port.protocol, outside);
-            if owners.get(&key) == Some(&&replica.workload) {
+            if owners.get(&key) != Some(&id) {
+                continue;
+            }
+            for (_, ip) in cluster.serving(liveness, id) {
                 published.entry(key).or_default().insert((ip, port.target));
             }
         }

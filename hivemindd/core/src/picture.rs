@@ -1,4 +1,7 @@
 //! Puts the records that count together: [`Cluster`], the picture the deciding modules read.
+//!
+//! [`draw`] says what the picture is: a function of the whole map. [`follow`] keeps one up to date by the
+//! statements that changed, so that the work is that of the change and not that of the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +12,7 @@ use hivemind_spec::id::NodeId;
 use crate::cluster::{Cluster, Node, Workload};
 use crate::enrolment;
 use crate::record::{
-    Decision, Matter, Observation, Placement, RecordKey, ReplicaId, ReplicaStatus, Topic, WorkloadId,
+    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, WorkloadId,
 };
 use crate::state::{Content, Entry, Map, Order};
 use crate::statement;
@@ -34,42 +37,107 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
             _ => {}
         }
     }
-    for (id, enrolment) in enrolment::enrolments(map) {
-        if members.contains(&id) {
-            let (intent, intended_ms) = intents.remove(&id).unzip();
+    for id in members {
+        if let Some(enrolment) = enrolment::enrolment(map, *id) {
+            let (intent, intended_ms) = intents.remove(id).unzip();
             let intended_ms = intended_ms.unwrap_or(0);
             let node = Node { enrolment: enrolment.clone(), status: None, intent, intended_ms };
-            cluster.nodes.insert(id, node);
+            cluster.nodes.insert(*id, node);
         }
     }
     for (key, entry) in map.iter() {
         add_statement(&mut cluster, key, entry);
     }
-    let undecided: Vec<_> =
-        cluster.workloads.keys().filter(|id| !cluster.placements.contains_key(*id)).cloned().collect();
-    for id in undecided {
-        let placement = found(&cluster, &id);
-        if !placement.slots.is_empty() {
-            cluster.placements.insert(id, placement);
-        }
+    for id in cluster.workloads.keys().cloned().collect::<Vec<_>>() {
+        place_undecided(&mut cluster, &id);
     }
     cluster
+}
+
+/// Fills the place of a decision on where a workload is, where there is none.
+fn place_undecided(cluster: &mut Cluster, id: &WorkloadId) {
+    if cluster.placements.contains_key(id) {
+        return;
+    }
+    let placement = found(cluster, id);
+    if !placement.slots.is_empty() {
+        cluster.placements.insert(id.clone(), placement);
+    }
+}
+
+/// Takes the changes of the records under `changed` into `cluster`, which was drawn from the map before
+/// them. Returns whether that was possible: documents, and who is a member, bear on everything, and then
+/// the picture has to be drawn anew.
+pub fn follow(cluster: &mut Cluster, map: &Map, changed: &BTreeSet<RecordKey>) -> bool {
+    changed.iter().all(|key| follow_one(cluster, map, key))
+}
+
+fn follow_one(cluster: &mut Cluster, map: &Map, key: &RecordKey) -> bool {
+    let entry = map.get(key);
+    let content = entry.map(|entry| &entry.content);
+    match (key, content) {
+        (
+            RecordKey::Observation(id, Topic::Enrolment),
+            Some(Content::Observation(Some(Observation::Enrolment(enrolment)))),
+        ) => match cluster.nodes.get_mut(id) {
+            Some(node) => node.enrolment = enrolment.clone(),
+            None => return false,
+        },
+        // Another member vouches for one.
+        (RecordKey::Observation(_, Topic::Admission(node)), Some(Content::Observation(Some(_))))
+            if cluster.nodes.contains_key(node) => {}
+        (RecordKey::Observation(id, Topic::Node), _) => {
+            if let Some(node) = cluster.nodes.get_mut(id) {
+                node.status = None;
+            }
+            add_entry(cluster, key, entry);
+        }
+        (RecordKey::Observation(id, Topic::Replica(replica)), _) => {
+            cluster.replicas.remove(&(replica.clone(), *id));
+            add_entry(cluster, key, entry);
+            let placed = cluster.placements.get(&replica.workload);
+            if placed.is_none_or(|placement| placement.digest.is_none()) {
+                place(cluster, map, &replica.workload);
+            }
+        }
+        (RecordKey::Decision(Matter::Placement(workload)), _) => place(cluster, map, workload),
+        (RecordKey::Decision(Matter::Forgotten), _) => {
+            cluster.forgotten = Forgotten::default();
+            add_entry(cluster, key, entry);
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Finds out where a workload's replicas were placed.
+fn place(cluster: &mut Cluster, map: &Map, id: &WorkloadId) {
+    cluster.placements.remove(id);
+    let key = RecordKey::Decision(Matter::Placement(id.clone()));
+    add_entry(cluster, &key, map.get(&key));
+    if cluster.workloads.contains_key(id) {
+        place_undecided(cluster, id);
+    }
 }
 
 /// Where nodes say that they have a workload's replicas. That is its placement when no decision on it
 /// is left, because the node that decided was revoked; decisions can be made anew from what nodes say.
 fn found(cluster: &Cluster, id: &WorkloadId) -> Placement {
-    let first = (ReplicaId { workload: id.clone(), slot: 0 }, NodeId([0; 16]));
-    let said = cluster.replicas.range(first..).take_while(|((replica, _), _)| replica.workload == *id);
     let has = |status: &ReplicaStatus| status.phase != Phase::Stopping;
     // The running one, where two nodes have the same.
     let mut best = BTreeMap::new();
-    for ((replica, node), status) in said.filter(|(_, status)| has(status)) {
+    for ((replica, node), status) in cluster.replicas_of(id).filter(|(_, status)| has(status)) {
         let rank = (status.phase != Phase::Running, *node);
         best.entry(replica.slot).and_modify(|other| *other = rank.min(*other)).or_insert(rank);
     }
     let slots = best.into_iter().map(|(slot, (_, node))| (slot, node)).collect();
     Placement { digest: None, slots, pending: BTreeMap::new() }
+}
+
+fn add_entry(cluster: &mut Cluster, key: &RecordKey, entry: Option<&Entry>) {
+    if let Some(entry) = entry {
+        add_statement(cluster, key, entry);
+    }
 }
 
 fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
@@ -117,3 +185,6 @@ fn decides(cluster: &Cluster, entry: &Entry) -> bool {
 fn speaks(cluster: &Cluster, id: &NodeId) -> bool {
     cluster.nodes.get(id).is_some_and(|node| !node.is_revoked())
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,11 +12,11 @@ use std::collections::BTreeMap;
 
 use hivemind_spec::document::{Document, SpecKey};
 use hivemind_spec::dsse::Verified;
-use hivemind_spec::id::{Digest, KeyId};
+use hivemind_spec::id::{Digest, KeyId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Decision, Observation, Record, RecordKey};
+use crate::record::{Decision, Matter, Observation, Record, RecordKey, Topic, WorkloadId};
 use crate::time::Hlc;
 
 /// Key ranges with a digest of their own. 256 digests fit two packets, and with ten thousand
@@ -155,6 +155,19 @@ impl Map {
         self.entries.iter()
     }
 
+    /// What one node says, by topic.
+    pub fn observations(&self, node: NodeId) -> impl Iterator<Item = (&RecordKey, &Entry)> {
+        self.entries
+            .range(RecordKey::Observation(node, Topic::Enrolment)..)
+            .take_while(move |(key, _)| matches!(key, RecordKey::Observation(writer, _) if *writer == node))
+    }
+
+    /// What leaders decided, by matter.
+    pub fn decisions(&self) -> impl Iterator<Item = (&RecordKey, &Entry)> {
+        let first = WorkloadId { namespace: String::new(), name: String::new() };
+        self.entries.range(RecordKey::Decision(Matter::Placement(first))..)
+    }
+
     /// Whether any signer's version of the document is held, tombstones included.
     pub fn has_document(&self, name: &SpecKey) -> bool {
         let place = |signer| RecordKey::Spec(name.clone(), KeyId([signer; 16]));
@@ -244,11 +257,10 @@ impl Map {
 
 #[cfg(test)]
 mod tests {
-    use hivemind_spec::id::NodeId;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::{Statement, Topic};
+    use crate::record::Statement;
 
     fn entry(node: u8, boot: u64, sequence: u64, salt: u8) -> (RecordKey, Entry) {
         let writer = NodeId([node; 16]);

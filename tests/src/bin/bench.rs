@@ -25,7 +25,7 @@ const BOOT_POLL: Duration = Duration::from_millis(25);
 
 type Bench = fn();
 
-/// Every group of figures by the name that selects it.
+/// Every group of figures by the name that selects it; `scale` is a program of its own.
 const BENCHES: [(&str, Bench); 5] =
     [("image", image), ("boot", boot), ("containers", containers), ("idle", idle), ("failover", failover)];
 
@@ -33,7 +33,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if wanted.iter().any(|name| name.starts_with('-') || BENCHES.iter().all(|(known, _)| known != name)) {
         let names: Vec<&str> = BENCHES.iter().map(|(name, _)| *name).collect();
-        eprintln!("usage: ./tests/bench [NAME...]\nNAME is one of {}; none: all", names.join(", "));
+        eprintln!("usage: ./tests/bench [NAME...]\nNAME is one of {}, scale; none: all", names.join(", "));
         std::process::exit(2);
     }
     for (name, bench) in BENCHES {

@@ -4,7 +4,7 @@
 //! Levels, not edges: every look compares what should be said, decided or done with what was, and
 //! hands out the difference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::Phase;
 use hivemind_spec::document::{Kind, SpecKey};
@@ -12,14 +12,46 @@ use hivemind_spec::document::{Kind, SpecKey};
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NetworkPlan};
-use crate::record::{Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Topic};
+use crate::record::{
+    Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Topic, WorkloadId,
+};
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dns, overlay, scheduler};
+use crate::{dns, overlay, scheduler, statement};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
 const PROGRESS_EVERY_MS: u64 = 1000;
+
+/// What changed since names and network were worked out.
+#[derive(Debug, Default)]
+pub(super) struct Unplanned {
+    /// Something the network follows from.
+    pub(super) network: bool,
+    /// Everything the names follow from may have.
+    names: bool,
+    /// What is said or decided about these workloads' replicas has.
+    workloads: BTreeSet<WorkloadId>,
+}
+
+impl Unplanned {
+    /// Everything.
+    pub(super) fn all() -> Self {
+        Self { network: true, names: true, workloads: BTreeSet::new() }
+    }
+
+    /// What a node said or a leader decided.
+    pub(super) fn add(&mut self, key: &RecordKey) {
+        self.network = true;
+        match key {
+            RecordKey::Observation(_, Topic::Replica(ReplicaId { workload, .. }))
+            | RecordKey::Decision(Matter::Placement(workload)) => {
+                self.workloads.insert(workload.clone());
+            }
+            _ => {}
+        }
+    }
+}
 
 impl Node {
     /// Brings everything up to date that follows from a changed map or a changed view.
@@ -101,11 +133,29 @@ impl Node {
             );
             self.note(now, Level::Info, "leader-changed", text, out);
         }
-        if !self.is_leader() || self.is_catching_up() {
+        if !self.is_leader() || self.is_catching_up() || !self.unplaced {
             return;
         }
+        // What the disk does not take now is to be decided again.
+        self.unplaced = self.disk_pauses(now);
         for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
             self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
+        }
+    }
+
+    /// Whether placements follow from a record that changed: not from how replicas are where it was
+    /// decided where they are, and not from what this node decided itself.
+    pub(super) fn bears_on_placements(&self, key: &RecordKey) -> bool {
+        match key {
+            RecordKey::Observation(_, Topic::Replica(replica)) => {
+                let placed = self.cluster.placements.get(&replica.workload);
+                placed.is_none_or(|placement| placement.digest.is_none())
+            }
+            RecordKey::Decision(_) => {
+                let decided = self.map.get(key).and_then(|entry| statement::of(&entry.record));
+                decided.is_none_or(|statement| statement.writer != self.settings.me)
+            }
+            _ => true,
         }
     }
 
@@ -113,9 +163,10 @@ impl Node {
     /// the plan has none, so that a machine without a network runs its containers all the same;
     /// when an address is lost the network stays as it is.
     fn plan_network(&mut self, out: &mut Actions) {
+        let changed = std::mem::take(&mut self.unplanned);
         let underlay = self.facts.as_ref().and_then(|facts| facts.address);
         let planned = self.network.as_ref().and_then(|plan| plan.local.as_ref()?.underlay);
-        if underlay.is_some() || planned.is_none() {
+        if changed.network && (underlay.is_some() || planned.is_none()) {
             let plan = overlay::plan(
                 &self.cluster,
                 &self.liveness,
@@ -129,10 +180,15 @@ impl Node {
                 self.network = Some(plan);
             }
         }
-        let zone = dns::zone(&self.cluster, &self.liveness);
-        if self.zone.as_ref() != Some(&zone) {
+        let first = self.zone.is_none();
+        let zone = self.zone.get_or_insert_default();
+        let differs = if changed.names {
+            dns::renew(zone, &self.cluster, &self.liveness)
+        } else {
+            dns::follow(zone, &self.cluster, &self.liveness, &changed.workloads)
+        };
+        if differs || first {
             out.push(Action::Zone(zone.clone()));
-            self.zone = Some(zone);
         }
     }
 

@@ -159,6 +159,7 @@ impl Node {
             }
         }
         self.facts = Some(facts);
+        self.unplanned.network = true;
         self.stirred = true;
     }
 
@@ -243,6 +244,7 @@ impl Node {
     pub(super) fn disconnected(&mut self, now: Time, node: NodeId) {
         if self.liveness.alive.contains(&node) {
             self.stirred |= self.liveness.silent.insert(node);
+            self.unplaced = true;
         }
         if self.liveness.lingering.remove(&node) {
             self.unsettle(now, FALLEN_SILENT_SETTLE_MS);
@@ -412,6 +414,7 @@ impl Node {
         let peer = Peer { node, address: state.address };
         if !self.liveness.alive.contains(&node) {
             self.liveness.lingering.insert(node);
+            self.unplaced = true;
         }
         self.announce(now, peer, out);
         let mut told = self.audience();
@@ -528,6 +531,10 @@ impl Node {
             let came: Vec<_> = alive.difference(&self.liveness.alive).copied().collect();
             self.meet_anew(now, &came);
             let was_majority = self.cluster.side(&self.liveness, now).is_majority();
+            self.unplanned.network = true;
+            for node in alive.symmetric_difference(&self.liveness.alive) {
+                self.map.observations(*node).for_each(|(key, _)| self.unplanned.add(key));
+            }
             self.liveness.alive = alive;
             self.liveness.silent.retain(|node| self.liveness.alive.contains(node));
             self.unmet.retain(|node| self.liveness.alive.contains(node));
@@ -548,7 +555,7 @@ impl Node {
             if returned {
                 self.unsettle(now, REJOINED_SETTLE_MS);
             }
-            self.stirred = true;
+            (self.stirred, self.unplaced) = (true, true);
         }
     }
 
@@ -556,7 +563,7 @@ impl Node {
     fn unsettle(&mut self, now: Time, pause_ms: u64) {
         self.settled_at_ms = self.settled_at_ms.max(now.mono_ms + pause_ms);
         self.liveness.unsettled = !is_on(Mutation::TakeoverDoesNotWait);
-        self.stirred = true;
+        (self.stirred, self.unplaced) = (true, true);
     }
 
     /// Takes note of members that came up: what they know is not known here yet.

@@ -7,7 +7,7 @@ use hivemind_spec::id::{Digest, NodeId};
 use rand::seq::SliceRandom as _;
 
 use super::store::{self, Stored};
-use super::{Content, Node};
+use super::{Content, Node, Unplanned};
 use crate::cluster::LastSeen;
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
@@ -15,7 +15,8 @@ use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Stat
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
 use crate::time::Time;
-use crate::{enrolment, statement};
+use crate::trust::Trust;
+use crate::{enrolment, picture, statement};
 
 /// Peers a change is sent to at once. Up to this many others hear of it directly; in larger
 /// clusters it spreads on from them.
@@ -171,7 +172,7 @@ impl Node {
     }
 
     fn touch(&mut self, key: &RecordKey) {
-        self.map_changed = true;
+        self.changed.insert(key.clone());
         self.specs_changed |= matches!(key, RecordKey::Spec(..));
     }
 
@@ -256,9 +257,14 @@ impl Node {
 
     /// Drops what revoked nodes said about how things are.
     pub(super) fn drop_unheard(&mut self) {
-        let unheard: Vec<_> = self
-            .map
-            .iter()
+        let revoked: Vec<_> =
+            self.cluster.nodes.iter().filter(|(_, node)| node.is_revoked()).map(|(id, _)| *id).collect();
+        if revoked.is_empty() {
+            return;
+        }
+        let said = revoked.into_iter().flat_map(|node| self.map.observations(node));
+        let unheard: Vec<_> = said
+            .chain(self.map.decisions())
             .filter(|(key, entry)| self.is_unheard(key, entry))
             .map(|(key, _)| key.clone())
             .collect();
@@ -334,6 +340,7 @@ impl Node {
         let Some(batch) = self.store.fail(batch) else { return };
         self.store_failed_ms = Some(now.mono_ms);
         self.leases.persist_failed();
+        self.unplaced = true;
         for undo in batch.undo.into_iter().rev() {
             if self.map.get(&undo.key).map(|entry| entry.version) != undo.after {
                 continue;
@@ -478,37 +485,40 @@ impl Node {
         }
     }
 
-    /// Judges the map anew: which documents count, who is a member, what the cluster looks like.
-    pub(super) fn redraw(&mut self) {
-        if std::mem::take(&mut self.specs_changed) {
+    /// Judges what changed: which documents count, who is a member, what the cluster looks like.
+    pub(super) fn redraw_if_changed(&mut self) {
+        let specs_changed = std::mem::take(&mut self.specs_changed);
+        if specs_changed {
             self.documents_changed = true;
             self.drop_moot();
-            self.trust = crate::trust::Trust::evaluate(&self.settings.root_keys, &self.map);
+            self.trust = Trust::evaluate(&self.settings.root_keys, &self.map);
         }
-        self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
-        self.cluster = crate::picture::draw(&self.map, &self.trust, &self.members);
-        self.map_changed = false;
+        let changed = std::mem::take(&mut self.changed);
+        if !specs_changed && changed.is_empty() {
+            return;
+        }
+        if specs_changed || !picture::follow(&mut self.cluster, &self.map, &changed) {
+            self.members = enrolment::members(&self.map, self.settings.me, &self.anchors);
+            self.cluster = picture::draw(&self.map, &self.trust, &self.members);
+            self.unplanned = Unplanned::all();
+        }
+        changed.iter().for_each(|key| self.unplanned.add(key));
+        self.unplaced |= specs_changed || changed.iter().any(|key| self.bears_on_placements(key));
         self.picture_changed = true;
         self.redrawn = true;
-    }
-
-    pub(super) fn redraw_if_changed(&mut self) {
-        if self.map_changed || self.specs_changed {
-            self.redraw();
-            self.stirred = true;
-        }
+        self.stirred = true;
     }
 
     pub(super) fn own_replica_statuses(
         &self,
     ) -> BTreeMap<crate::record::ReplicaId, crate::record::ReplicaStatus> {
         self.map
-            .iter()
+            .observations(self.settings.me)
             .filter_map(|(key, entry)| match (key, &entry.content) {
                 (
-                    RecordKey::Observation(node, Topic::Replica(replica)),
+                    RecordKey::Observation(_, Topic::Replica(replica)),
                     Content::Observation(Some(Observation::Replica(status))),
-                ) if *node == self.settings.me => Some((replica.clone(), status.clone())),
+                ) => Some((replica.clone(), status.clone())),
                 _ => None,
             })
             .collect()

@@ -13,7 +13,7 @@ use crate::mutation::{Mutation, is_on};
 use crate::record::WorkloadId;
 
 /// A node as the scheduler sees it.
-pub(super) struct Host {
+pub(super) struct Host<'a> {
     pub(super) hostname: String,
     pub(super) labels: BTreeMap<String, String>,
     /// What its workloads may use in all; absent when it never said.
@@ -22,15 +22,15 @@ pub(super) struct Host {
     /// Why nothing new may be placed on it.
     closed: Option<Refusal>,
     /// What is on it, least worth keeping first.
-    residents: BTreeSet<Resident>,
+    residents: BTreeSet<Resident<'a>>,
 }
 
 /// A replica on a node. Ordered by who makes room first: lowest priority, then highest slot.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Resident {
+struct Resident<'a> {
     priority: i32,
     slot: Reverse<u32>,
-    workload: WorkloadId,
+    workload: &'a WorkloadId,
     asks: Asks,
 }
 
@@ -61,7 +61,7 @@ struct Score {
     node: NodeId,
 }
 
-impl Host {
+impl Host<'_> {
     pub(super) fn free(&self) -> Capacity {
         let capacity = self.capacity.unwrap_or_default();
         Capacity {
@@ -108,9 +108,9 @@ impl Host {
 pub(super) struct Draft<'a> {
     cluster: &'a Cluster,
     /// Enrolled nodes that are not revoked.
-    hosts: BTreeMap<NodeId, Host>,
+    hosts: BTreeMap<NodeId, Host<'a>>,
     slots: BTreeMap<&'a WorkloadId, BTreeMap<u32, NodeId>>,
-    evicted: BTreeMap<WorkloadId, BTreeSet<u32>>,
+    evicted: BTreeMap<&'a WorkloadId, BTreeSet<u32>>,
 }
 
 impl<'a> Draft<'a> {
@@ -139,14 +139,13 @@ impl<'a> Draft<'a> {
     }
 
     /// Puts a replica on a node, whatever its state.
-    pub(super) fn assign(&mut self, id: &WorkloadId, workload: &Workload, slot: u32, node: NodeId) {
-        let Some((id, _)) = self.cluster.workloads.get_key_value(id) else { return };
+    pub(super) fn assign(&mut self, id: &'a WorkloadId, workload: &Workload, slot: u32, node: NodeId) {
         let asks = Asks::from(&workload.spec.container.resources);
         if let Some(host) = self.hosts.get_mut(&node) {
             host.used.cpu_millis = host.used.cpu_millis.saturating_add(asks.cpu_millis);
             host.used.memory_bytes = host.used.memory_bytes.saturating_add(asks.memory_bytes);
             let priority = workload.spec.priority;
-            host.residents.insert(Resident { priority, slot: Reverse(slot), workload: id.clone(), asks });
+            host.residents.insert(Resident { priority, slot: Reverse(slot), workload: id, asks });
         }
         self.slots.entry(id).or_default().insert(slot, node);
     }
@@ -155,7 +154,7 @@ impl<'a> Draft<'a> {
     /// Cordon and readiness do not matter to what is there already.
     pub(super) fn keep_if_it_may_stay(
         &mut self,
-        id: &WorkloadId,
+        id: &'a WorkloadId,
         workload: &Workload,
         slot: u32,
         node: &NodeId,
@@ -174,7 +173,7 @@ impl<'a> Draft<'a> {
 
     /// Finds the best node for a replica and puts it there, making room if need be. False when
     /// none fits.
-    pub(super) fn place(&mut self, id: &WorkloadId, workload: &Workload, slot: u32) -> bool {
+    pub(super) fn place(&mut self, id: &'a WorkloadId, workload: &Workload, slot: u32) -> bool {
         let empty = BTreeMap::new();
         let mut same = BTreeMap::<NodeId, usize>::new();
         for node in self.slots.get(id).unwrap_or(&empty).values() {
@@ -204,16 +203,16 @@ impl<'a> Draft<'a> {
         true
     }
 
-    fn evict(&mut self, node: &NodeId, victim: &Resident) {
+    fn evict(&mut self, node: &NodeId, victim: &Resident<'a>) {
         if let Some(host) = self.hosts.get_mut(node) {
             host.residents.remove(victim);
             host.used.cpu_millis = host.used.cpu_millis.saturating_sub(victim.asks.cpu_millis);
             host.used.memory_bytes = host.used.memory_bytes.saturating_sub(victim.asks.memory_bytes);
         }
-        if let Some(slots) = self.slots.get_mut(&victim.workload) {
+        if let Some(slots) = self.slots.get_mut(victim.workload) {
             slots.remove(&victim.slot.0);
         }
-        self.evicted.entry(victim.workload.clone()).or_default().insert(victim.slot.0);
+        self.evicted.entry(victim.workload).or_default().insert(victim.slot.0);
     }
 
     /// The slots of a workload that made room for others.
@@ -238,7 +237,7 @@ impl<'a> Draft<'a> {
 
 /// Who must make room on a node for a replica of the workload: nobody when there is room. `None`
 /// when it cannot come here at all.
-fn victims(node: &NodeId, host: &Host, workload: &Workload) -> Option<Vec<Resident>> {
+fn victims<'a>(node: &NodeId, host: &Host<'a>, workload: &Workload) -> Option<Vec<Resident<'a>>> {
     let mut victims = Vec::new();
     let mut freed = Capacity::default();
     let mut lower = host.residents.iter().take_while(|r| r.priority < workload.spec.priority);

@@ -97,12 +97,12 @@ struct Open {
 }
 
 /// Keeps what may stay, and says which slots are open.
-fn keep(
-    draft: &mut Draft<'_>,
+fn keep<'a>(
+    draft: &mut Draft<'a>,
     cluster: &Cluster,
     liveness: &Liveness,
     majority: bool,
-    id: &WorkloadId,
+    id: &'a WorkloadId,
     workload: &Workload,
 ) -> Open {
     let takeover = match workload.spec.takeover {
@@ -110,23 +110,24 @@ fn keep(
         Takeover::Majority => majority,
         Takeover::Never => false,
     } || is_on(Mutation::TakeoverIgnoresTheRule);
-    let before = cluster.placements.get(id).cloned().unwrap_or_default();
+    let none = Placement::default();
+    let before = cluster.placements.get(id).unwrap_or(&none);
     let mut open = Open::default();
-    for slot in chosen_slots(&before, workload.spec.replicas, cluster, liveness) {
+    for slot in chosen_slots(before, workload.spec.replicas, cluster, liveness) {
         // A node that is not known here is away like any other: its enrolment has not come yet.
         let revoked = |node: &NodeId| cluster.nodes.get(node).is_some_and(crate::cluster::Node::is_revoked);
         match before.slots.get(&slot) {
             None => {
                 open.missing.insert(slot);
             }
-            // It does not come back; but the smaller side leaves also that to the larger one.
-            Some(node) if revoked(node) && (majority || takeover) => {
-                open.missing.insert(slot);
-            }
             Some(node) if cluster.is_live(liveness, node) => {
                 if !draft.keep_if_it_may_stay(id, workload, slot, node) {
                     open.missing.insert(slot);
                 }
+            }
+            // It does not come back; but the smaller side leaves also that to the larger one.
+            Some(node) if revoked(node) && (majority || takeover) => {
+                open.missing.insert(slot);
             }
             Some(node) if takeover && !revoked(node) && !liveness.lingering.contains(node) => {
                 open.orphaned.insert(slot, *node);
@@ -142,22 +143,24 @@ fn keep(
 fn chosen_slots(before: &Placement, replicas: u32, cluster: &Cluster, liveness: &Liveness) -> BTreeSet<u32> {
     let replicas = replicas as usize;
     let known: BTreeSet<u32> = before.slots.keys().chain(before.pending.keys()).copied().collect();
-    let mut by_worth: Vec<u32> = known.iter().copied().collect();
-    by_worth.sort_by_key(|slot| match before.slots.get(slot) {
+    if known.len() <= replicas {
+        let fresh = (0..).filter(|slot| !known.contains(slot)).take(replicas - known.len());
+        return known.iter().copied().chain(fresh).collect();
+    }
+    let mut by_worth: Vec<u32> = known.into_iter().collect();
+    by_worth.sort_by_cached_key(|slot| match before.slots.get(slot) {
         Some(node) if cluster.is_live(liveness, node) => (0, *slot),
         Some(_) => (1, *slot),
         None => (2, *slot),
     });
-    let mut chosen: BTreeSet<u32> = by_worth.into_iter().take(replicas).collect();
-    let fresh = (0..).filter(|slot| !known.contains(slot)).take(replicas - chosen.len());
-    chosen.extend(fresh);
-    chosen
+    by_worth.truncate(replicas);
+    by_worth.into_iter().collect()
 }
 
 /// Places the open slots; returns those that fit nowhere, with the dead node each waits for.
-fn place(
-    draft: &mut Draft<'_>,
-    id: &WorkloadId,
+fn place<'a>(
+    draft: &mut Draft<'a>,
+    id: &'a WorkloadId,
     workload: &Workload,
     open: &Open,
 ) -> BTreeMap<u32, Option<NodeId>> {

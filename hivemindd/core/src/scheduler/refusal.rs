@@ -53,8 +53,8 @@ pub(super) fn first_unmet(
 
 /// Says why no node takes a replica: `no node fits: 2 of 3 have too little memory (asks 2.0 GiB;
 /// most free: hive-1a2b 0.3 GiB), 1 lacks label disk=ssd`.
-pub(super) fn explain(hosts: &BTreeMap<NodeId, Host>, workload: &Workload) -> String {
-    let mut by_refusal: BTreeMap<Refusal, Vec<&Host>> = BTreeMap::new();
+pub(super) fn explain(hosts: &BTreeMap<NodeId, Host<'_>>, workload: &Workload) -> String {
+    let mut by_refusal: BTreeMap<Refusal, Vec<&Host<'_>>> = BTreeMap::new();
     for (id, host) in hosts {
         if let Some(refusal) = host.refusal(id, workload, Capacity::default()) {
             by_refusal.entry(refusal).or_default().push(host);
