@@ -55,6 +55,9 @@ pub const RENEW_EVERY_MS: u64 = 4000;
 /// How often who wants a lease asks, milliseconds.
 const ASK_EVERY_MS: u64 = 2000;
 
+/// How soon a round follows one whose answers changed what there is to ask, milliseconds.
+const SOON_MS: u64 = 100;
+
 /// How long before its end the holder begins to stop, milliseconds: time for a shutdown in order.
 pub const STOP_AHEAD_MS: u64 = 4000;
 
@@ -613,9 +616,6 @@ impl Leases {
         }
     }
 }
-
-/// How soon a round follows one whose answers changed what there is to ask, milliseconds.
-const SOON_MS: u64 = 100;
 
 /// What a question brings along.
 struct Asked {

@@ -1,6 +1,7 @@
 //! Who may start the replicas of machines that vanished, rule by rule.
 
-use hivemind_spec::workload::Takeover;
+use hivemind_core::mutation::{self, Mutation};
+use hivemind_spec::workload::{Exclusive, Takeover};
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
@@ -104,4 +105,47 @@ fn revoking_the_leader_moves_nothing_of_the_others() {
         world.run(60_000);
         assert_eq!((starts(&world) - before, stops(&world)), (1, 0), "revision {revision}");
     }
+}
+
+/// An exclusive workload's machine is cut off, and the agents of the others restart while its lease lasts.
+/// Gives the promise that was broken, if any.
+fn grantors_restart(seed: u64) -> Option<String> {
+    let mut world = World::with_machines(seed, 3);
+    assert!(world.run_until(8000, World::agrees));
+    world.run(3000);
+    world.ledger.exclusive(workload_id("single"));
+    let voters = world.machines.iter().map(|machine| machine.id).collect();
+    let exclusive = Some(Exclusive { since: START_MS, voters });
+    let envelope = workload_with("single", START_MS, &root_key(), |spec| spec.exclusive = exclusive);
+    world.push(0, envelope).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| running(world).len() == 1));
+    world.run(3000);
+    let holder = running(&world)[0].0;
+    let others: Vec<usize> = (0..3).filter(|index| *index != holder).collect();
+    others.iter().for_each(|other| world.part(holder, *other));
+    // It is slow to stop: only PID 1 ends it in time.
+    world.machines[holder].runtime.late_ms = 600_000;
+    // The others have given it up, and one of them waits for the lease.
+    let id = world.machines[holder].id;
+    let moved = |world: &World| {
+        let placed = world.node(others[0]).cluster().placements.get(&workload_id("single"));
+        placed.is_some_and(|placement| placement.slots.get(&0).is_some_and(|node| *node != id))
+    };
+    assert!(world.run_until(14_000, moved));
+    world.run(500);
+    others.iter().for_each(|other| world.restart_agent(*other));
+    world.introduce_all();
+    world.run(30_000);
+    world.ledger.broken.clone()
+}
+
+#[test]
+fn it_would_be_noticed_if_grantors_forgot_to_whom_they_granted() {
+    for seed in 40..50 {
+        assert_eq!(grantors_restart(seed), None, "seed {seed}");
+    }
+    mutation::turn_on(Some(Mutation::GrantorsForget));
+    let noticed = (40..50).find_map(grantors_restart);
+    mutation::turn_on(None);
+    assert!(noticed.is_some_and(|broken| broken.contains("never runs twice")));
 }
