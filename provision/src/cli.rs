@@ -98,9 +98,13 @@ pub enum Command {
     /// List replicas: where they run and why they do not
     #[command(after_help = "Example:\n  hivemind ps web")]
     Ps(Ps),
-    /// List the machines of the cluster
-    #[command(after_help = "Example:\n  hivemind nodes --output json")]
-    Nodes,
+    /// List the machines of the cluster, cordon them, or cut them off
+    #[command(after_help = "Examples:\n  hivemind nodes --output json\n  hivemind nodes cordon edge-3")]
+    Nodes {
+        /// What to do; lists them if not given
+        #[command(subcommand)]
+        command: Option<Nodes>,
+    },
     /// Show the cluster at a glance
     #[command(after_help = "Example:\n  hivemind status")]
     Status,
@@ -310,6 +314,42 @@ pub struct Remove {
     /// The workloads' namespace
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
     pub namespace: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// See [`Command::Nodes`].
+#[derive(Debug, Subcommand)]
+pub enum Nodes {
+    /// List them
+    #[command(after_help = "Example:\n  hivemind nodes list")]
+    List,
+    /// Place nothing new on a machine; what runs there stays
+    #[command(after_help = "Example:\n  hivemind nodes cordon edge-3")]
+    Cordon(NodeName),
+    /// Place replicas on a machine again
+    #[command(after_help = "Example:\n  hivemind nodes uncordon edge-3")]
+    Uncordon(NodeName),
+    /// Cut a machine off for good: it is stolen, lost, or thrown away
+    #[command(after_help = "Example:\n  hivemind nodes revoke edge-3 --yes")]
+    Revoke(NodesRevoke),
+}
+
+/// A node, by name.
+#[derive(Debug, Args)]
+pub struct NodeName {
+    /// The machine's host name, its id, or the id's first 8 digits or more
+    #[arg(value_name = "NODE")]
+    pub name: String,
+}
+
+/// See [`Nodes::Revoke`].
+#[derive(Debug, Args)]
+pub struct NodesRevoke {
+    /// Which
+    #[command(flatten)]
+    pub node: NodeName,
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,

@@ -4,6 +4,7 @@ mod image;
 mod init;
 mod keys;
 mod logs;
+mod nodes;
 mod plan;
 mod push;
 mod remove;
@@ -36,7 +37,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Plan(options) => plan::plan(&global, &options),
         Command::Convert(options) => plan::convert(&global, &options),
         Command::Ps(options) => show::ps(&global, &options),
-        Command::Nodes => show::nodes(&global),
+        Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),

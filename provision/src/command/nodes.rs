@@ -1,0 +1,183 @@
+//! `hivemind nodes`: what operators want of single machines.
+
+use std::collections::BTreeMap;
+
+use hivemind_spec::api::{Accepted, Node, NodeState, SpecItem};
+use hivemind_spec::document::{Document, Kind, Metadata, NodeIntentSpec, Spec};
+use serde_json::json;
+
+use super::push::{held, send};
+use super::show;
+use crate::cli::{Global, NodeName, Nodes, NodesRevoke, Output};
+use crate::deploy;
+use crate::failure::{Exit, Failure, Result};
+use crate::terminal::{STRONG, confirm, paint, say, say_json};
+
+const UNCHANGED: &str = "stopped; look with `hivemind nodes`";
+
+pub(super) fn run(global: &Global, command: Option<&Nodes>) -> Result<Exit> {
+    match command {
+        None | Some(Nodes::List) => show::nodes(global),
+        Some(Nodes::Cordon(name)) => want(global, name, "is cordoned", |intent| intent.cordoned = true),
+        Some(Nodes::Uncordon(name)) => {
+            want(global, name, "takes replicas again", |intent| intent.cordoned = false)
+        }
+        Some(Nodes::Revoke(options)) => revoke(global, options),
+    }
+}
+
+fn revoke(global: &Global, options: &NodesRevoke) -> Result<Exit> {
+    let question = format!(
+        "Revoke {}? The others cut it off for good; it has to be flashed anew to come back.",
+        options.node.name
+    );
+    if !options.yes && !confirm(&question)? {
+        return Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was revoked"));
+    }
+    want(global, &options.node, "is revoked", |intent| intent.revoked = true)
+}
+
+/// Changes what is wanted of a node, and says so.
+fn want(
+    global: &Global,
+    name: &NodeName,
+    what: &str,
+    change: impl FnOnce(&mut NodeIntentSpec),
+) -> Result<Exit> {
+    let client = super::client(global)?;
+    let (node, accepted) = super::block_on(UNCHANGED, async {
+        let nodes: Vec<Node> = client.list("/v1/nodes").await?;
+        let node = find(&nodes, &name.name)?.clone();
+        let items: Vec<SpecItem> = client.list(&format!("/v1/specs?kind={}", Kind::NodeIntent)).await?;
+        let before = items.iter().find(|item| item.key.name == node.id.to_string());
+        let accepted = send(&client, &document(&node, before, client.now_ms(), change)).await?;
+        Ok((node, accepted))
+    })?;
+    report(global, &node, what, &accepted);
+    Ok(Exit::Success)
+}
+
+/// The node with this host name, id, or beginning of an id.
+fn find<'a>(nodes: &'a [Node], name: &str) -> Result<&'a Node> {
+    let is_id = name.len() >= 8 && name.chars().all(|c| c.is_ascii_hexdigit());
+    let named = |node: &&Node| node.hostname == name || is_id && node.id.to_string().starts_with(name);
+    let found: Vec<&Node> = nodes.iter().filter(named).collect();
+    // A machine that was flashed anew has its name from before, and the old one is still known.
+    let there: Vec<&&Node> = found.iter().filter(|node| node.state != NodeState::Revoked).collect();
+    match (there.as_slice(), found.as_slice()) {
+        ([node], _) => Ok(node),
+        ([], [node]) => Ok(node),
+        ([], []) => Err(Failure::new(Exit::Refused, "not-found", format!("there is no node {name:?}"))
+            .advice(
+                "`hivemind nodes` lists them; give the host name, the id, or its first 8 digits or more",
+            )),
+        _ => Err(Failure::input("ambiguous", format!("{} nodes are called {name:?}", found.len()))
+            .advice("give the first 8 digits of the id; `hivemind nodes` shows them")),
+    }
+}
+
+/// The next version of what is wanted of a node.
+fn document(
+    node: &Node,
+    before: Option<&SpecItem>,
+    now_ms: u64,
+    change: impl FnOnce(&mut NodeIntentSpec),
+) -> Document {
+    let held = before.and_then(|item| Document::parse(&item.envelope.payload().ok()?).ok());
+    let mut intent = match held.and_then(|document| document.spec) {
+        Some(Spec::NodeIntent(intent)) => intent,
+        _ => NodeIntentSpec { node: node.id, cordoned: false, revoked: false, labels: BTreeMap::new() },
+    };
+    change(&mut intent);
+    let mut document = Document {
+        metadata: Metadata {
+            name: node.id.to_string(),
+            namespace: String::new(),
+            labels: BTreeMap::new(),
+            revision: 0,
+            replaces: None,
+            ancestors: None,
+            deleted: false,
+        },
+        kind: Kind::NodeIntent,
+        spec: Some(Spec::NodeIntent(intent)),
+    };
+    deploy::succeed(&mut document, before, now_ms);
+    document
+}
+
+fn report(global: &Global, node: &Node, what: &str, accepted: &Accepted) {
+    if global.output == Output::Json {
+        say_json(&json!({ "accepted": [accepted] }));
+    } else {
+        let name = format!("{} ({})", paint(STRONG, &node.hostname), node.id.short());
+        say(&format!("Node {name} {what}, {}", held(accepted)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hivemind_spec::api::Capacity;
+    use hivemind_spec::dsse::Envelope;
+    use hivemind_spec::id::NodeId;
+    use hivemind_spec::key::SigningKey;
+
+    use super::*;
+
+    fn node(number: u8, hostname: &str, state: NodeState) -> Node {
+        Node {
+            id: NodeId([number; 16]),
+            hostname: hostname.to_owned(),
+            state,
+            problems: Vec::new(),
+            leader: false,
+            cordoned: false,
+            address: String::new(),
+            api: String::new(),
+            subnet: String::new(),
+            version: String::new(),
+            labels: BTreeMap::new(),
+            capacity: Capacity::default(),
+            requested: Capacity::default(),
+            replicas: 0,
+            started_ms: 0,
+            enrolled_ms: 0,
+        }
+    }
+
+    #[test]
+    fn a_node_is_found_by_name_or_id_and_never_by_chance() {
+        let nodes = [
+            node(0xaa, "edge-1", NodeState::Ready),
+            node(0xab, "edge-2", NodeState::Ready),
+            node(0xac, "edge-2", NodeState::Revoked),
+            node(0xad, "edge-3", NodeState::Down),
+            node(0xae, "edge-3", NodeState::Ready),
+        ];
+        assert_eq!(find(&nodes, "edge-1").unwrap().id, nodes[0].id);
+        assert_eq!(find(&nodes, "aaaaaaaa").unwrap().id, nodes[0].id);
+        assert_eq!(find(&nodes, "edge-2").unwrap().id, nodes[1].id, "the one that was not revoked");
+        assert_eq!(find(&nodes, "edge-3").unwrap_err().code, "ambiguous");
+        assert_eq!(find(&nodes, "aa").unwrap_err().code, "not-found");
+        assert_eq!(find(&nodes, "edge-9").unwrap_err().code, "not-found");
+    }
+
+    #[test]
+    fn what_was_wanted_before_stays_wanted() {
+        let of = node(0xaa, "edge-1", NodeState::Ready);
+        let first = document(&of, None, 1000, |intent| intent.cordoned = true);
+        let envelope = Envelope::sign(&first.to_json(), &SigningKey::from_seed([1; 32]));
+        let item = SpecItem {
+            key: first.key(),
+            revision: 1000,
+            digest: envelope.digest(),
+            deleted: false,
+            envelope,
+        };
+        let second = document(&of, Some(&item), 500, |intent| intent.revoked = true);
+        Document::parse(&second.to_json()).unwrap();
+        let Some(Spec::NodeIntent(intent)) = &second.spec else { panic!("{second:?}") };
+        assert!(intent.cordoned && intent.revoked);
+        assert_eq!((second.metadata.revision, second.metadata.replaces), (1001, Some(item.digest)));
+    }
+}
