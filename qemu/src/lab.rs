@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::forward::Forward;
 use crate::governor::{self, Slots};
 use crate::machine::{Machine, MachineOptions};
-use crate::network::{Door, FIRST_MACHINE, GATEWAY, LAST_MACHINE, Network};
+use crate::network::{Door, FIRST_MACHINE, GATEWAY, LAST_MACHINE, Network, Site};
 use crate::registry::TestRegistry;
 use crate::services::Services;
 use crate::state::StateDir;
@@ -149,6 +149,13 @@ impl Lab {
     /// Undoes all partitions.
     pub fn heal(&self) {
         self.inner.cuts.mend_all();
+    }
+
+    /// Moves the lab to another site: from now on DHCP gives addresses of another subnet. A machine asks for one when
+    /// its cable is put in again, or when its lease ends.
+    pub fn move_to_another_site(&self) -> Result<()> {
+        self.inner.network.open_site(Site::Second)?;
+        self.inner.services().move_to(&self.inner.network, Site::Second)
     }
 
     /// Starts a registry with the test images, which are made first if this computer has never made them.

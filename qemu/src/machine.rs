@@ -169,9 +169,9 @@ impl Machine {
         self.cable.mac
     }
 
-    /// The address the lab's DHCP reserves for it. See [`Machine::wait_for_lease`] for whether it has it yet.
+    /// The address the lab's DHCP reserves for it where the lab is now. See [`Machine::wait_for_lease`] for whether it has it yet.
     pub fn address(&self) -> Ipv4Addr {
-        address_of_host(self.host)
+        self.lab.services().address_of(self.host)
     }
 
     /// Switches it on.

@@ -29,7 +29,23 @@ pub(crate) const LAST_MACHINE: u8 = 254;
 pub(crate) const LABEL: &str = "HIVEMIND_LAB";
 
 pub(crate) const fn address_of_host(host: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 77, 0, host)
+    address_at(Site::First, host)
+}
+
+/// Where a lab's machines are: the subnet they get their addresses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// At first.
+    First,
+    /// After a move.
+    Second,
+}
+
+pub(crate) const fn address_at(site: Site, host: u8) -> Ipv4Addr {
+    match site {
+        Site::First => Ipv4Addr::new(10, 77, 0, host),
+        Site::Second => Ipv4Addr::new(10, 78, 0, host),
+    }
 }
 
 /// The way into a lab's network from another process, as long as the lab's owner lives.
@@ -99,6 +115,11 @@ impl Network {
         network.ip(&format!("address add {GATEWAY}/24 dev lab0"))?;
         network.ip("link set lab0 up")?;
         Ok(network)
+    }
+
+    /// Gives the bridge its address at another site, beside those it has.
+    pub(crate) fn open_site(&self, site: Site) -> Result<()> {
+        self.ip(&format!("address replace {}/24 dev lab0", address_at(site, 1)))
     }
 
     /// Opens a tap on the bridge. It leaves the bridge and vanishes when the file is closed.

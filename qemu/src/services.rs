@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
-use crate::network::{FIRST_MACHINE, GATEWAY, LAST_MACHINE, Network, address_of_host};
+use crate::network::{FIRST_MACHINE, LAST_MACHINE, Network, Site, address_at};
 use crate::process::Process;
 use crate::sys::ChildSetup;
 use crate::wire::Mac;
@@ -21,28 +21,35 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Services {
     dir: PathBuf,
+    site: Site,
     process: Process,
 }
 
 impl Services {
     pub(crate) fn start(network: &Network, dir: &Path, names: &[(String, Ipv4Addr)]) -> Result<Services> {
-        let hosts = dir.join("hosts");
-        fs::create_dir_all(&hosts).context(format!("create {}", hosts.display()))?;
-        let conf = dir.join("dnsmasq.conf");
-        fs::write(&conf, configuration(dir)).context(format!("write {}", conf.display()))?;
-        let log = fs::File::create(dir.join("dnsmasq.log")).context("create the log of dnsmasq")?;
-        let mut command = Command::new("dnsmasq");
-        command.arg("--keep-in-foreground").arg(format!("--conf-file={}", conf.display()));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        network.label(&mut command);
-        let network = Arc::clone(&network.namespace);
-        ChildSetup { network: Some(network), ..ChildSetup::default() }.apply(&mut command);
-        let mut services = Services { dir: dir.to_owned(), process: Process::spawn(command)? };
+        let site = Site::First;
+        let process = spawn(network, dir, site)?;
+        let mut services = Services { dir: dir.to_owned(), site, process };
         services.wait_until_ready()?;
         for (name, address) in names {
             services.publish(name, *address)?;
         }
         Ok(services)
+    }
+
+    /// Serves another site from now on: whoever asks gets an address there.
+    pub(crate) fn move_to(&mut self, network: &Network, site: Site) -> Result<()> {
+        self.process.kill();
+        // Nobody has a lease there.
+        let _ = fs::remove_file(self.dir.join("leases"));
+        self.process = spawn(network, &self.dir, site)?;
+        self.site = site;
+        self.wait_until_ready()
+    }
+
+    /// The address a machine has where the lab is now.
+    pub(crate) fn address_of(&self, host: u8) -> Ipv4Addr {
+        address_at(self.site, host)
     }
 
     /// Makes a name resolve to an address from now on; dnsmasq watches the folder.
@@ -83,8 +90,23 @@ impl Services {
     }
 }
 
-fn configuration(dir: &Path) -> String {
-    let dir = dir.display();
+fn spawn(network: &Network, dir: &Path, site: Site) -> Result<Process> {
+    let hosts = dir.join("hosts");
+    fs::create_dir_all(&hosts).context(format!("create {}", hosts.display()))?;
+    let conf = dir.join("dnsmasq.conf");
+    fs::write(&conf, configuration(dir, site)).context(format!("write {}", conf.display()))?;
+    let log = fs::File::create(dir.join("dnsmasq.log")).context("create the log of dnsmasq")?;
+    let mut command = Command::new("dnsmasq");
+    command.arg("--keep-in-foreground").arg(format!("--conf-file={}", conf.display()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    network.label(&mut command);
+    let network = Arc::clone(&network.namespace);
+    ChildSetup { network: Some(network), ..ChildSetup::default() }.apply(&mut command);
+    Process::spawn(command)
+}
+
+fn configuration(dir: &Path, site: Site) -> String {
+    let (dir, gateway) = (dir.display(), address_at(site, 1));
     let mut text = format!(
         "user=root\n\
          group=root\n\
@@ -99,15 +121,14 @@ fn configuration(dir: &Path) -> String {
          local=/lab/\n\
          dhcp-authoritative\n\
          dhcp-leasefile={dir}/leases\n\
-         dhcp-range={},static,255.255.255.0,1h\n\
-         dhcp-option=option:router,{GATEWAY}\n\
-         dhcp-option=option:dns-server,{GATEWAY}\n",
-        GATEWAY,
+         dhcp-range={gateway},static,255.255.255.0,1h\n\
+         dhcp-option=option:router,{gateway}\n\
+         dhcp-option=option:dns-server,{gateway}\n",
     );
     // Asking first whether an address is taken delays every boot by three seconds.
     text.push_str("no-ping\n");
     for host in FIRST_MACHINE..=LAST_MACHINE {
-        let _ = writeln!(text, "dhcp-host={},{}", Mac::of_host(host), address_of_host(host));
+        let _ = writeln!(text, "dhcp-host={},{}", Mac::of_host(host), address_at(site, host));
     }
     text
 }

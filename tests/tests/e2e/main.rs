@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod addresses;
 mod clocks;
 mod configuration;
 mod corruption;
@@ -14,5 +15,6 @@ mod health;
 mod input;
 mod joining;
 mod power;
+mod revocation;
 mod supervisor;
 mod workloads;

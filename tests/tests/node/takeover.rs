@@ -104,6 +104,8 @@ fn revoking_the_leader_moves_nothing_of_the_others() {
         );
         world.run(60_000);
         assert_eq!((starts(&world) - before, stops(&world)), (1, 0), "revision {revision}");
+        let said = world.machines[led].notes.len();
+        assert!(said < 100, "who is cut off does not say the same again and again: {said} notes");
     }
 }
 

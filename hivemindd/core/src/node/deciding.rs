@@ -101,7 +101,7 @@ impl Node {
             }
         }
         let Some(facts) = &self.facts else { return };
-        let Some(address) = facts.address else { return };
+        let Some(address) = facts.address.filter(|_| !self.is_revoked(&me)) else { return };
         let status = NodeStatus {
             hostname: facts.hostname.clone(),
             address,
@@ -234,6 +234,10 @@ impl Node {
 
     /// Says how this node's replicas are, and takes back what it said about those that are gone.
     fn tell_replicas(&mut self, now: Time, statuses: BTreeMap<ReplicaId, ReplicaStatus>, out: &mut Actions) {
+        if self.is_revoked(&self.settings.me) {
+            // Nobody hears it, itself included: it would say the same again and again.
+            return;
+        }
         let before = self.own_replica_statuses();
         for gone in before.keys().filter(|replica| !statuses.contains_key(replica)) {
             self.replica_said_ms.remove(gone);
