@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::SpecItem;
-use hivemind_spec::document::{Document, Spec, SpecKey};
+use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::workload::Exclusive;
 use serde::Serialize;
@@ -84,6 +84,22 @@ pub fn compare(
             Change { key, action, differences, document }
         })
         .collect()
+}
+
+/// The next version of a document that is the whole cluster's, without a namespace.
+pub fn of_cluster(kind: Kind, name: String, spec: Spec, before: Option<&SpecItem>, now_ms: u64) -> Document {
+    let metadata = Metadata {
+        name,
+        namespace: String::new(),
+        labels: BTreeMap::new(),
+        revision: 0,
+        replaces: None,
+        ancestors: None,
+        deleted: false,
+    };
+    let mut document = Document { metadata, kind, spec: Some(spec) };
+    succeed(&mut document, before, now_ms);
+    document
 }
 
 /// Makes a document the next version of what the cluster holds of its name, if anything.

@@ -1,9 +1,7 @@
 //! `hivemind keys`.
 
-use std::collections::BTreeMap;
-
 use hivemind_spec::api::{Accepted, SpecItem};
-use hivemind_spec::document::{Document, KeySpec, Kind, Metadata, Role, Spec, is_dns_label};
+use hivemind_spec::document::{Document, KeySpec, Kind, Role, Spec, is_dns_label};
 use hivemind_spec::key::{PublicKey, SigningKey};
 use serde_json::json;
 
@@ -199,21 +197,7 @@ fn end(global: &Global, options: &KeyName, revoke: bool) -> Result<Exit> {
 }
 
 fn document(name: &str, spec: KeySpec, before: Option<&SpecItem>, now_ms: u64) -> Document {
-    let mut document = Document {
-        metadata: Metadata {
-            name: name.to_owned(),
-            namespace: String::new(),
-            labels: BTreeMap::new(),
-            revision: 0,
-            replaces: None,
-            ancestors: None,
-            deleted: false,
-        },
-        kind: Kind::Key,
-        spec: Some(Spec::Key(spec)),
-    };
-    deploy::succeed(&mut document, before, now_ms);
-    document
+    deploy::of_cluster(Kind::Key, name.to_owned(), Spec::Key(spec), before, now_ms)
 }
 
 fn report(global: &Global, name: &str, what: &str, accepted: &Accepted) {

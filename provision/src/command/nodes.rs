@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::api::{Accepted, Node, NodeState, SpecItem};
-use hivemind_spec::document::{Document, Kind, Metadata, NodeIntentSpec, Spec};
+use hivemind_spec::document::{Document, Kind, NodeIntentSpec, Spec};
 use serde_json::json;
 
 use super::push::{held, send};
@@ -89,21 +89,7 @@ fn document(
         _ => NodeIntentSpec { node: node.id, cordoned: false, revoked: false, labels: BTreeMap::new() },
     };
     change(&mut intent);
-    let mut document = Document {
-        metadata: Metadata {
-            name: node.id.to_string(),
-            namespace: String::new(),
-            labels: BTreeMap::new(),
-            revision: 0,
-            replaces: None,
-            ancestors: None,
-            deleted: false,
-        },
-        kind: Kind::NodeIntent,
-        spec: Some(Spec::NodeIntent(intent)),
-    };
-    deploy::succeed(&mut document, before, now_ms);
-    document
+    deploy::of_cluster(Kind::NodeIntent, node.id.to_string(), Spec::NodeIntent(intent), before, now_ms)
 }
 
 fn report(global: &Global, node: &Node, what: &str, accepted: &Accepted) {

@@ -101,12 +101,7 @@ impl Node {
         now: Time,
         out: &mut Actions,
     ) -> BTreeMap<WorkloadId, (Standing, String)> {
-        let wanted: BTreeMap<WorkloadId, Exclusive> = self
-            .cluster
-            .assignments(&self.settings.me)
-            .into_iter()
-            .filter_map(|(replica, workload)| Some((replica.workload, workload.spec.exclusive.clone()?)))
-            .collect();
+        let wanted = self.exclusive_here();
         if !wanted.is_empty() || !self.leases.is_idle() {
             let here = self.replicas.workloads_here();
             let enrolled = self.enrolled();
@@ -116,10 +111,29 @@ impl Node {
         }
         let hostname = |id: &NodeId| self.cluster.hostname(id);
         let standing = |id: WorkloadId| {
-            let told = (self.leases.standing(now.mono_ms, &id), self.leases.explain(&id, hostname));
-            (id, told)
+            let standing = self.leases.standing(now.mono_ms, &id);
+            let why = match standing {
+                Standing::Held { .. } => String::new(),
+                Standing::Never | Standing::Lost { .. } => self.leases.explain(&id, hostname),
+            };
+            (id, (standing, why))
         };
         wanted.into_keys().map(standing).collect()
+    }
+
+    /// The exclusive workloads that are placed here. Looks at the slots of no others: it is asked at every
+    /// step.
+    fn exclusive_here(&self) -> BTreeMap<WorkloadId, Exclusive> {
+        let exclusive = self.cluster.workloads.iter();
+        let exclusive = exclusive.filter_map(|(id, workload)| Some((id, workload.spec.exclusive.as_ref()?)));
+        let is_here = |id: &WorkloadId| {
+            let placement = self.cluster.placements.get(id);
+            placement.is_some_and(|placement| placement.slots.values().any(|node| *node == self.settings.me))
+        };
+        exclusive
+            .filter(|(id, _)| is_here(id))
+            .map(|(id, exclusive)| (id.clone(), exclusive.clone()))
+            .collect()
     }
 
     fn post(&mut self, letters: Vec<Addressed>, out: &mut Actions) {

@@ -322,12 +322,11 @@ impl Node {
     }
 
     pub(super) fn persisted(&mut self, batch: BatchId, out: &mut Actions) {
-        let number = batch;
-        let Some(batch) = self.store.end(batch) else { return };
+        let Some(written) = self.store.end(batch) else { return };
         self.store_failed_ms = None;
-        out.extend(batch.held);
-        self.grants_are_durable(number);
-        for ack in batch.pushes {
+        out.extend(written.held);
+        self.grants_are_durable(batch);
+        for ack in written.pushes {
             self.push_is_durable(ack, out);
         }
     }

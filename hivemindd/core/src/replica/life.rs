@@ -168,19 +168,19 @@ impl Life {
         }
         let ago_ms = now.wall_ms.saturating_sub(end.at_ms);
         match self.stop_cause.take() {
-            Some(cause @ (StopCause::Renumbered | StopCause::LeaseEnded)) => {
-                let reason = match cause {
-                    StopCause::LeaseEnded => "its lease ended",
-                    _ => "its node's subnet changed",
-                };
-                let reason = reason.to_owned();
-                self.ended = Some(Ended { restarts: labels.restarts, next: Next::At(now.mono_ms), reason });
-            }
+            Some(StopCause::Renumbered) => self.goes_on(now, labels, "its node's subnet changed"),
+            Some(StopCause::LeaseEnded) => self.goes_on(now, labels, "its lease ended"),
             Some(StopCause::Unhealthy(detail)) => {
                 self.end(now, labels.restarts, ago_ms, true, format!("health check failed: {detail}"));
             }
             None => self.end(now, labels.restarts, ago_ms, end.code != 0, describe(end)),
         }
+    }
+
+    /// It ended through no fault of its own, and starts again as soon as it may.
+    fn goes_on(&mut self, now: Time, labels: &ContainerLabels, reason: &str) {
+        let (next, reason) = (Next::At(now.mono_ms), reason.to_owned());
+        self.ended = Some(Ended { restarts: labels.restarts, next, reason });
     }
 
     /// Takes note that a start failed.
