@@ -89,6 +89,7 @@ impl Networks {
         let namespace = fs::File::open(path).map_err(failed("opening the namespace"))?;
         let inside = LinkUnspec::new_with_name(INTERFACE)
             .setns_by_fd(namespace.as_fd().as_raw_fd())
+            .address(hardware_address(plan.ip).to_vec())
             .mtu(plan.mtu)
             .build();
         let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
@@ -127,6 +128,13 @@ impl Networks {
 pub(super) fn host_interface(id: &ContainerId) -> String {
     let digits = id.0.strip_prefix("hm-").unwrap_or(&id.0);
     format!("hv{}", digits.chars().take(NAME_DIGITS).collect::<String>())
+}
+
+/// A container's hardware address, locally administered (IEEE 802, section 8.4). It follows from the IP
+/// address: a container that takes another's place is found where neighbours remember that one.
+fn hardware_address(ip: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ip.octets();
+    [0x02, 0x42, a, b, c, d]
 }
 
 async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
@@ -194,7 +202,77 @@ async fn configure(
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use hivemind_core::event::ContainerLabels;
+    use hivemind_core::record::{ReplicaId, WorkloadId};
+    use hivemind_spec::api::Capacity;
+    use hivemind_spec::id::Digest;
+
     use super::*;
+    use crate::identity::tests::Folder;
+    use crate::network::tests::{in_own_namespace, output};
+
+    fn plan(id: &str, ip: Ipv4Addr) -> ContainerPlan {
+        let workload = WorkloadId { namespace: "default".to_owned(), name: "web".to_owned() };
+        let labels = ContainerLabels {
+            replica: ReplicaId { workload, slot: 0 },
+            template: Digest([1; 32]),
+            ip,
+            restarts: 0,
+            asks: Capacity::default(),
+        };
+        ContainerPlan {
+            id: ContainerId(id.to_owned()),
+            labels,
+            spec: serde_json::from_str(r#"{"image": "registry.lab/web:1"}"#).unwrap(),
+            hostname: "web-0".to_owned(),
+            ip,
+            prefix: 24,
+            gateway: Ipv4Addr::new(10, 42, 1, 1),
+            search: "default.hive.internal".to_owned(),
+            mtu: 1450,
+        }
+    }
+
+    /// Whether something that listens in the container can be connected to from outside.
+    async fn answers(networks: &Networks, container: &ContainerPlan) -> bool {
+        let (path, address) = (networks.path(&container.id), (container.ip, 80).into());
+        let (told, listener) = oneshot::channel();
+        let listen = move || {
+            setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+            let _ = told.send(TcpListener::bind(address)?);
+            Ok(())
+        };
+        in_thread(listen).await.unwrap();
+        let _listener = listener.await.unwrap();
+        TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+    }
+
+    #[test]
+    fn a_container_made_anew_is_reached_at_once_though_its_neighbour_keeps_the_bridge_up() {
+        in_own_namespace(|| async {
+            let folder = Folder::new("netns");
+            let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
+            for command in
+                ["link add hive0 type bridge", "addr add 10.42.1.1/24 dev hive0", "link set hive0 up"]
+            {
+                output("ip", command);
+            }
+            let other = plan("hm-1000000000000000", Ipv4Addr::new(10, 42, 1, 2));
+            let restarted = plan("hm-2000000000000000", Ipv4Addr::new(10, 42, 1, 3));
+            networks.create(&other).await.unwrap();
+            networks.create(&restarted).await.unwrap();
+            assert!(answers(&networks, &restarted).await && answers(&networks, &other).await);
+            networks.remove(&restarted.id).await.unwrap();
+            networks.create(&restarted).await.unwrap();
+            assert!(answers(&networks, &restarted).await, "{}", output("ip", "neigh show dev hive0"));
+            for container in [&other, &restarted] {
+                networks.remove(&container.id).await.unwrap();
+            }
+        });
+    }
 
     #[test]
     fn interface_names_fit_the_kernel() {
