@@ -140,7 +140,7 @@ pub fn container_id(replica: &ReplicaId, template: &Digest) -> ContainerId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum InFlight {
     Pull { image: String },
-    Start { container: ContainerId, labels: ContainerLabels },
+    Start { container: ContainerId, labels: ContainerLabels, since_wall_ms: u64 },
     Stop { container: ContainerId },
     Remove { container: ContainerId },
 }
@@ -223,9 +223,8 @@ impl Replicas {
                 self.observed.expect_image(image);
             }
             (Some(InFlight::Pull { image }), Err(error)) => self.pulls.failed(now, &image, error),
-            (Some(InFlight::Start { container, labels }), Ok(())) => {
-                let state = ContainerState { labels: Some(labels), task: TaskState::Running };
-                self.observed.expect(now, container, Some(state));
+            (Some(InFlight::Start { container, labels, since_wall_ms }), Ok(())) => {
+                self.observed.expect_running(now, container, labels, since_wall_ms);
             }
             (Some(InFlight::Start { labels, .. }), Err(error)) => {
                 if let Some(life) = self.lives.get_mut(&labels.replica) {
@@ -238,7 +237,7 @@ impl Replicas {
             }
             (Some(InFlight::Remove { container }), Ok(())) => {
                 self.trouble.remove(&container);
-                self.observed.expect(now, container, None);
+                self.observed.expect_gone(now, container);
             }
             (Some(InFlight::Stop { container } | InFlight::Remove { container }), Err(error)) => {
                 let failures = self.trouble.get(&container).map_or(0, |trouble| trouble.failures);
@@ -629,7 +628,7 @@ impl Replicas {
             mtu: OVERLAY_MTU,
         };
         self.begin(
-            InFlight::Start { container: id.clone(), labels },
+            InFlight::Start { container: id.clone(), labels, since_wall_ms: now.wall_ms },
             RuntimeOp::Start(Box::new(container)),
             plan,
         );

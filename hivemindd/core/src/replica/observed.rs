@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::event::{ContainerId, ContainerState, Inventory, TaskState};
+use crate::event::{ContainerId, ContainerLabels, ContainerState, Inventory, TaskState};
 use crate::time::Time;
 
 /// How long an operation's outcome is believed against an inventory that says otherwise,
@@ -15,6 +15,8 @@ const BELIEVED_MS: u64 = 10_000;
 struct Expected {
     /// `None`: gone.
     state: Option<ContainerState>,
+    /// When the operation began that made it so, wall milliseconds.
+    since_wall_ms: u64,
     until_ms: u64,
 }
 
@@ -42,8 +44,7 @@ impl Observed {
         self.inventory = inventory;
         let containers = &mut self.inventory.containers;
         self.expected.retain(|id, expected| {
-            let stands =
-                now.mono_ms < expected.until_ms && !settles(expected.state.as_ref(), containers.get(id));
+            let stands = now.mono_ms < expected.until_ms && !settles(expected, containers.get(id));
             if stands {
                 match &expected.state {
                     Some(state) => containers.insert(id.clone(), state.clone()),
@@ -54,14 +55,30 @@ impl Observed {
         });
     }
 
-    /// Takes note of an operation's outcome.
-    pub(super) fn expect(&mut self, now: Time, id: ContainerId, state: Option<ContainerState>) {
+    /// Takes note that a container was started; that began at `since_wall_ms`.
+    pub(super) fn expect_running(
+        &mut self,
+        now: Time,
+        id: ContainerId,
+        labels: ContainerLabels,
+        since_wall_ms: u64,
+    ) {
+        let state = ContainerState { labels: Some(labels), task: TaskState::Running };
+        self.expect(now, id, Some(state), since_wall_ms);
+    }
+
+    /// Takes note that a container was removed.
+    pub(super) fn expect_gone(&mut self, now: Time, id: ContainerId) {
+        self.expect(now, id, None, now.wall_ms);
+    }
+
+    fn expect(&mut self, now: Time, id: ContainerId, state: Option<ContainerState>, since_wall_ms: u64) {
         match &state {
             Some(state) => self.inventory.containers.insert(id.clone(), state.clone()),
             None => self.inventory.containers.remove(&id),
         };
         let until_ms = now.mono_ms.saturating_add(BELIEVED_MS);
-        self.expected.insert(id, Expected { state, until_ms });
+        self.expected.insert(id, Expected { state, since_wall_ms, until_ms });
     }
 
     /// Takes note that a container was stopped. How it ended the next inventory says; whatever the
@@ -71,7 +88,7 @@ impl Observed {
         if state.task == TaskState::Running {
             const SIGTERM_CODE: u32 = 143;
             let task = TaskState::Exited { code: SIGTERM_CODE, at_ms: now.wall_ms, oom: false };
-            self.expect(now, id, Some(ContainerState { task, ..state }));
+            self.expect(now, id, Some(ContainerState { task, ..state }), now.wall_ms);
         }
     }
 
@@ -81,17 +98,86 @@ impl Observed {
 }
 
 /// Whether what an inventory says about a container can be later than what was expected.
-fn settles(expected: Option<&ContainerState>, found: Option<&ContainerState>) -> bool {
-    let Some(expected) = expected else { return found.is_none() };
+fn settles(expected: &Expected, found: Option<&ContainerState>) -> bool {
+    let since_ms = expected.since_wall_ms;
+    let Some(expected) = &expected.state else { return found.is_none() };
     let Some(found) = found else {
         // A container that ended may have been removed; one that was just started was not.
         return expected.task != TaskState::Running;
     };
     let same = found.labels == expected.labels;
     match (&expected.task, &found.task) {
-        (TaskState::Running, TaskState::Running | TaskState::Exited { .. }) => same,
+        // It may be the container's predecessor of the same name that runs there, or ended earlier.
+        (TaskState::Running, TaskState::Running) => false,
+        (TaskState::Running, TaskState::Exited { at_ms, .. }) => same && *at_ms >= since_ms,
         (TaskState::Running, TaskState::Absent) => false,
         (_, TaskState::Running) => !same,
         (_, _) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hivemind_spec::api::Capacity;
+    use hivemind_spec::id::Digest;
+
+    use super::*;
+    use crate::record::{ReplicaId, WorkloadId};
+
+    fn labels() -> ContainerLabels {
+        let workload = WorkloadId { namespace: "default".to_owned(), name: "web".to_owned() };
+        ContainerLabels {
+            replica: ReplicaId { workload, slot: 0 },
+            template: Digest([1; 32]),
+            ip: Ipv4Addr::new(10, 42, 0, 2),
+            restarts: 0,
+            asks: Capacity::default(),
+        }
+    }
+
+    fn inventory(id: &ContainerId, task: TaskState) -> Inventory {
+        let state = ContainerState { labels: Some(labels()), task };
+        Inventory { containers: BTreeMap::from([(id.clone(), state)]), ..Inventory::default() }
+    }
+
+    fn at(ms: u64) -> Time {
+        Time { mono_ms: ms, wall_ms: 1_000_000 + ms }
+    }
+
+    fn ended(at_ms: u64) -> TaskState {
+        TaskState::Exited { code: 143, at_ms: 1_000_000 + at_ms, oom: false }
+    }
+
+    /// A container whose start took from 4800 ms to 5000 ms.
+    fn started() -> (Observed, ContainerId) {
+        let (mut observed, id) = (Observed::default(), ContainerId("hm-1".to_owned()));
+        observed.expect_running(at(5000), id.clone(), labels(), at(4800).wall_ms);
+        (observed, id)
+    }
+
+    #[test]
+    fn what_befell_a_containers_predecessor_did_not_befall_itself() {
+        let (mut observed, id) = started();
+        // Taken before the start, told after it.
+        for task in [TaskState::Running, ended(4700), TaskState::Absent] {
+            observed.update(at(6000), inventory(&id, task));
+            assert_eq!(observed.inventory().containers[&id].task, TaskState::Running);
+        }
+    }
+
+    #[test]
+    fn a_container_that_ends_before_its_start_is_told_has_ended() {
+        let (mut observed, id) = started();
+        observed.update(at(5100), inventory(&id, ended(4900)));
+        assert_eq!(observed.inventory().containers[&id].task, ended(4900));
+    }
+
+    #[test]
+    fn an_inventory_that_still_disagrees_after_a_while_is_right() {
+        let (mut observed, id) = started();
+        observed.update(at(5000 + BELIEVED_MS), inventory(&id, ended(1)));
+        assert_eq!(observed.inventory().containers[&id].task, ended(1));
     }
 }
