@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Looks again and again until `look` finds something; how long it took comes with it.
+/// Looks again and again until `look` finds something; how long it took comes with it, and is printed.
 ///
 /// # Panics
 /// When nothing was found within `limit`, with what was waited for and the last look's words.
@@ -26,7 +26,10 @@ pub fn polling<T>(
     let begin = Instant::now();
     loop {
         match look() {
-            Ok(found) => return (found, begin.elapsed()),
+            Ok(found) => {
+                eprintln!("{:5.1} s  {what}", begin.elapsed().as_secs_f64());
+                return (found, begin.elapsed());
+            }
             Err(last) => {
                 assert!(begin.elapsed() < limit, "{what}: not within {limit:?}; last: {last}");
             }

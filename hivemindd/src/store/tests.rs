@@ -246,3 +246,40 @@ fn a_store_in_use_is_left_alone() {
     assert_eq!(store.scan(b"key/").unwrap().len(), 10);
     assert!(!folder.0.join("store.damaged").exists());
 }
+
+/// Updates, in batches as steps of the core hand them out, of as many records as a hundred nodes with
+/// thirty replicas each have.
+const UPDATES: u64 = 1_000_000;
+const BATCH: u64 = 5;
+const RECORDS: u64 = 3500;
+
+/// Batches to a flush: fewer than under such a load, so that the test ends.
+const BATCHES_TO_A_FLUSH: u64 = 64;
+
+#[test]
+fn a_million_updates_leave_a_store_of_at_most_64_megabytes() {
+    let folder = Folder::new("store-million");
+    let path = folder.0.join("store");
+    let store = open(&path);
+    // A statement has some four hundred bytes, a document up to some thousand.
+    let value = |n: u64| format!("{n:08}").repeat(if n.is_multiple_of(20) { 400 } else { 50 });
+    let key = |n: u64| format!("record/{:04}", n * 7919 % RECORDS);
+    for batch in 0..UPDATES / BATCH {
+        let numbers = batch * BATCH..(batch + 1) * BATCH;
+        let writes = numbers.map(|n| match n % 50 {
+            0 => (key(n).into(), None),
+            _ => put(&key(n), &value(n)),
+        });
+        store.apply(&writes.collect::<Vec<_>>()).unwrap();
+        if batch % BATCHES_TO_A_FLUSH == 0 {
+            store.flush().unwrap();
+        }
+    }
+    store.flush().unwrap();
+    let bytes: u64 = files(&path).iter().map(|file| file.metadata().unwrap().len()).sum();
+    eprintln!("{bytes} bytes");
+    assert!(bytes <= 64 << 20, "{bytes} bytes");
+    drop(store);
+    let held: u64 = open(&path).scan(b"").unwrap().iter().map(|(_, value)| value.len() as u64).sum();
+    assert!(held > 1 << 20, "{held} bytes of values are there after all that");
+}

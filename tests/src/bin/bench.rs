@@ -221,6 +221,8 @@ fn idle() {
     let first = &cluster.machines[0];
     let threads_before = threads(first);
     let frames_before = first.frames();
+    let written = || cluster.machines.iter().map(|m| written_bytes(&ask(m, &["cat", "/proc/diskstats"])));
+    let written_before: Vec<f64> = written().collect();
     let begin = Instant::now();
     std::thread::sleep(Duration::from_secs(60));
     let (to, from) = first.frames();
@@ -244,6 +246,9 @@ fn idle() {
     let used = cluster.machines.iter().zip(before).map(|(m, b)| number(&ask(m, &["ticks", "hivemindd"])) - b);
     let busiest = used.fold(0.0, f64::max) / TICKS_PER_SECOND / begin.elapsed().as_secs_f64() * 100.0;
 
+    let written = written().zip(written_before).map(|(after, before)| after - before);
+    let written = written.fold(0.0, f64::max) / 1024.0 / begin.elapsed().as_secs_f64();
+
     let mut rss: f64 = 0.0;
     let mut machine_used: f64 = 0.0;
     for machine in &cluster.machines {
@@ -255,6 +260,7 @@ fn idle() {
     report("hivemindd_rss", rss, "MB", 32.0);
     report("machine_used", machine_used, "MB", 110.0);
     report("idle_cpu", busiest, "%", 1.0);
+    report("idle_writes", written, "KiB/s", 5.0);
 }
 
 /// Power cut to the replica's answer from another machine, with the image there.
@@ -295,6 +301,14 @@ fn number(text: &str) -> f64 {
 /// The sum of a column of numbers.
 fn sum(text: &str, column: usize) -> u64 {
     text.lines().filter_map(|line| line.split_whitespace().nth(column)?.parse::<u64>().ok()).sum()
+}
+
+/// What was written to the whole disk, of `/proc/diskstats` (kernel, admin-guide/iostats: field 7, in
+/// sectors of 512 bytes).
+fn written_bytes(diskstats: &str) -> f64 {
+    let fields = diskstats.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let disk = fields.into_iter().find(|fields| fields.get(2) == Some(&"vda"));
+    disk.and_then(|fields| fields.get(9)?.parse::<f64>().ok()).unwrap_or(f64::NAN) * 512.0
 }
 
 /// `MemTotal` less `MemAvailable` of `/proc/meminfo`, KiB: what `free` calls used.

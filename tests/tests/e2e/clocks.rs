@@ -13,23 +13,26 @@ const FIFTY_SEVEN_YEARS_S: i64 = 57 * 365 * 86_400;
 /// To about 2069: the last year that a clock chip shows in two digits.
 const FORTY_TWO_YEARS_S: i64 = 42 * 365 * 86_400;
 
+/// A clock set by hand to the wrong year, and a month.
+const FOUR_HUNDRED_DAYS_S: i64 = 400 * 86_400;
+
 #[test]
 fn machines_whose_clocks_are_wrong_by_decades_join_and_run_workloads_and_their_operator_is_told() {
-    let cluster = Cluster::new("clocks", 2).with_machines(2);
-    let [past, future] = cluster.machines.as_slice() else { panic!("two machines") };
+    let cluster = Cluster::new("clocks", 3).with_machines(3);
+    let [past, future, later] = cluster.machines.as_slice() else { panic!("three machines") };
     past.set_clock_offset_s(-FIFTY_SEVEN_YEARS_S);
     future.set_clock_offset_s(FORTY_TWO_YEARS_S);
-    past.power_on().unwrap();
-    future.power_on().unwrap();
-    cluster.wait_for_ready(2);
+    cluster.machines.iter().for_each(|machine| machine.power_on().unwrap());
+    cluster.wait_for_ready(3);
     cluster
         .push(
             "services:\n  web:\n    image: registry.lab:5000/nginx:1\n    ports: ['8080:80']\n    \
-             deploy: {replicas: 2}\n",
+             deploy: {replicas: 3}\n",
         )
         .ok();
-    let replicas = cluster.wait_for_running("web", 2, STARTING);
-    assert_ne!(replicas[0].node, replicas[1].node);
+    let replicas = cluster.wait_for_running("web", 3, STARTING);
+    let homes: BTreeSet<&str> = replicas.iter().map(|replica| replica.node.as_str()).collect();
+    assert_eq!(homes.len(), 3, "{replicas:#?}");
     for machine in &cluster.machines {
         let url = format!("http://{}:8080/", machine.address());
         wait::until(&url, Duration::from_secs(20), || cluster.get(&url));
@@ -59,9 +62,30 @@ fn machines_whose_clocks_are_wrong_by_decades_join_and_run_workloads_and_their_o
         let node = machine.address().to_string();
         let said = cluster.hivemind(["logs", "web", "--tail", "1000", "--node", &node]).ok().stdout();
         let slots: BTreeSet<&str> = said.lines().filter_map(|line| line.split(" | ").next()).collect();
-        assert_eq!(slots.len(), 2, "by way of {node}: {said}");
+        assert_eq!(slots.len(), 3, "by way of {node}: {said}");
         assert!(!said.contains("missing"), "by way of {node}: {said}");
     }
+
+    // A member whose clock is set wrong while its power is off comes back as the same, runs what is its
+    // own, and takes pushes.
+    later.power_cut();
+    later.set_clock_offset_s(FOUR_HUNDRED_DAYS_S);
+    later.power_on().unwrap();
+    let later = later.address().to_string();
+    wait::until("it is back, a year ahead", STARTING, || {
+        let nodes = items(&cluster.json(&["nodes", "--node", &later])?);
+        let all_ready = nodes.len() == 3 && nodes.iter().all(|node| node["state"] == "ready");
+        if all_ready { Ok(()) } else { Err(format!("{nodes:#?}")) }
+    });
+    let compose = "services:\n  more:\n    image: registry.lab:5000/nginx:1\n    deploy: {replicas: 3}\n";
+    let file = hivemind_tests::command::compose(cluster.folder(), compose);
+    cluster.hivemind(["push", &file.to_string_lossy(), "--node", &later]).ok();
+    cluster.wait_for_running("more", 3, STARTING);
+    cluster.wait_for_running("web", 3, STARTING);
+    wait::until("everything has one place", STARTING, || {
+        let counts = (cluster.replicas("web")?.len(), cluster.replicas("more")?.len());
+        if counts == (3, 3) { Ok(()) } else { Err(format!("{counts:?}")) }
+    });
 
     cluster.hivemind(["remove", "--yes", "web"]).ok();
     wait::until("everything is gone", Duration::from_secs(60), || {

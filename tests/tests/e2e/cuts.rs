@@ -9,7 +9,7 @@ use hivemind_tests::command::{compose, items};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-/// Power cuts in every run; set `HIVEMIND_POWER_CUTS` for more, and `HIVEMIND_POWER_SEED` for others.
+/// Machines whose power is cut in every run, at least; set `HIVEMIND_POWER_CUTS` for more, and `HIVEMIND_POWER_SEED` for others.
 const CUTS: u64 = 50;
 
 /// How long after a push began the power goes, milliseconds: before, in and after all its steps.
@@ -61,8 +61,12 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
     cluster.push(app).ok();
 
     let mut acknowledged = BTreeSet::new();
-    for cut in 0..number("HIVEMIND_POWER_CUTS", CUTS) {
-        let file = pushed(&cluster, [cut]);
+    let wanted = number("HIVEMIND_POWER_CUTS", CUTS);
+    let (mut cuts, mut pushes) = (0, 0);
+    while cuts < wanted {
+        let this = pushes;
+        pushes += 1;
+        let file = pushed(&cluster, [this]);
         let victims: Vec<&Machine> = match rng.random_range(0..3) {
             0 => cluster.machines.iter().collect(),
             which => vec![&cluster.machines[which - 1]],
@@ -73,9 +77,10 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
             victims.iter().for_each(|machine| machine.power_cut());
             victims.iter().for_each(|machine| machine.power_on().unwrap());
             if push.join().unwrap() {
-                acknowledged.insert(cut);
+                acknowledged.insert(this);
             }
         });
+        cuts += victims.len() as u64;
         std::thread::sleep(Duration::from_millis(rng.random_range(0..PAUSE_MS)));
     }
 
@@ -97,7 +102,7 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
         hivemind_tests::wait::until(machine.name(), Duration::from_secs(30), held);
     }
     let share = acknowledged.len();
-    eprintln!("{share} pushes were acknowledged");
+    eprintln!("{cuts} cuts; {share} of {pushes} pushes were acknowledged");
     assert!(share > 5, "pushes were acknowledged between the cuts: {acknowledged:?}");
     cluster.wait_for_running("app", 2, COME_BACK.max(STARTING));
 }
