@@ -12,7 +12,7 @@ use hivemind_spec::certificate::NodeIdentity;
 use hivemind_spec::document::{Document, Spec};
 use hivemind_spec::dsse::{Envelope, Verified};
 use hivemind_spec::id::{Digest, KeyId, NodeId};
-use hivemind_spec::key::PublicKey;
+use hivemind_spec::key::{PublicKey, SignatureVerifier};
 
 use crate::enrolment::ChainVerifier;
 use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
@@ -45,6 +45,7 @@ impl Refusal {
 pub struct Keyring {
     root_ca: Vec<u8>,
     verify_chain: ChainVerifier,
+    verify_signature: SignatureVerifier,
     roots: BTreeMap<KeyId, PublicKey>,
     operators: BTreeMap<KeyId, PublicKey>,
     writers: BTreeMap<NodeId, PublicKey>,
@@ -52,10 +53,16 @@ pub struct Keyring {
 
 impl Keyring {
     /// The keys of the machine configuration.
-    pub fn new(root_ca: Vec<u8>, roots: &[PublicKey], verify_chain: ChainVerifier) -> Self {
+    pub fn new(
+        root_ca: Vec<u8>,
+        roots: &[PublicKey],
+        verify_chain: ChainVerifier,
+        verify_signature: SignatureVerifier,
+    ) -> Self {
         Self {
             root_ca,
             verify_chain,
+            verify_signature,
             roots: roots.iter().map(|key| (key.id(), *key)).collect(),
             operators: BTreeMap::new(),
             writers: BTreeMap::new(),
@@ -154,7 +161,9 @@ impl Keyring {
                 return Err(Refusal::Wrong(format!("key {} signed it twice", signature.keyid)));
             }
         }
-        envelope.verify(|id| self.operator(id)).map_err(|e| Refusal::Wrong(e.to_string()))
+        envelope
+            .verify_by(self.verify_signature, |id| self.operator(id))
+            .map_err(|e| Refusal::Wrong(e.to_string()))
     }
 
     fn check_statement(&self, key: &RecordKey, statement: &Statement) -> Result<(Order, Content), Refusal> {
@@ -164,7 +173,7 @@ impl Keyring {
             return Err(Refusal::Wrong("it is filed under another subject's name".into()));
         }
         let writer = self.writer_of(statement, &body)?;
-        statement::check(statement, &writer).map_err(wrong)?;
+        statement::check(statement, &writer, self.verify_signature).map_err(wrong)?;
         Ok(match body {
             Body::Observation { boot, sequence, topic, observation } => {
                 if observation.as_ref().is_some_and(|o| !is_about(o, &topic)) {
@@ -224,5 +233,6 @@ fn is_about(observation: &Observation, topic: &Topic) -> bool {
             | (Observation::Node(_), Topic::Node)
             | (Observation::Replica(_), Topic::Replica(_))
             | (Observation::Overtaken(_), Topic::Overtaken(_))
+            | (Observation::Doubled(_), Topic::Doubled(_))
     )
 }

@@ -11,7 +11,7 @@ use hivemind_spec::workload::{Protocol, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{
-    Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, WorkloadId,
+    Doubled, Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, WorkloadId,
 };
 use crate::time::{Hlc, Time};
 
@@ -28,6 +28,8 @@ pub struct Cluster {
     pub placements: BTreeMap<WorkloadId, Placement>,
     /// Versions of documents that lost their place to one whose signer did not know them.
     pub overtaken: BTreeMap<SpecKey, Overtaken>,
+    /// Nodes that run on two machines at once.
+    pub doubled: BTreeMap<NodeId, Doubled>,
     /// Which old deletions are forgotten.
     pub forgotten: Forgotten,
 }

@@ -27,6 +27,35 @@ pub const YOUNG_MS: u64 = 10 * 60 * 1000;
 /// Nodes taken on faith: one is enough, a few more cover those met at the same moment.
 pub const MAX_ANCHORS: usize = 8;
 
+/// Newcomers a node admits one right after the other: a small cluster forms without a pause.
+const ADMITTED_AT_ONCE: u64 = 4;
+
+/// After those a node admits one newcomer in this time, milliseconds. Nodes that are powered on together
+/// would all admit each other, a number of records that grows with the square of theirs, were they not
+/// given the time to hear that others did. Four admissions of each by chance connect them all but surely.
+const ADMIT_EVERY_MS: u64 = 250;
+
+/// How fast a node admits newcomers (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Debug, Default)]
+pub struct Pace {
+    spent_until_ms: u64,
+}
+
+impl Pace {
+    /// Takes one admission.
+    ///
+    /// # Errors
+    /// When there is none now; gives when there will be one, monotonic milliseconds.
+    pub fn take(&mut self, now_ms: u64) -> Result<(), u64> {
+        let from_ms = self.spent_until_ms.saturating_sub((ADMITTED_AT_ONCE - 1) * ADMIT_EVERY_MS);
+        if from_ms > now_ms {
+            return Err(from_ms);
+        }
+        self.spent_until_ms = self.spent_until_ms.max(now_ms) + ADMIT_EVERY_MS;
+        Ok(())
+    }
+}
+
 /// Checks that a node CA and its token CA lead to the root CA, whatever the time (arguments: root
 /// CA, node CA, token CA, all DER). [`hivemind_spec::certificate::verify_node_chain`] in
 /// production; simulations with thousands of nodes may take a cheaper one.

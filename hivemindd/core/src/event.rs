@@ -229,6 +229,12 @@ pub enum Level {
 pub enum Message {
     /// A SWIM packet (foca's bytes); travels as a datagram when it fits.
     Swim(Vec<u8>),
+    /// Which start of the sender's agent this is: the first message on a new connection. The number is
+    /// drawn anew at each start.
+    Hello {
+        /// The number.
+        run: u64,
+    },
     /// All members the sender knows: sent on a new connection, because SWIM alone spreads slowly.
     Members(Vec<Peer>),
     /// Anti-entropy, first step: one digest per key range.

@@ -122,6 +122,8 @@ pub enum Refusal {
     WhichVoters,
     /// It knows of too many leases.
     Full,
+    /// The asker runs on two machines at once, each of which would take itself for the holder.
+    Doubled,
 }
 
 /// A letter and to or from whom.
@@ -588,6 +590,9 @@ impl Leases {
         });
         if let Some(other) = taken {
             return format!("waits for its lease, which {} has or had until lately", name(&other));
+        }
+        if claim.refused.values().any(|refusal| *refusal == Refusal::Doubled) {
+            return "waits for its lease, which nobody grants a node that runs twice".to_owned();
         }
         let short =
             grantor.ballot.voters.sets().map(|set| (set.intersection(&claim.granted).count(), set.len()));

@@ -12,6 +12,7 @@
 //! reply.
 
 mod deciding;
+mod doubles;
 mod forgetting;
 mod leasing;
 mod overtaking;
@@ -27,13 +28,13 @@ use hivemind_spec::api::SpecItem;
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{ClusterId, Digest, KeyId, NodeId, TokenId};
-use hivemind_spec::key::{PublicKey, SigningKey};
+use hivemind_spec::key::{PublicKey, SignatureVerifier, SigningKey};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
 use crate::checking::Keyring;
 use crate::cluster::{Cluster, ContainerRange, Liveness};
-use crate::enrolment::ChainVerifier;
+use crate::enrolment::{ChainVerifier, Pace};
 use crate::event::{Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, Zone};
 use crate::leader::Leader;
 use crate::lease::Leases;
@@ -46,6 +47,7 @@ use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
 
 use deciding::Unplanned;
+use doubles::Doubles;
 use forgetting::Agreed;
 use overtaking::Accepted;
 use peers::{Hint, PeerState, RefusedBefore};
@@ -121,6 +123,8 @@ pub struct Settings {
     pub peer_port: u16,
     /// Checks others' chains: [`hivemind_spec::certificate::verify_node_chain`].
     pub verify_chain: ChainVerifier,
+    /// Checks signatures on records: [`PublicKey::verifies`].
+    pub verify_signature: SignatureVerifier,
 }
 
 /// A node's whole state.
@@ -161,6 +165,10 @@ pub struct Node {
     /// Until when takeovers wait because the view changed, monotonic milliseconds.
     settled_at_ms: u64,
     anchors: BTreeSet<NodeId>,
+    admissions: Pace,
+    /// This start's number, which no other has: [`Message::Hello`].
+    run: u64,
+    doubles: Doubles,
     /// Members that came up and with which this node has not found itself agreed since: it decides
     /// nothing on what may be the smaller half of what is known.
     unmet: BTreeSet<NodeId>,
@@ -215,7 +223,12 @@ impl Node {
     /// Starts from what the store holds (every key and value). What of it does not verify is
     /// dropped with a note, and comes again from the peers.
     pub fn new(settings: Settings, stored: Vec<(Vec<u8>, Vec<u8>)>, now: Time, seed: u64) -> (Self, Actions) {
-        let keyring = Keyring::new(settings.root_ca.clone(), &settings.root_keys, settings.verify_chain);
+        let keyring = Keyring::new(
+            settings.root_ca.clone(),
+            &settings.root_keys,
+            settings.verify_chain,
+            settings.verify_signature,
+        );
         let mut node = Self {
             boot: settings.boot,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -238,6 +251,9 @@ impl Node {
             liveness: Liveness::default(),
             settled_at_ms: 0,
             anchors: BTreeSet::new(),
+            admissions: Pace::default(),
+            run: 0,
+            doubles: Doubles::default(),
             unmet: BTreeSet::new(),
             unmet_until_ms: 0,
             peers: BTreeMap::new(),
@@ -278,6 +294,7 @@ impl Node {
             settings,
         };
         let mut out = Actions::new();
+        node.run = rand::Rng::next_u64(&mut node.rng);
         node.clock.advance(now);
         node.load(now, stored, &mut out);
         let own = RecordKey::Observation(node.settings.me, Topic::Enrolment);
@@ -361,6 +378,7 @@ impl Node {
         if self.redial_at_ms <= now.mono_ms {
             self.redial_at_ms = now.mono_ms + REDIAL_EVERY_MS + self.jitter(REDIAL_EVERY_MS / 4);
             self.redial(now, out);
+            self.forget_doubles(now);
         }
         if self.look_again_at_ms <= now.mono_ms {
             self.look_again_at_ms = now.mono_ms + LOOK_AGAIN_MS;

@@ -160,6 +160,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             cluster.overtaken.insert(name.clone(), overtaken.clone());
         }
         (
+            RecordKey::Observation(id, Topic::Doubled(node)),
+            Content::Observation(Some(Observation::Doubled(doubled))),
+        ) if speaks(cluster, id) && speaks(cluster, node) => {
+            cluster.doubled.insert(*node, doubled.clone());
+        }
+        (
             RecordKey::Decision(Matter::Placement(workload)),
             Content::Decision(Some(Decision::Placement(placement))),
         ) if decides(cluster, entry) => {

@@ -5,7 +5,7 @@
 //! whoever receives a record, also through others, can check it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use hivemind_spec::api::{Capacity, Phase, PullProgress};
 use hivemind_spec::document::{Ancestor, SpecKey};
@@ -40,6 +40,8 @@ pub enum Topic {
     Replica(ReplicaId),
     /// [`Observation::Overtaken`].
     Overtaken(SpecKey),
+    /// [`Observation::Doubled`] of that node.
+    Doubled(NodeId),
 }
 
 /// What a decision is about.
@@ -162,6 +164,17 @@ pub enum Observation {
     /// That a version of a document, which the writer had accepted from an operator, lost its place to
     /// one whose signer did not know it.
     Overtaken(Overtaken),
+    /// That another node runs twice: on two machines at once, with the same identity.
+    Doubled(Doubled),
+}
+
+/// A node that runs twice: its disk was copied, and the copy started beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubled {
+    /// Where the two were heard last: equal if they share an address, behind a translator of addresses.
+    pub addresses: [SocketAddr; 2],
+    /// When the writer last heard both, wall milliseconds, give or take two minutes.
+    pub seen_ms: u64,
 }
 
 /// A version that lost its place to one whose signer did not know it.

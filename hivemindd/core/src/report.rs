@@ -9,7 +9,7 @@ use hivemind_spec::machine::API_PORT;
 use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness};
-use crate::record::{Overtaken, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, WorkloadId};
 use crate::time::Time;
 
 /// Problems listed in a status, at most: a cluster in trouble must not drown the first cause.
@@ -59,12 +59,13 @@ impl View<'_> {
     fn node(&self, id: &NodeId, node: &cluster::Node, (requested, replicas): (Capacity, u32)) -> api::Node {
         let status = node.status.as_ref();
         let state = self.state(id, node);
-        let problems = match state {
+        let mut problems = match state {
             NodeState::Revoked => vec!["revoked by an operator".to_owned()],
             NodeState::Down => vec![self.last_heard(id)],
             _ if status.is_none() => vec!["has joined and not yet said what it is".to_owned()],
             _ => status.map(|status| status.problems.clone()).unwrap_or_default(),
         };
+        problems.extend(self.cluster.doubled.get(id).map(doubled_text));
         let subnet = node.enrolment.subnet.and_then(|index| self.range.subnet(index));
         api::Node {
             id: *id,
@@ -289,6 +290,9 @@ impl View<'_> {
             let state = if node.state == NodeState::Down { "down" } else { "not ready" };
             problems.push(format!("node {} is {state}: {}", node.hostname, node.problems.join("; ")));
         }
+        for (id, doubled) in &self.cluster.doubled {
+            problems.push(format!("node {}: {}", self.cluster.hostname(id), doubled_text(doubled)));
+        }
         let owners = self.cluster.port_owners();
         for (id, workload) in &self.cluster.workloads {
             for port in &workload.spec.container.ports {
@@ -330,6 +334,15 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     }
+}
+
+/// What operators are told of a node that runs twice.
+pub fn doubled_text(doubled: &Doubled) -> String {
+    let [one, other] = doubled.addresses;
+    format!(
+        "runs twice, at {one} and {other}: its disk was copied, and the copy started beside it; power off the \
+         one that should not be, or revoke the node and enrol the machine anew"
+    )
 }
 
 /// What the operator is told whose version lost.

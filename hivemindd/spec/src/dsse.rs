@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::document::{Document, DocumentError, MAX_DOCUMENT_BYTES};
 use crate::id::{Digest, KeyId};
-use crate::key::{PublicKey, SigningKey};
+use crate::key::{PublicKey, SignatureVerifier, SigningKey};
 
 /// The payload type of every document.
 pub const PAYLOAD_TYPE: &str = "application/vnd.hivemind.spec.v1+json";
@@ -151,6 +151,18 @@ impl Envelope {
         &self,
         known: impl Fn(&KeyId) -> Option<PublicKey>,
     ) -> Result<Verified<Document>, EnvelopeError> {
+        self.verify_by(PublicKey::verifies, known)
+    }
+
+    /// [`Self::verify`] with another way to check a signature.
+    ///
+    /// # Errors
+    /// When nothing known signed these bytes or they are not a document.
+    pub fn verify_by(
+        &self,
+        verifies: SignatureVerifier,
+        known: impl Fn(&KeyId) -> Option<PublicKey>,
+    ) -> Result<Verified<Document>, EnvelopeError> {
         self.check_shape()?;
         let payload = self.payload()?;
         let message = pre_authentication_encoding(&self.payload_type, &payload);
@@ -158,7 +170,7 @@ impl Envelope {
         for signature in &self.signatures {
             let Some(key) = known(&signature.keyid) else { continue };
             let bytes = STANDARD.decode(&signature.sig).unwrap_or_default();
-            if key.id() != signature.keyid || !key.verifies(&message, &bytes) {
+            if key.id() != signature.keyid || !verifies(&key, &message, &bytes) {
                 return Err(EnvelopeError::BadSignature(signature.keyid));
             }
             if !signers.contains(&signature.keyid) {

@@ -16,6 +16,10 @@ pub struct KeyError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey(pub [u8; 32]);
 
+/// Says whether the third argument is the key's signature over the second: [`PublicKey::verifies`] in
+/// production; simulations, in which many nodes check the same, may remember what it said.
+pub type SignatureVerifier = fn(&PublicKey, &[u8], &[u8]) -> bool;
+
 impl PublicKey {
     /// Reads standard base64.
     ///

@@ -281,6 +281,7 @@ fn settings(config: &MachineConfig, identity: &Identity) -> anyhow::Result<Setti
             .and_then(|token| Envelope::parse(token.document.as_bytes()).ok()),
         peer_port: PEER_PORT,
         verify_chain: verify_node_chain,
+        verify_signature: PublicKey::verifies,
     })
 }
 

@@ -39,6 +39,10 @@ pub(super) const MAX_PEERS: usize = 1024;
 /// Later ones mean that the peer has lost the first.
 const RACE_WINDOW: Duration = Duration::from_secs(3);
 
+/// How soon after it was connected to an address is dialled again. Two machines with one identity take
+/// each other's connections away; this keeps them from doing so all the time.
+const REDIAL_PAUSE: Duration = Duration::from_secs(1);
+
 /// Delay after the first failed dial; doubles with each one, up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 
@@ -276,7 +280,7 @@ impl Links {
         let again = match outcome {
             Outcome::Connected => {
                 dial.failures = 0;
-                dial.next = now;
+                dial.next = now + REDIAL_PAUSE;
                 false
             }
             Outcome::Duplicate => {

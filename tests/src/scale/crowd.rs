@@ -20,7 +20,7 @@ use hivemind_spec::api::{Capacity, Phase};
 use hivemind_spec::document::Spec;
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{ClusterId, Digest, NodeId, TokenId};
-use hivemind_spec::key::SigningKey;
+use hivemind_spec::key::{PublicKey, SigningKey};
 use hivemind_spec::workload::{Port, Protocol};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -584,6 +584,7 @@ fn settings(me: &Person) -> Settings {
         token_document: Some(cast::token_document("t", 0..u64::MAX, None)),
         peer_port: PORT,
         verify_chain: cast::verify_chain,
+        verify_signature: PublicKey::verifies,
     }
 }
 

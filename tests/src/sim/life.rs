@@ -659,9 +659,10 @@ impl Life {
                 .get(id)
                 .map_or(0, |placed| placed.pending.keys().filter(|s| !placed.slots.contains_key(s)).count());
             let homeless = self.revoked.is_some() && id.name == HOMELY;
-            // Nobody knows any more who holds its lease.
-            let damaged = self.world.machines.iter().filter(|machine| machine.damaged_ms.is_some()).count();
-            let homeless = homeless || id.name == SINGLE && 2 * (damaged + 1) >= self.count();
+            // Nobody knows any more who holds its lease: too many forgot what they granted, or were revoked.
+            let machines = self.world.machines.iter().enumerate();
+            let unable = machines.filter(|(index, m)| m.damaged_ms.is_some() || self.revoked == Some(*index));
+            let homeless = homeless || id.name == SINGLE && 2 * (unable.count() + 1) >= self.count();
             if runs + pending != workload.spec.replicas as usize && !homeless {
                 let told =
                     |(_, status): (_, &ReplicaStatus)| format!("{:?}: {}", status.phase, status.reason);

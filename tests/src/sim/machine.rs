@@ -70,6 +70,8 @@ pub struct Machine {
     /// Labels of its machine configuration.
     pub labels: BTreeMap<String, String>,
     pub(super) connected: BTreeSet<usize>,
+    /// When it last connected to another.
+    pub(super) dialled_ms: BTreeMap<usize, u64>,
     pub(super) frozen_until_ms: u64,
     pub(super) wake_ms: Option<u64>,
     /// Until when its agent is busy with events that came before.
@@ -115,6 +117,7 @@ impl Machine {
             capacity: Capacity { cpu_millis: 4000, memory_bytes: 4 << 30 },
             labels: BTreeMap::new(),
             connected: BTreeSet::new(),
+            dialled_ms: BTreeMap::new(),
             frozen_until_ms: 0,
             wake_ms: None,
             busy_ms: 0,
@@ -126,6 +129,13 @@ impl Machine {
             token: token.to_owned(),
             document,
         }
+    }
+
+    /// A machine with a copy of this one's disk, which is off.
+    pub(super) fn copy(&self, index: usize) -> Self {
+        let fresh = Self::new(index, &self.token, self.document.clone());
+        let disk = self.disk.clone();
+        Self { id: self.id, seed: self.seed, boot: self.boot, capacity: self.capacity, disk, ..fresh }
     }
 
     /// The key its node signs with.
@@ -158,10 +168,11 @@ impl Machine {
         let elapsed = now_ms.saturating_sub(self.powered_ms);
         let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
         let wall_ms = (START_MS + now_ms).saturating_add_signed(self.clock_offset_ms + drifted);
+        // Set to the image's build if behind it, and going on from there.
+        let floor_ms = START_MS - cast::DAY_MS;
         Time {
             mono_ms: (BOOT_MS + elapsed).saturating_add_signed(drifted),
-            // Never behind the image's build.
-            wall_ms: wall_ms.max(START_MS - cast::DAY_MS),
+            wall_ms: if wall_ms < floor_ms { floor_ms + elapsed } else { wall_ms },
         }
     }
 
@@ -197,6 +208,7 @@ impl Machine {
             token_document: self.document.clone(),
             peer_port: PEER_PORT,
             verify_chain: cast::verify_chain,
+            verify_signature: cast::verify_signature,
         }
     }
 

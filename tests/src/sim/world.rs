@@ -22,6 +22,9 @@ use super::trace::Trace;
 /// How long a connection over which nothing gets through lasts, milliseconds, as in the transport.
 const IDLE_TIMEOUT_MS: u64 = 5000;
 
+/// How soon an address that was connected to is dialled again, milliseconds, as in the transport.
+const REDIAL_PAUSE_MS: u64 = 1000;
+
 /// How often the edge tells the whole inventory though nothing changed, milliseconds.
 const INVENTORY_EVERY_MS: u64 = 10_000;
 
@@ -116,6 +119,13 @@ impl World {
         self.machines.len() - 1
     }
 
+    /// Adds a machine with a copy of another's disk, which is off.
+    pub fn add_copy(&mut self, original: usize) -> usize {
+        let copy = self.machines[original].copy(self.machines.len());
+        self.machines.push(copy);
+        self.machines.len() - 1
+    }
+
     /// Powers a machine on, or does nothing if it is on.
     pub fn power_on(&mut self, index: usize) {
         if self.machines[index].node.is_none() {
@@ -168,6 +178,7 @@ impl World {
         let rng = &mut self.rng;
         let machine = &mut self.machines[index];
         machine.node = None;
+        machine.dialled_ms.clear();
         machine.wake_ms = None;
         (machine.disk_busy_ms, machine.told_ms, machine.busy_ms) = (0, 0, 0);
         let survives = rng.random_range(0..=4u64);
@@ -519,6 +530,13 @@ impl World {
         if from == to || !possible {
             return None;
         }
+        let dialled_ms = self.machines[from].dialled_ms.get(&to);
+        if dialled_ms.is_some_and(|at| self.now_ms < at + REDIAL_PAUSE_MS) {
+            return None;
+        }
+        self.machines[from].dialled_ms.insert(to, self.now_ms);
+        self.displace(from, to);
+        self.displace(to, from);
         self.machines[from].connected.insert(to);
         self.machines[to].connected.insert(from);
         for (at, other) in [(from, to), (to, from)] {
@@ -527,6 +545,17 @@ impl World {
             self.happen(at, 5, Happening::Event(Event::Connected { peer, chain }));
         }
         Some(to)
+    }
+
+    /// A node has one connection to a node: that with `new` takes the place of one with a machine that
+    /// has the same identity.
+    fn displace(&mut self, at: usize, new: usize) {
+        let twin = |other: &usize| *other != new && self.machines[*other].id == self.machines[new].id;
+        if let Some(old) = self.machines[at].connected.iter().copied().find(twin) {
+            self.machines[at].connected.remove(&old);
+            self.machines[old].connected.remove(&at);
+            self.happen(old, 5, Happening::Lost(at));
+        }
     }
 
     /// Ends a connection over which nothing got through for long.

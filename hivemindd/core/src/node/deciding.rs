@@ -86,7 +86,7 @@ impl Node {
     /// What this node says about itself: its subnet and how it is.
     fn speak_for_self(&mut self, now: Time, out: &mut Actions) {
         let (me, range) = (self.settings.me, self.settings.container_range);
-        if !self.cluster.nodes.contains_key(&me) {
+        if !self.cluster.nodes.contains_key(&me) && !self.others_may_know_it() {
             // The disk failed when it was first said.
             self.introduce_self(now, out);
         }

@@ -11,7 +11,7 @@ use hivemind_spec::workload::Exclusive;
 use super::pushing::conflict;
 use super::{Content, Node, store};
 use crate::event::{Actions, BatchId, Message, Peer};
-use crate::lease::{Addressed, Ballot, Forgot, Letter, Standing};
+use crate::lease::{Addressed, Ballot, Forgot, Letter, Refusal, Standing, Word};
 use crate::record::WorkloadId;
 use crate::state::encode;
 use crate::time::Time;
@@ -83,6 +83,12 @@ impl Node {
         // What cannot be written down cannot be granted.
         if self.disk_pauses(now) {
             return;
+        }
+        if let Word::Ask { round, .. } = letter.word
+            && self.cluster.doubled.contains_key(&from.node)
+        {
+            let word = Word::Refused { round, refusal: Refusal::Doubled, voters: None };
+            return self.send(from, Message::Lease(Letter { word, ..letter }), out);
         }
         let exclusive = self.cluster.workloads.get(&letter.workload);
         let exclusive = exclusive.and_then(|workload| workload.spec.exclusive.as_ref());

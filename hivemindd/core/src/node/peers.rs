@@ -130,8 +130,7 @@ impl Node {
             }
             _ => false,
         };
-        let others_may_know = self.store_lost && self.grace_until_ms.is_some();
-        if !known && !others_may_know {
+        if !known && !self.others_may_know_it() {
             let enrolment = Enrolment {
                 chain: self.settings.chain.clone(),
                 token: self.settings.token,
@@ -140,6 +139,11 @@ impl Node {
             };
             self.say(now, Topic::Enrolment, Some(Observation::Enrolment(enrolment)));
         }
+    }
+
+    /// Whether this node's own records are lost and may come back from its peers.
+    pub(super) fn others_may_know_it(&self) -> bool {
+        self.store_lost && self.grace_until_ms.is_some()
     }
 
     pub(super) fn learn_facts(&mut self, now: Time, facts: NodeFacts, out: &mut Actions) {
@@ -218,6 +222,7 @@ impl Node {
 
     /// Tells a peer what it needs to let this node in.
     fn introduce(&mut self, to: Peer, out: &mut Actions) {
+        self.send(to, Message::Hello { run: self.run }, out);
         let own = RecordKey::Observation(self.settings.me, Topic::Enrolment);
         let mut keys = Vec::new();
         for (name, place) in self.trust.all_current() {
@@ -271,6 +276,7 @@ impl Node {
         }
         let peer = Peer { node: from, address };
         match self.peers.get(&from).map(|state| &state.stage) {
+            Some(_) if let Message::Hello { run } = message => self.hear_run(now, peer, run, out),
             None => {}
             Some(Stage::Waiting { .. }) => {
                 if let Message::Records { records, .. } = message {
@@ -291,7 +297,7 @@ impl Node {
             Message::Records { records, ack } => self.receive_records(now, from, records, ack, out),
             Message::Stored { ack } => self.stored_by(from.node, ack, out),
             Message::Lease(letter) => self.receive_letter(now, from, letter, out),
-            Message::Refused { .. } => {}
+            Message::Hello { .. } | Message::Refused { .. } => {}
         }
     }
 
@@ -371,6 +377,9 @@ impl Node {
         let token = identity.token;
         match enrolment::may_enrol(node, token, &self.map, &self.trust, &self.members, now) {
             Ok(()) => {
+                if let Err(again_ms) = self.admissions.take(now.mono_ms) {
+                    return self.wait_until(node, again_ms);
+                }
                 self.take(offered.0, offered.1, Some(node));
                 let admission = Observation::Admission { token, admitted_ms: now.wall_ms };
                 self.say(now, Topic::Admission(node), Some(admission));
@@ -389,6 +398,12 @@ impl Node {
         self.redraw_if_changed();
         if self.members.contains(&node) {
             self.welcome(now, node, out);
+        }
+    }
+
+    fn wait_until(&mut self, node: NodeId, mono_ms: u64) {
+        if let Some(PeerState { stage: Stage::Waiting { until_ms, .. }, .. }) = self.peers.get_mut(&node) {
+            *until_ms = mono_ms;
         }
     }
 
@@ -428,20 +443,19 @@ impl Node {
 
     /// Looks again at the nodes that wait, and turns away those whose time is up.
     pub(super) fn judge_waiting(&mut self, now: Time, out: &mut Actions) {
-        let waiting: Vec<_> = self
-            .peers
-            .iter()
-            .filter_map(|(node, state)| match state.stage {
-                Stage::Waiting { until_ms, .. } => Some((*node, until_ms)),
-                Stage::Member => None,
-            })
-            .collect();
-        for (node, until_ms) in waiting {
+        let waits = |state: &PeerState| matches!(state.stage, Stage::Waiting { .. });
+        let waiting = self.peers.iter().filter(|(_, state)| waits(state)).map(|(node, _)| *node);
+        let mut waiting: Vec<_> = waiting.collect();
+        // By chance: were there an order, all members would admit the same one at a time.
+        waiting.shuffle(&mut self.rng);
+        for node in waiting {
             self.judge(now, node, out);
-            let Some(PeerState { stage: Stage::Waiting { .. }, identity, .. }) = self.peers.get(&node) else {
+            let Some(PeerState { stage: Stage::Waiting { until_ms, .. }, identity, .. }) =
+                self.peers.get(&node)
+            else {
                 continue;
             };
-            if until_ms <= now.mono_ms {
+            if *until_ms <= now.mono_ms {
                 let token = identity.token;
                 let refusal = enrolment::may_enrol(node, token, &self.map, &self.trust, &self.members, now)
                     .err()

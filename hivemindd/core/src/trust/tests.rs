@@ -1,7 +1,7 @@
 use hivemind_spec::certificate::CertificateError;
 use hivemind_spec::document::DEFAULT_NAMESPACE;
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::key::SigningKey;
+use hivemind_spec::key::{PublicKey, SigningKey};
 use proptest::prelude::*;
 
 use super::*;
@@ -39,7 +39,8 @@ fn workload(name: &str, namespace: &str, revision: u64) -> Vec<u8> {
 fn judged(envelopes: &[Envelope]) -> (Map, Trust) {
     let roots = [root().public()];
     // No certificate is looked at here.
-    let mut keyring = Keyring::new(Vec::new(), &roots, |_, _, _| Err(CertificateError::OtherCluster));
+    let mut keyring =
+        Keyring::new(Vec::new(), &roots, |_, _, _| Err(CertificateError::OtherCluster), PublicKey::verifies);
     let mut map = Map::default();
     for _ in 0..=envelopes.len() {
         for envelope in envelopes {
