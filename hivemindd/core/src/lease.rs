@@ -120,7 +120,7 @@ pub enum Refusal {
     OtherDocument,
     /// The sets must be told.
     WhichVoters,
-    /// It knows of too many leases.
+    /// It knows of too many leases, or was told of too many sets.
     Full,
     /// The asker runs on two machines at once, each of which would take itself for the holder.
     Doubled,
@@ -444,15 +444,16 @@ impl Leases {
             match &asked.voters {
                 None => return Err(Refusal::WhichVoters),
                 Some(_) if !asked.holds => return Err(Refusal::Unsure),
-                Some(_) => grantor.ballot.abstains = false,
+                Some(_) => {}
             }
-            self.unwritten.insert(id.clone());
         }
         match &asked.voters {
-            Some(voters) if grantor.ballot.voters.learn(voters) => {
-                self.unwritten.insert(id.clone());
+            Some(voters) => {
+                let news = grantor.ballot.voters.learn(voters).map_err(|_| Refusal::Full)?;
+                if std::mem::take(&mut grantor.ballot.abstains) || news {
+                    self.unwritten.insert(id.clone());
+                }
             }
-            Some(_) => {}
             None if grantor.ballot.voters.digest() != asked.digest => return Err(Refusal::WhichVoters),
             None => {}
         }
@@ -481,7 +482,11 @@ impl Leases {
             Ok(voters) | Err((_, voters)) => voters.as_ref(),
         };
         let digest = voters.map_or_else(|| grantor.ballot.voters.digest(), Voters::digest);
-        if voters.is_some_and(|voters| grantor.ballot.voters.learn(voters)) {
+        let Ok(news) = voters.map_or(Ok(false), |voters| grantor.ballot.voters.learn(voters)) else {
+            // It tells of more than an honest node does, and its grant counts for nothing.
+            return;
+        };
+        if news {
             self.unwritten.insert(id.clone());
             // There are others to be asked.
             claim.ask_at_ms = claim.ask_at_ms.min(now_ms + SOON_MS);
