@@ -222,6 +222,42 @@ async fn a_write_is_reported_only_when_it_is_durable() {
     assert!(matches!(handle.write(vec![put("a", "b")]).await, Err(StoreError::Failed(_))));
 }
 
+/// A store whose disk has stopped.
+struct Stopped(std::sync::mpsc::Receiver<()>);
+
+impl Store for Stopped {
+    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn scan(&self, _: &[u8]) -> Result<Entries, StoreError> {
+        Ok(Entries::new())
+    }
+
+    fn apply(&self, _: &[Write]) -> Result<(), StoreError> {
+        let _ = self.0.recv();
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn batches_that_wait_for_a_disk_that_has_stopped_are_bounded() {
+    let (go_on, stopped) = std::sync::mpsc::channel();
+    let handle = StoreHandle::start(Stopped(stopped)).unwrap();
+    let writes: Vec<_> = (0..2 * MAX_WAITING).map(|_| handle.write(vec![put("a", "b")])).collect();
+    drop(go_on);
+    let mut busy = 0;
+    for write in writes {
+        busy += usize::from(matches!(write.await, Err(StoreError::Busy)));
+    }
+    // The thread may have taken the first few by then.
+    assert!((MAX_WAITING - MAX_GROUP..=MAX_WAITING).contains(&busy), "{busy}");
+}
+
 #[tokio::test]
 async fn what_was_accepted_is_written_also_when_nobody_waits() {
     let folder = Folder::new("store-drop");

@@ -219,6 +219,13 @@ impl Ledger {
         self.acknowledged.push(Acknowledged { place, revision, digest, by, holders });
     }
 
+    /// Days pass. Pushes that are under way are answered as after five seconds. Who was cut off for more than
+    /// a day takes itself for all there is, runs everything, and on its return either may be trimmed.
+    pub fn days_pass(&mut self) {
+        self.asked.values_mut().for_each(|asked| asked.at_ms = 0);
+        self.undisturbed.clear();
+    }
+
     /// A node lost its store: it holds nothing any more.
     pub fn store_damaged(&mut self, node: NodeId) {
         for acknowledged in &mut self.acknowledged {
@@ -389,8 +396,11 @@ impl Ledger {
             for machine in machines {
                 let held =
                     machine.node.as_ref().and_then(|node| revision_of(&node.map().get(&push.place)?.record));
+                let forgotten = machine.node.as_ref().map(|node| node.cluster().forgotten.until_revision);
+                // A deletion that all heard of, and what it hid, are forgotten after a month.
+                let deleted = held.is_none() && forgotten >= Some(push.revision);
                 self.must(
-                    held.is_some_and(|held| held >= push.revision),
+                    held.is_some_and(|held| held >= push.revision) || deleted,
                     "an acknowledged push is never lost while one of its holders lives",
                     || format!("{:?}: revision {} was lost; {held:?} is held", push.place, push.revision),
                 );

@@ -30,6 +30,9 @@ const QUIET_MS: u64 = 30_000;
 /// Between two troubles, milliseconds.
 const PAUSE_MS: u64 = 3000;
 
+/// How long machines are away now and then, milliseconds: longer than deletions are remembered.
+const LONG_MS: u64 = 35 * cast::DAY_MS;
+
 /// How often multicast DNS tells who is there, milliseconds.
 const DISCOVERY_EVERY: usize = 5;
 
@@ -309,7 +312,8 @@ impl Life {
         let Some(victim) = self.victim() else { return };
         let other = self.world.dice(self.count());
         let on = self.world.machines[victim].node.is_some();
-        match self.world.dice(20) {
+        match self.world.dice(21) {
+            20 if self.world.chance(25) => self.world.pass(LONG_MS),
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
             4 if on => self.world.restart_agent(victim),

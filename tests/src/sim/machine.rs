@@ -74,6 +74,10 @@ pub struct Machine {
     pub(super) dialled_ms: BTreeMap<usize, u64>,
     pub(super) frozen_until_ms: u64,
     pub(super) wake_ms: Option<u64>,
+    /// By how much its wall clock went on while the world stood still, milliseconds.
+    pub(super) passed_ms: u64,
+    /// The same of its monotonic clock since the power came.
+    pub(super) slept_ms: u64,
     /// Until when its agent is busy with events that came before.
     pub(super) busy_ms: u64,
     /// When the newest inventory that is under way arrives.
@@ -120,6 +124,8 @@ impl Machine {
             dialled_ms: BTreeMap::new(),
             frozen_until_ms: 0,
             wake_ms: None,
+            passed_ms: 0,
+            slept_ms: 0,
             busy_ms: 0,
             told_ms: 0,
             disk_busy_ms: 0,
@@ -141,6 +147,11 @@ impl Machine {
     /// The key its node signs with.
     pub fn record_key(&self) -> SigningKey {
         SigningKey::from_seed(self.seed)
+    }
+
+    /// The token it came with.
+    pub fn token_id(&self) -> TokenId {
+        TokenId::of(&cast::token_ca(&self.token))
     }
 
     /// Its node's certificates.
@@ -165,9 +176,10 @@ impl Machine {
 
     /// What its clocks show when the world's shows `now_ms`.
     pub fn time(&self, now_ms: u64) -> Time {
-        let elapsed = now_ms.saturating_sub(self.powered_ms);
+        let elapsed = now_ms.saturating_sub(self.powered_ms) + self.slept_ms;
         let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
-        let wall_ms = (START_MS + now_ms).saturating_add_signed(self.clock_offset_ms + drifted);
+        let wall_ms =
+            (START_MS + now_ms + self.passed_ms).saturating_add_signed(self.clock_offset_ms + drifted);
         // Set to the image's build if behind it, and going on from there.
         let floor_ms = START_MS - cast::DAY_MS;
         Time {
@@ -178,7 +190,7 @@ impl Machine {
 
     /// The first moment, on the world's clock, at which its monotonic clock shows `mono_ms`.
     pub(super) fn world_ms(&self, mono_ms: u64) -> u64 {
-        let elapsed = mono_ms.saturating_sub(BOOT_MS);
+        let elapsed = mono_ms.saturating_sub(BOOT_MS + self.slept_ms);
         let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
         let mut at_ms = self.powered_ms + elapsed.saturating_add_signed(-drifted);
         while self.time(at_ms).mono_ms < mono_ms {
@@ -189,7 +201,7 @@ impl Machine {
 
     /// The power comes.
     pub(super) fn powered(&mut self, now_ms: u64) {
-        self.powered_ms = now_ms;
+        (self.powered_ms, self.slept_ms) = (now_ms, 0);
     }
 
     /// What the agent is started with.
@@ -204,7 +216,7 @@ impl Machine {
             container_range: range(),
             root_ca: cast::ROOT.to_vec(),
             root_keys: vec![cast::root_key().public()],
-            token: TokenId::of(&cast::token_ca(&self.token)),
+            token: self.token_id(),
             token_document: self.document.clone(),
             peer_port: PEER_PORT,
             verify_chain: cast::verify_chain,

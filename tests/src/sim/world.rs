@@ -237,6 +237,21 @@ impl World {
         self.happen(index, ms, Happening::Fence);
     }
 
+    /// Lets time pass in which nothing happens: the computer that runs these machines was suspended, or the
+    /// machines that are off were away for so long.
+    pub fn pass(&mut self, ms: u64) {
+        self.say(&format!("{} days pass", ms / super::cast::DAY_MS));
+        self.ledger.days_pass();
+        for index in 0..self.machines.len() {
+            let machine = &mut self.machines[index];
+            machine.passed_ms += ms;
+            if machine.node.is_some() {
+                machine.slept_ms += ms;
+                self.happen(index, 0, Happening::Fence);
+            }
+        }
+    }
+
     /// Lets everybody know where everybody may be, as mDNS would.
     pub fn introduce_all(&mut self) {
         for a in 0..self.machines.len() {

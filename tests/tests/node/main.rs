@@ -1,5 +1,6 @@
 //! What nodes do with each other, situation by situation, in the simulator.
 
+mod limits;
 mod members;
 mod scale;
 mod takeover;

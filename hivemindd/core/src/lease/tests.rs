@@ -243,3 +243,21 @@ fn a_workload_made_anew_waits_for_what_was_granted_of_the_old_one() {
     bench.run(10_000, &[2]);
     assert_eq!(bench.holders(), [node_id(2)]);
 }
+
+#[test]
+fn a_grantor_knows_of_a_bounded_number_of_leases() {
+    let mut grantor = Leases::new(node_id(1), 0);
+    let exclusive = Exclusive { since: 1, voters: nodes(1..=3) };
+    let mut asked = |number: usize| {
+        let voters = Voters::first(exclusive.voters.clone());
+        let word = Word::Ask { round: 1, holds: false, digest: voters.digest(), voters: Some(voters) };
+        let letter = Letter { workload: workload_id(&format!("w{number}")), since: 1, word };
+        let answer = grantor.receive(1000, node_id(2), letter, Some(&exclusive));
+        answer.map(|(_, letter)| letter.word)
+    };
+    for number in 0..MAX_BALLOTS {
+        assert!(matches!(asked(number), Some(Word::Granted { .. })), "{number}");
+    }
+    assert!(matches!(asked(MAX_BALLOTS), Some(Word::Refused { refusal: Refusal::Full, .. })));
+    assert!(matches!(asked(0), Some(Word::Granted { .. })), "those it knows go on");
+}
