@@ -33,7 +33,7 @@ const ADMITTED_AT_ONCE: u64 = 4;
 /// After those a node admits one newcomer in this time, milliseconds. Nodes that are powered on together
 /// would all admit each other, a number of records that grows with the square of theirs, were they not
 /// given the time to hear that others did. Four admissions of each by chance connect them all but surely.
-const ADMIT_EVERY_MS: u64 = 250;
+pub const ADMIT_EVERY_MS: u64 = 100;
 
 /// How fast a node admits newcomers (the generic cell rate algorithm, ITU-T I.371).
 #[derive(Debug, Default)]

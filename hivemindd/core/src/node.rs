@@ -183,6 +183,8 @@ pub struct Node {
     // What is under way.
     store: Store,
     store_failed_ms: Option<u64>,
+    /// Whether the disk takes nothing, as far as is known: since a batch failed, and none has been written.
+    disk_refuses: bool,
     pushes: BTreeMap<u64, PendingPush>,
     next_ack: u64,
     /// What operators pushed to this node and is current, as far as is known.
@@ -263,6 +265,7 @@ impl Node {
             agreed: Agreed::default(),
             store: Store::default(),
             store_failed_ms: None,
+            disk_refuses: false,
             pushes: BTreeMap::new(),
             // What is told of an earlier start's pushes must not be taken for this one's.
             next_ack: settings.boot << 32,
@@ -316,7 +319,7 @@ impl Node {
             Event::Connected { peer, chain } => self.connected(now, peer, &chain, out),
             Event::Disconnected { node } => self.disconnected(now, node),
             Event::Hint { address } => self.hint(now, address, out),
-            Event::Persisted { batch } => self.persisted(batch, out),
+            Event::Persisted { batch } => self.persisted(now, batch, out),
             Event::PersistFailed { batch, reason } => self.persist_failed(now, batch, &reason, out),
             Event::Push { request, envelope } => self.push(now, request, &envelope, out),
             Event::Observed { inventory } => {

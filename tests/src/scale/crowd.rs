@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use hivemind_core::cluster::ContainerRange;
+use hivemind_core::enrolment::ADMIT_EVERY_MS;
 use hivemind_core::event::{Action, Actions, Event, Message, NodeFacts, Peer};
 use hivemind_core::membership::{Identity, Membership, Outcome};
 use hivemind_core::node::{Node, Settings};
@@ -222,12 +223,13 @@ impl Crowd {
         self.whole
     }
 
-    /// All come in by the same open token, a few at a time.
+    /// All come in by the same open token, as fast as one node admits them: what they say before that is not
+    /// heard.
     fn all_enter(&mut self) {
         let ids: Vec<NodeId> = self.others.keys().copied().collect();
         for id in ids {
             self.power_on(id);
-            self.run(5);
+            self.run(ADMIT_EVERY_MS);
         }
     }
 

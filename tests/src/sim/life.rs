@@ -323,9 +323,9 @@ impl Life {
             7 if other != victim => self.world.cut(victim, other),
             8 => self.isolate(victim),
             9 | 10 => self.reconnect(victim),
-            // A leader that cannot store what it hears decides on what it knew; so does one that has
-            // no processor. What that does to others is not promised away yet.
-            12..=14 if !self.calm.is_empty() => self.reconnect(victim),
+            // A leader that has no processor decides on what it knew. What that does to others is not
+            // promised away yet.
+            12 | 14 if !self.calm.is_empty() => self.reconnect(victim),
             11 => {
                 let ms = 500 + self.world.dice(12_000) as u64;
                 self.world.freeze(victim, ms);

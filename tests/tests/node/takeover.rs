@@ -151,3 +151,36 @@ fn it_would_be_noticed_if_grantors_forgot_to_whom_they_granted() {
     mutation::turn_on(None);
     assert!(noticed.is_some_and(|broken| broken.contains("never runs twice")));
 }
+
+#[test]
+fn a_leader_whose_disk_is_full_says_so_and_another_leads() {
+    let mut world = World::with_machines(35, 4);
+    assert!(world.run_until(10_000, World::agrees));
+    let envelope = workload_with("web", 5, &root_key(), |spec| spec.replicas = 4);
+    world.push(0, envelope).unwrap();
+    assert!(world.run_until(20_000, |world| runs_everywhere_once(world, 4)), "{:?}", running(&world));
+    world.run(5000);
+    let leader = world.node(0).leader().unwrap();
+    let full = (0..4).find(|index| world.machines[*index].id == leader).unwrap();
+    let victim = (full + 1) % 4;
+    let lost = world.machines[victim].runs().next().unwrap();
+    world.machines[full].disk_full = true;
+    world.power_off(victim);
+    let elsewhere = |world: &World| {
+        running(world).iter().any(|(index, replica)| *replica == lost && ![full, victim].contains(index))
+    };
+    assert!(world.run_until(40_000, elsewhere), "{:?}", running(&world));
+    let other = (full + 2) % 4;
+    assert_ne!(world.node(other).leader(), Some(leader), "another leads");
+    assert_eq!(runs_on(&world, |index| index == full), 1, "what ran there goes on");
+    let told = &world.node(other).cluster().nodes[&leader].status.as_ref().unwrap().problems;
+    assert!(told.iter().any(|problem| problem.contains("the disk takes no changes")), "{told:?}");
+
+    world.machines[full].disk_full = false;
+    world.power_on(victim);
+    world.introduce_all();
+    let healed = |world: &World| {
+        world.node(other).leader() == Some(leader) && world.agrees() && runs_everywhere_once(world, 4)
+    };
+    assert!(world.run_until(60_000, healed), "{:?}", running(&world));
+}

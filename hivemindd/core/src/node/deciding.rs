@@ -100,19 +100,25 @@ impl Node {
                 self.say(now, Topic::Enrolment, Some(Observation::Enrolment(enrolment)));
             }
         }
-        let Some(facts) = &self.facts else { return };
-        let Some(address) = facts.address.filter(|_| !self.is_revoked(&me)) else { return };
-        let status = NodeStatus {
+        if let Some(status) = self.own_status() {
+            self.say(now, Topic::Node, Some(Observation::Node(status)));
+        }
+    }
+
+    /// How this node is, once it has an address and unless it was cut off.
+    pub(super) fn own_status(&self) -> Option<NodeStatus> {
+        let (me, facts) = (self.settings.me, self.facts.as_ref()?);
+        let refuses = self.disk_refuses.then(|| "the disk takes no changes; see its console".to_owned());
+        Some(NodeStatus {
             hostname: facts.hostname.clone(),
-            address,
+            address: facts.address.filter(|_| !self.is_revoked(&me))?,
             vtep_mac: overlay::vtep_mac(&me),
             version: facts.version.clone(),
             labels: facts.labels.clone(),
             capacity: facts.capacity,
-            problems: facts.problems.clone(),
+            problems: facts.problems.iter().cloned().chain(refuses).collect(),
             started_ms: self.started_ms,
-        };
-        self.say(now, Topic::Node, Some(Observation::Node(status)));
+        })
     }
 
     /// Whether this node may act on what it knows of itself and of what is wanted: its store is not
@@ -133,7 +139,7 @@ impl Node {
             );
             self.note(now, Level::Info, "leader-changed", text, out);
         }
-        if !self.is_leader() || self.is_catching_up() || !self.unplaced {
+        if !self.is_leader() || self.is_catching_up() || self.disk_refuses || !self.unplaced {
             return;
         }
         // What the disk does not take now is to be decided again.

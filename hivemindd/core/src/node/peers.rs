@@ -159,6 +159,8 @@ impl Node {
                         Identity { node: self.settings.me, address, boot: self.boot, generation: 0 };
                     self.membership = Some(Membership::new(identity, self.fork_rng()));
                     self.announce_to_members(now, out);
+                    // Whom it knew before it started can be reached only from now on.
+                    self.redial_at_ms = now.mono_ms;
                 }
             }
         }

@@ -321,9 +321,16 @@ impl Node {
         out.extend(self.store.close());
     }
 
-    pub(super) fn persisted(&mut self, batch: BatchId, out: &mut Actions) {
+    pub(super) fn persisted(&mut self, now: Time, batch: BatchId, out: &mut Actions) {
         let Some(written) = self.store.end(batch) else { return };
         self.store_failed_ms = None;
+        if std::mem::take(&mut self.disk_refuses) {
+            self.note(now, Level::Info, "store-recovered", "the disk takes changes again".to_owned(), out);
+            // It held nothing of what it heard meanwhile.
+            let others: Vec<_> = self.liveness.alive.iter().copied().collect();
+            self.meet_anew(now, &others);
+            self.stirred = true;
+        }
         out.extend(written.held);
         self.grants_are_durable(batch);
         for ack in written.pushes {
@@ -334,7 +341,7 @@ impl Node {
     /// The batch is lost: what was in it does not count, here either.
     pub(super) fn persist_failed(&mut self, now: Time, batch: BatchId, reason: &str, out: &mut Actions) {
         if is_on(Mutation::FailedWritesCount) {
-            return self.persisted(batch, out);
+            return self.persisted(now, batch, out);
         }
         let Some(batch) = self.store.fail(batch) else { return };
         self.store_failed_ms = Some(now.mono_ms);
@@ -354,8 +361,27 @@ impl Node {
         for ack in batch.pushes {
             self.push_failed(ack, reason, out);
         }
-        let text = format!("changes could not be stored: {reason}; check the state partition");
-        self.note(now, Level::Error, "store-failed", text, out);
+        if !std::mem::replace(&mut self.disk_refuses, true) {
+            let text = format!("changes could not be stored: {reason}; check the state partition");
+            self.note(now, Level::Error, "store-failed", text, out);
+            self.tell_without_storing(out);
+        }
+    }
+
+    /// Tells the others what this node cannot write down: that it cannot. Another must lead. After a restart
+    /// this record need not be known here, as what is said then has a higher version.
+    fn tell_without_storing(&mut self, out: &mut Actions) {
+        let Some(status) = self.own_status() else { return };
+        self.sequence += 1;
+        let (boot, sequence, topic) = (self.boot, self.sequence, Topic::Node);
+        let observation = Some(Observation::Node(status));
+        let key = RecordKey::Observation(self.settings.me, topic.clone());
+        let body = Body::Observation { boot, sequence, topic, observation };
+        let statement = statement::sign(self.settings.me, &self.settings.record_key, &body);
+        for to in self.audience() {
+            let records = vec![(key.clone(), Record::Statement(statement.clone()))];
+            out.push(Action::Send { to, message: Message::Records { records, ack: None } });
+        }
     }
 
     /// The others that may be told things: members that are alive.
