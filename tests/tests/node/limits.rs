@@ -162,9 +162,7 @@ fn statements_and_documents_are_bounded() {
     let too_large = statement::StatementError::TooLarge(MAX_BODY_BYTES + 1);
     assert_eq!(statement::read(&large), Err(too_large));
 
-    let document = workload_document("web", 5, |_| {});
-    let document: &Document = &document;
-    let mut envelope = sign(document, &root_key());
+    let mut envelope = workload("web", 5, 1, &root_key());
     let signature = envelope.signatures[0].clone();
     envelope.signatures = vec![signature; 9];
     let refused = envelope.verify(|_| Some(root_key().public())).unwrap_err();

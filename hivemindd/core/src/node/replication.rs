@@ -282,10 +282,16 @@ impl Node {
         if nothing_new || self.disk_pauses(now) {
             return;
         }
+        let (order, body) = self.next_observation(topic, observation.clone());
+        self.write(key, &body, order, Content::Observation(observation));
+    }
+
+    /// What this node says next, with a version above all it said before.
+    fn next_observation(&mut self, topic: Topic, observation: Option<Observation>) -> (Order, Body) {
         self.sequence += 1;
         let (boot, sequence) = (self.boot, self.sequence);
-        let body = Body::Observation { boot, sequence, topic, observation: observation.clone() };
-        self.write(key, &body, Order::Observation { boot, sequence }, Content::Observation(observation));
+        let body = Body::Observation { boot, sequence, topic, observation };
+        (Order::Observation { boot, sequence }, body)
     }
 
     /// Decides something as the leader.
@@ -372,11 +378,8 @@ impl Node {
     /// this record need not be known here, as what is said then has a higher version.
     fn tell_without_storing(&mut self, out: &mut Actions) {
         let Some(status) = self.own_status() else { return };
-        self.sequence += 1;
-        let (boot, sequence, topic) = (self.boot, self.sequence, Topic::Node);
-        let observation = Some(Observation::Node(status));
-        let key = RecordKey::Observation(self.settings.me, topic.clone());
-        let body = Body::Observation { boot, sequence, topic, observation };
+        let key = RecordKey::Observation(self.settings.me, Topic::Node);
+        let (_, body) = self.next_observation(Topic::Node, Some(Observation::Node(status)));
         let statement = statement::sign(self.settings.me, &self.settings.record_key, &body);
         for to in self.audience() {
             let records = vec![(key.clone(), Record::Statement(statement.clone()))];
