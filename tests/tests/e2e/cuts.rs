@@ -16,7 +16,7 @@ const CUTS: u64 = 50;
 const CUT_AFTER_MS: u64 = 1500;
 
 /// How long until the next one, milliseconds: into boot, joining, pulling, starting and rest.
-const PAUSE_MS: u64 = 4000;
+const PAUSE_MS: u64 = 5000;
 
 /// What follows the last cut may take that long: pulls begin anew, and backoffs end.
 const COME_BACK: Duration = Duration::from_secs(180);

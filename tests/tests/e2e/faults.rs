@@ -15,7 +15,7 @@ const TAKEN_OVER: Duration = Duration::from_secs(60);
 const HEALED: Duration = Duration::from_secs(60);
 
 /// How long nothing may happen on a bad cable.
-const BAD_CABLE: Duration = Duration::from_secs(40);
+const BAD_CABLE: Duration = Duration::from_secs(60);
 
 /// Twice what it takes to be declared dead.
 const FROZEN: Duration = Duration::from_secs(20);
