@@ -14,8 +14,8 @@ use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
 use foca::{
-    Config, Foca, Member, NoCustomBroadcast, Notification, PeriodicParams, PostcardCodec, ProbeNumber, State,
-    Timer,
+    Config, Foca, Header, Incarnation, Member, Message, NoCustomBroadcast, Notification, PeriodicParams,
+    PostcardCodec, ProbeNumber, State, Timer,
 };
 use hivemind_spec::id::NodeId;
 use rand_chacha::ChaCha8Rng;
@@ -39,6 +39,14 @@ const PROBE_RTT: Duration = Duration::from_millis(450);
 /// How long a suspect may refute. Together with probing (at most three periods) a dead node is
 /// known to all within about seven seconds, which leaves five for starting its replicas anew.
 const SUSPECT_TO_DOWN: Duration = Duration::from_millis(2500);
+
+/// A suspect is told so this often by whoever suspects it, and asked to answer: six times within the
+/// shortest time it has to refute. Rumours alone reach it by chance.
+const ASK_EVERY_MS: u64 = 400;
+
+/// The number of the probe with which it is asked. Should foca's own have it at the time, then that
+/// is answered as well.
+const ASKED: ProbeNumber = 0;
 
 /// Updates waiting to be spread go out this often, apart from riding on probes.
 const GOSSIP_EVERY: Duration = Duration::from_millis(500);
@@ -118,6 +126,8 @@ pub struct Membership {
     runtime: Gathered,
     timers: BTreeMap<(u64, u64), Timer<Identity>>,
     next_timer: u64,
+    /// Whom this node suspects itself, and when it next asks each, on foca's clock.
+    suspects: BTreeMap<NodeId, (u64, Member<Identity>)>,
     /// The probe that was answered last. Its later stages are not worth waking for.
     answered: Option<(NodeId, ProbeNumber)>,
     /// Milliseconds by which this node was late in all: foca's clock is behind by them.
@@ -134,6 +144,8 @@ struct Gathered {
     sends: Vec<(Identity, Vec<u8>)>,
     /// Whom this node probed last.
     probed: Option<(NodeId, ProbeNumber)>,
+    /// How often this node has refuted a suspicion, as it told it last.
+    incarnation: Incarnation,
     timers: Vec<(Timer<Identity>, Duration)>,
     up: Vec<Identity>,
     down: Vec<Identity>,
@@ -149,10 +161,11 @@ impl foca::Runtime<Identity> for &mut Gathered {
     }
 
     fn send_to(&mut self, to: Identity, data: &[u8]) {
-        if let Ok((header, _)) = header_of(data)
-            && let foca::Message::Ping(number) = header.message
-        {
-            self.probed = Some((to.node, number));
+        if let Ok((header, _)) = header_of(data) {
+            self.incarnation = header.src_incarnation;
+            if let Message::Ping(number) = header.message {
+                self.probed = Some((to.node, number));
+            }
         }
         self.sends.push((to, data.to_vec()));
     }
@@ -162,7 +175,7 @@ impl foca::Runtime<Identity> for &mut Gathered {
     }
 }
 
-fn header_of(packet: &[u8]) -> Result<(foca::Header<Identity>, &[u8]), postcard::Error> {
+fn header_of(packet: &[u8]) -> Result<(Header<Identity>, &[u8]), postcard::Error> {
     postcard::take_from_bytes(packet)
 }
 
@@ -174,6 +187,7 @@ impl Membership {
             runtime: Gathered::default(),
             timers: BTreeMap::new(),
             next_timer: 0,
+            suspects: BTreeMap::new(),
             answered: None,
             lost_ms: 0,
             heard_ms: BTreeMap::new(),
@@ -203,7 +217,8 @@ impl Membership {
 
     /// When it next wants to be called, monotonic milliseconds.
     pub fn wake_at(&self) -> Option<u64> {
-        self.next_pressing().map(|due| due.saturating_add(self.lost_ms))
+        let asks = self.suspects.values().map(|(due, _)| *due);
+        self.next_pressing().into_iter().chain(asks).min().map(|due| due.saturating_add(self.lost_ms))
     }
 
     /// When the first timer is due that something comes of, on foca's clock.
@@ -261,7 +276,7 @@ impl Membership {
         if known >= MAX_MEMBERS && !self.foca.iter_membership_state().any(|m| m.id().node == from) {
             return Err(malformed(format!("the limit of {MAX_MEMBERS} members is reached")));
         }
-        if let foca::Message::Ack(number) = header.message
+        if let Message::Ack(number) = header.message
             && self.runtime.probed == Some((from, number))
         {
             self.answered = self.runtime.probed;
@@ -292,9 +307,9 @@ impl Membership {
     /// A packet as foca is to read it: addressed to this node as it is now if it was meant for its
     /// earlier self, and without updates that this node does not believe. Two members that take new
     /// identities at the same time would otherwise be deaf to each other.
-    fn as_meant(&self, now: Time, mut header: foca::Header<Identity>, updates: &[u8]) -> Vec<u8> {
+    fn as_meant(&self, now: Time, mut header: Header<Identity>, updates: &[u8]) -> Vec<u8> {
         let me = self.identity();
-        if header.dst.node == me.node && header.message != foca::Message::TurnUndead {
+        if header.dst.node == me.node && header.message != Message::TurnUndead {
             header.dst = me;
         }
         let believed = self.without_hearsay(now, header.src.node, updates);
@@ -374,7 +389,34 @@ impl Membership {
             outcome.up.extend(more.up);
             outcome.down.extend(more.down);
         }
+        outcome.sends.extend(self.ask_suspects(clock));
         outcome
+    }
+
+    /// Asks those suspects whose time it is; forgets those who are none any longer. The packet that asks
+    /// says what the suspect has to refute: its answer does so already.
+    fn ask_suspects(&mut self, clock: u64) -> Vec<(Peer, Vec<u8>)> {
+        let is_suspect = |suspect: &Member<Identity>| self.foca.iter_membership_state().any(|m| m == suspect);
+        self.suspects.retain(|_, (due, suspect)| *due > clock || is_suspect(suspect));
+        let due = self.suspects.values_mut().filter(|(due, _)| *due <= clock);
+        let asked: Vec<_> = due
+            .map(|(due, suspect)| {
+                *due = clock + ASK_EVERY_MS;
+                suspect.clone()
+            })
+            .collect();
+        asked.iter().map(|suspect| self.ask(suspect)).collect()
+    }
+
+    fn ask(&self, suspect: &Member<Identity>) -> (Peer, Vec<u8>) {
+        let to = *suspect.id();
+        let message = Message::Ping(ASKED);
+        let header =
+            Header { src: self.identity(), src_incarnation: self.runtime.incarnation, dst: to, message };
+        // As foca writes it: the header, how many updates there are (big-endian), and those. All are plain
+        // numbers, which can be encoded.
+        let packet = postcard::to_stdvec(&(header, [0u8, 1], suspect)).unwrap_or_default();
+        (Peer { node: to.node, address: to.address }, packet)
     }
 
     /// How much longer a suspect has that was heard since: packets that are lost one after another, the
@@ -395,8 +437,8 @@ impl Membership {
     /// When the time of a suspect is up, foca 2.0.0 tells it that it was declared dead also if it
     /// had refuted the suspicion; it would take a new identity and be deaf until others notice.
     fn tells_the_living_they_are_dead(&self, to: &Identity, packet: &[u8]) -> bool {
-        let header: Result<(foca::Header<Identity>, _), _> = postcard::take_from_bytes(packet);
-        matches!(header, Ok((header, _)) if header.message == foca::Message::TurnUndead)
+        let header: Result<(Header<Identity>, _), _> = postcard::take_from_bytes(packet);
+        matches!(header, Ok((header, _)) if header.message == Message::TurnUndead)
             && self.foca.iter_members().any(|member| member.id() == to)
     }
 
@@ -408,15 +450,20 @@ impl Membership {
         let clock = self.clock(now);
         for (timer, after) in std::mem::take(&mut self.runtime.timers) {
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
+                let suspect = Member::new(*member_id, *incarnation, State::Suspect);
+                self.suspects.entry(member_id.node).or_insert((clock, suspect));
+            }
             self.timers.insert((clock.saturating_add(after_ms), self.next_timer), timer);
             self.next_timer += 1;
         }
         let peer = |id: Identity| Peer { node: id.node, address: id.address };
-        let probed = self.runtime.probed;
+        let Gathered { probed, incarnation, .. } = self.runtime;
         if probed != self.answered {
             self.answered = None;
         }
-        let mut gathered = std::mem::replace(&mut self.runtime, Gathered { probed, ..Gathered::default() });
+        let mut gathered =
+            std::mem::replace(&mut self.runtime, Gathered { probed, incarnation, ..Gathered::default() });
         gathered.sends.retain(|(to, packet)| !self.tells_the_living_they_are_dead(to, packet));
         for gone in &gathered.down {
             self.heard_ms.remove(&gone.node);

@@ -98,6 +98,34 @@ fn a_node_that_was_late_gives_others_the_time_it_lost() {
 }
 
 #[test]
+fn a_suspect_is_told_by_whoever_suspects_it_and_refutes() {
+    let mut group = Group::of(2);
+    group.run(0, 20_000);
+    let [mut first, mut second] = [1, 2].map(|n| group.members.remove(&NodeId([n; 16])).unwrap());
+    let mut suspected = 0;
+    for ms in (20_000..80_000).step_by(50) {
+        // All that is not the question or its answer is lost.
+        second.advance(at(ms));
+        let outcome = first.advance(at(ms));
+        assert_eq!(outcome.down, [], "at {ms}");
+        for (_, packet) in outcome.sends {
+            let (header, _) = header_of(&packet).unwrap();
+            if header.message != Message::Ping(ASKED) {
+                continue;
+            }
+            suspected += 1;
+            let answer = second.receive(at(ms), NodeId([1; 16]), &packet).unwrap();
+            for (_, packet) in answer.sends {
+                first.receive(at(ms), NodeId([2; 16]), &packet).unwrap();
+            }
+            assert!(first.foca.iter_membership_state().all(|member| member.state() == State::Alive));
+        }
+    }
+    // Every second of its own probes makes it a suspect: the one between was sent before the refutation.
+    assert_eq!(suspected, 20);
+}
+
+#[test]
 fn a_newer_boot_and_a_later_move_win_over_older_selves() {
     use foca::Identity as _;
     let old = identity(1);
