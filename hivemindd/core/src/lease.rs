@@ -159,13 +159,21 @@ struct Claim {
     since: u64,
     round: u64,
     asked_ms: u64,
-    granted: BTreeSet<NodeId>,
-    refused: BTreeMap<NodeId, Refusal>,
+    answers: Answers,
+    /// Those to the round before: what people are told, because they are complete.
+    before: Option<Answers>,
     /// What each grantor knew when it last answered: [`Voters::digest`].
     told: BTreeMap<NodeId, u64>,
     /// The end of the lease, monotonic milliseconds; 0 while there was none.
     until_ms: u64,
     ask_at_ms: u64,
+}
+
+/// Who granted in a round, and who refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Answers {
+    granted: BTreeSet<NodeId>,
+    refused: BTreeMap<NodeId, Refusal>,
 }
 
 /// What a node that lost its store cannot know about its grants.
@@ -346,20 +354,20 @@ impl Leases {
         }
         self.rounds += 1;
         let holds = claim.until_ms > now_ms;
+        let answers = std::mem::take(&mut claim.answers);
+        claim.before = (claim.round > 0).then_some(answers);
         claim.round = self.rounds;
         claim.asked_ms = now_ms;
-        claim.granted.clear();
-        claim.refused.clear();
         claim.ask_at_ms = now_ms + if holds { RENEW_EVERY_MS } else { ASK_EVERY_MS };
         // Its own vote counts once it is durable, as everybody's.
         match grantor.grant(now_ms, me) {
             Ok(changed) => {
-                claim.granted.insert(me);
+                claim.answers.granted.insert(me);
                 if changed {
                     self.unwritten.insert(id.clone());
                 }
             }
-            Err(refusal) => drop(claim.refused.insert(me, refusal)),
+            Err(refusal) => drop(claim.answers.refused.insert(me, refusal)),
         }
         let voters = &grantor.ballot.voters;
         let digest = voters.digest();
@@ -501,8 +509,8 @@ impl Leases {
         }
         if claim.round == round {
             match answer {
-                Ok(_) => drop(claim.granted.insert(from)),
-                Err((refusal, _)) => drop(claim.refused.insert(from, refusal)),
+                Ok(_) => drop(claim.answers.granted.insert(from)),
+                Err((refusal, _)) => drop(claim.answers.refused.insert(from, refusal)),
             }
             self.count(now_ms, id);
         }
@@ -551,7 +559,7 @@ impl Leases {
         let (Some(claim), Some(grantor)) = (self.claims.get_mut(id), self.grantors.get_mut(id)) else {
             return;
         };
-        let mut granted = claim.granted.clone();
+        let mut granted = claim.answers.granted.clone();
         if grantor.written_in.is_some() || self.unwritten.contains(id) {
             granted.remove(&self.me);
         }
@@ -586,21 +594,21 @@ impl Leases {
 
     /// Why a workload's lease is not held, in words; `name` says what people call a node.
     pub fn explain(&self, id: &WorkloadId, name: impl Fn(&NodeId) -> String) -> String {
-        let (Some(claim), Some(grantor)) = (self.claims.get(id), self.grantors.get(id)) else {
+        let answers = self.claims.get(id).and_then(|claim| claim.before.as_ref());
+        let (Some(Answers { granted, refused }), Some(grantor)) = (answers, self.grantors.get(id)) else {
             return "waits for its lease".to_owned();
         };
-        let taken = claim.refused.values().find_map(|refusal| match refusal {
+        let taken = refused.values().find_map(|refusal| match refusal {
             Refusal::Taken(other) => Some(*other),
             _ => None,
         });
         if let Some(other) = taken {
             return format!("waits for its lease, which {} has or had until lately", name(&other));
         }
-        if claim.refused.values().any(|refusal| *refusal == Refusal::Doubled) {
+        if refused.values().any(|refusal| *refusal == Refusal::Doubled) {
             return "waits for its lease, which nobody grants a node that runs twice".to_owned();
         }
-        let short =
-            grantor.ballot.voters.sets().map(|set| (set.intersection(&claim.granted).count(), set.len()));
+        let short = grantor.ballot.voters.sets().map(|set| (set.intersection(granted).count(), set.len()));
         let (granted, of) = short.min_by_key(|(granted, of)| (2 * granted > *of, *granted)).unwrap_or((0, 0));
         format!("waits for its lease: {granted} of {of} nodes granted it, and more than half must")
     }
@@ -641,8 +649,8 @@ impl Claim {
             since,
             round: 0,
             asked_ms: 0,
-            granted: BTreeSet::new(),
-            refused: BTreeMap::new(),
+            answers: Answers::default(),
+            before: None,
             told: BTreeMap::new(),
             until_ms: 0,
             ask_at_ms: now_ms,

@@ -8,6 +8,8 @@ struct Bench {
     exclusive: Exclusive,
     enrolled: BTreeSet<NodeId>,
     cut: BTreeSet<NodeId>,
+    /// What people read of node 1, each time it changed.
+    told: Vec<String>,
     now_ms: u64,
 }
 
@@ -30,6 +32,7 @@ impl Bench {
             exclusive,
             enrolled,
             cut: BTreeSet::new(),
+            told: Vec::new(),
             now_ms: 1000,
         }
     }
@@ -64,6 +67,10 @@ impl Bench {
             }
         }
         leases.persisted(self.now_ms, 1);
+        let told = self.nodes[&node_id(1)].explain(&id(), ToString::to_string);
+        if self.told.last() != Some(&told) {
+            self.told.push(told);
+        }
     }
 
     fn restart(&mut self, number: u8) {
@@ -115,6 +122,15 @@ fn without_a_strict_majority_nobody_holds_it() {
     bench.cut = nodes([4]);
     bench.run(3000, &[1]);
     assert_eq!(bench.holders(), [node_id(1)]);
+}
+
+#[test]
+fn why_it_is_not_held_is_told_once_and_not_with_every_answer() {
+    let mut bench = Bench::new(6);
+    bench.cut = nodes([4, 5, 6]);
+    bench.run(60_000, &[1]);
+    let counted = "waits for its lease: 3 of 6 nodes granted it, and more than half must";
+    assert_eq!(bench.told, ["waits for its lease", counted]);
 }
 
 #[test]
