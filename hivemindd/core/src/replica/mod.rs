@@ -29,6 +29,7 @@ mod pull;
 #[cfg(test)]
 mod tests;
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -304,8 +305,10 @@ impl Replicas {
         self.previous.retain(|replica, _| wanted.contains_key(replica));
         self.trouble.retain(|id, _| containers.contains_key(id));
         self.health.retain(|id, _| containers.get(id).is_some_and(|state| state.task == TaskState::Running));
-        let ids: BTreeSet<ContainerId> =
-            wanted.iter().map(|(replica, workload)| container_id(replica, &workload.template)).collect();
+        // Each name is a hash; as a rule all containers are there, and none is needed.
+        let ids: LazyCell<BTreeSet<ContainerId>, _> = LazyCell::new(|| {
+            wanted.iter().map(|(replica, workload)| container_id(replica, &workload.template)).collect()
+        });
         self.stopping.retain(|id, _| containers.contains_key(id) || ids.contains(id));
         let images: BTreeSet<&str> = wanted.values().map(|w| w.spec.container.image.as_str()).collect();
         self.pulls.retain(|image| images.contains(image));
