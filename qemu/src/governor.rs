@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 
-/// Two machines per processor: one boots while another waits for its disk or network. More only makes every
-/// emulated machine miss its deadlines.
-const SLOTS_PER_PROCESSOR: usize = 2;
+/// Three machines per processor: one boots while the others wait for their disks, networks and clocks. More only
+/// makes every emulated machine miss its deadlines.
+const SLOTS_PER_PROCESSOR: usize = 3;
 
 /// What a slot may use: the largest machine of the tests with QEMU's own memory.
 const MEMORY_PER_SLOT_MIB: usize = 1024;
