@@ -73,3 +73,25 @@ impl AgentHandle {
 fn stopped() -> Problem {
     Problem::new(Code::Internal, "the node's agent is stopping").advice("try again, or ask another node")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn questions_to_a_loop_that_hangs_are_bounded_and_the_next_is_told_to_come_again() {
+        let (agent, questions) = AgentHandle::new();
+        let ask = || {
+            let agent = agent.clone();
+            tokio::spawn(async move { agent.read(|_, _| ()).await })
+        };
+        let waiting: Vec<_> = (0..MAX_WAITING).map(|_| ask()).collect();
+        let refused = ask().await.unwrap().unwrap_err();
+        assert_eq!(refused.code, Code::Busy);
+        assert!(waiting.iter().all(|asked| !asked.is_finished()));
+        drop(questions);
+        for asked in waiting {
+            assert_eq!(asked.await.unwrap().unwrap_err().code, Code::Internal);
+        }
+    }
+}

@@ -180,7 +180,12 @@ pub fn listen_address() -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpSocket;
+
     use super::*;
+    use crate::identity::Identity;
+    use crate::identity::tests::{Folder, Operator};
 
     #[test]
     fn one_address_has_a_bounded_share_of_the_connections() {
@@ -194,5 +199,34 @@ mod tests {
         assert!(Addresses::enter(&addresses, one).is_some());
         drop(shares);
         assert!(addresses.connections.lock().unwrap().is_empty(), "nothing is remembered of who left");
+    }
+
+    #[tokio::test]
+    async fn connections_of_all_addresses_together_are_bounded_and_the_next_waits_for_a_place() {
+        let folder = Folder::new("api-places");
+        let identity = Identity::load_or_enrol(&folder.0, &Operator::new("home").configuration(), 1).unwrap();
+        let leaf = CurrentLeaf::new(&identity.mint_leaf(&[], &[], 1).unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, tls_config(leaf).unwrap(), Router::new()));
+        let connect = async |host: u8| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
+            socket.connect(address).await.unwrap()
+        };
+        let mut silent = Vec::new();
+        for number in 0..MAX_CONNECTIONS {
+            silent.push(connect(u8::try_from(2 + number / MAX_PER_ADDRESS).unwrap()).await);
+        }
+        // Whoever is served and speaks no TLS is told so at once.
+        let mut next = connect(1).await;
+        next.write_all(b"this is no TLS").await.unwrap();
+        let mut answer = [0; 64];
+        let moment = Duration::from_millis(500);
+        assert!(tokio::time::timeout(moment, next.read(&mut answer)).await.is_err(), "it was served");
+        silent.pop();
+        let told = tokio::time::timeout(PATIENCE / 2, next.read(&mut answer)).await;
+        assert!(told.is_ok(), "it was not served though there was a place");
+        server.abort();
     }
 }

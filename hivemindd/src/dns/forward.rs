@@ -32,7 +32,7 @@ const CACHE_MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
 
 /// Questions under way at once; further ones are told to try again. Bounds memory and sockets when
 /// the name servers do not answer.
-const MAX_UNDER_WAY: usize = 128;
+pub(super) const MAX_UNDER_WAY: usize = 128;
 
 /// Name servers asked, at most: resolvers elsewhere use three (resolv.conf, MAXNS).
 const MAX_UPSTREAMS: usize = 3;

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use futures_util::StreamExt as _;
 use hickory_server::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_server::proto::rr::{Name, RData, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -276,6 +277,26 @@ async fn a_silent_name_server_fails_the_question_in_time_and_holds_up_no_other()
     });
     assert_eq!(slow.metadata.response_code, ResponseCode::ServFail);
     assert!(quick < Duration::from_secs(1), "{quick:?}");
+}
+
+#[tokio::test]
+async fn questions_under_way_to_silent_name_servers_are_bounded() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (_upstreams, upstreams) = watch::channel(vec![silent.local_addr().unwrap()]);
+    let (_own, own) = watch::channel(BTreeSet::new());
+    let forwarder = forward::Forwarder::new(upstreams, own);
+    let name = |number: usize| Name::from_ascii(format!("host-{number}.example.")).unwrap();
+    let names: Vec<Name> = (0..=forward::MAX_UNDER_WAY).map(name).collect();
+    let asked = tokio::time::Instant::now();
+    let mut answers: futures_util::stream::FuturesUnordered<_> =
+        names.iter().map(|name| forwarder.ask(name, RecordType::A)).collect();
+    // One more than there is room for: it is refused at once, while the others wait for their answers.
+    let refused = answers.next().await.unwrap();
+    assert_eq!(refused.code, ResponseCode::ServFail);
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_eq!(answers.len(), forward::MAX_UNDER_WAY);
+    while answers.next().await.is_some() {}
+    assert!(asked.elapsed() > Duration::from_secs(1), "the others were not asked at all");
 }
 
 #[tokio::test]

@@ -20,11 +20,11 @@ use tokio::time::Instant;
 
 /// Messages that wait for one peer's connection to take them: more than the core says to one peer
 /// between two rounds.
-const MAX_QUEUED_MESSAGES: usize = 256;
+pub(super) const MAX_QUEUED_MESSAGES: usize = 256;
 
 /// Bytes of messages that wait for one connected peer. When a peer takes less than it is sent,
 /// what is over is lost, and anti-entropy brings it later.
-const MAX_QUEUED_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const MAX_QUEUED_BYTES: usize = 8 * 1024 * 1024;
 
 /// Messages kept for a peer while it is dialled; the oldest go first, as they say the least.
 const MAX_PENDING_MESSAGES: usize = 64;

@@ -463,3 +463,43 @@ async fn a_renewed_leaf_is_shown_to_new_connections() {
     let shown = shown.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().unwrap();
     assert_eq!(*shown, leaf.chain());
 }
+
+#[tokio::test]
+async fn a_peer_that_reads_nothing_costs_a_bounded_queue_and_holds_up_nobody_else() {
+    let operator = Operator::new("home");
+    let (mut a, mut slow) = (Node::new(&operator, "slow-a"), Node::new(&operator, "slow-b"));
+    let mut quick = Node::new(&operator, "slow-c");
+    for other in [&slow, &quick] {
+        a.transport.connect(other.address());
+        a.connected_to(other.peer()).await;
+    }
+    // Nothing leaves the queue while this task does not wait.
+    let live = a.transport.shared.links().live(slow.identity.node()).cloned().unwrap();
+    let taken = |message: &Message| {
+        let frame = Frame { bytes: wire::encode(message).unwrap().into(), datagram: false };
+        let bytes = frame.bytes.len();
+        ((0..1000).filter(|_| live.send(frame.clone())).count(), bytes)
+    };
+    let (small, _) = taken(&Message::Stored { ack: 1 });
+    assert_eq!(small, links::MAX_QUEUED_MESSAGES);
+    // The slow one's core takes a few, and then no more.
+    for _ in 0..small - 10 {
+        slow.message().await;
+    }
+    let large = records(a.identity.node(), 100_000);
+    let (before, bytes) = taken(&large);
+    assert!((before + 1) * bytes > links::MAX_QUEUED_BYTES && before * bytes <= links::MAX_QUEUED_BYTES);
+    // Meanwhile another is served as ever.
+    let asked = Instant::now();
+    a.transport.send(quick.peer(), &swim("are you there?"));
+    quick.message().await;
+    a.transport.send(quick.peer(), &Message::Stored { ack: 2 });
+    quick.message().await;
+    assert!(asked.elapsed() < PATIENCE / 4, "{:?}", asked.elapsed());
+    // Once it reads again it gets what was kept, and what is new.
+    for _ in 0..before {
+        while slow.message().await.1 != large {}
+    }
+    a.transport.send(slow.peer(), &Message::Stored { ack: 3 });
+    while slow.message().await.1 != (Message::Stored { ack: 3 }) {}
+}
