@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hivemind_core::time::Time;
+use hivemind_init::durable;
+use hivemind_init::fence::{HARDWARE_EVERY_MS, Standstill, boot_ms};
 use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::time::{ClockId, clock_settime};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::durable;
-use crate::fence::{HARDWARE_EVERY_MS, Standstill};
 use crate::underlay::Underlay;
 
 /// Where the last known time is stored.
@@ -53,7 +53,7 @@ pub struct Clock {
     /// Added to the system's wall clock, milliseconds: what it is behind the floor.
     ahead_ms: AtomicI64,
     /// Added to the time since the machine was switched on, milliseconds: for how long it stood still
-    /// without its own clock noticing ([`crate::fence`]).
+    /// without its own clock noticing ([`hivemind_init::fence`]).
     stood_ms: AtomicU64,
     /// Looked at while something here has a deadline.
     standstill: Mutex<Option<(Standstill, u64)>>,
@@ -215,12 +215,6 @@ fn from_ntp(stamp: u64) -> u64 {
     let seconds = stamp >> 32;
     let seconds = if seconds < 1 << 31 { seconds + (1 << 32) } else { seconds };
     (seconds - NTP_EPOCH_S) * 1000 + (((stamp & 0xffff_ffff) * 1000) >> 32)
-}
-
-/// Milliseconds since the machine was switched on, its sleep included.
-pub(crate) fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0));
-    u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
 }
 
 fn system_ms() -> u64 {

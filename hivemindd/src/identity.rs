@@ -5,7 +5,7 @@
 //!        │ make key, let the token CA sign the node CA, store durably
 //!        ▼
 //!   identity stored, token key still there      (a power cut here changes nothing)
-//!        │ the caller erases the token key: `init::config::erase_token_key`
+//!        │ the caller erases the token key: `hivemind_init::config::erase_token_key`
 //!        ▼
 //!   identity stored, no CA key left but the node's own
 //! ```
@@ -32,7 +32,7 @@ use ring::rand::SecureRandom as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
-use crate::durable;
+use hivemind_init::durable;
 
 /// Where the identity is on a machine.
 pub const FOLDER: &str = "/var/lib/hivemind/identity";

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::durable;
+use hivemind_init::durable;
 
 /// Where the store is on a machine.
 pub const FOLDER: &str = "/var/lib/hivemind/store";

@@ -77,7 +77,16 @@ impl Daemon {
 pub fn daemon(checkout: &Path, target: &Path, as_of: u64) -> Result<Daemon> {
     let mut cargo = cargo(target);
     cargo.current_dir(checkout);
-    cargo.args(["build", "--release", "--package", "hivemindd", "--target", TARGET]);
+    cargo.args([
+        "build",
+        "--release",
+        "--package",
+        "hivemindd",
+        "--package",
+        "hivemind-init",
+        "--target",
+        TARGET,
+    ]);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(target));
     cargo.env("SOURCE_DATE_EPOCH", as_of.to_string());
     compile(cargo).context("building hivemindd")?;

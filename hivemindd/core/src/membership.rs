@@ -56,6 +56,11 @@ const GOSSIP_EVERY: Duration = Duration::from_millis(500);
 /// by then.
 const RETURNING_MS: u64 = 10_000;
 
+/// How long this node has taken a member for dead before another's list of members brings it back,
+/// milliseconds: a death is known to all within fifteen seconds, and whoever lists the member after that hears
+/// it, or is told by those who do.
+const LISTED_MS: u64 = 20_000;
+
 /// How late a timer may be before the delay is put down to this node itself.
 const OWN_LATENESS_MS: u64 = 300;
 
@@ -136,6 +141,8 @@ pub struct Membership {
     heard_ms: BTreeMap<NodeId, u64>,
     /// When each member came up, monotonic milliseconds.
     up_ms: BTreeMap<NodeId, u64>,
+    /// When each that is taken for dead was found to be, monotonic milliseconds.
+    down_ms: BTreeMap<NodeId, u64>,
 }
 
 /// Collects what foca wants done.
@@ -175,6 +182,18 @@ impl foca::Runtime<Identity> for &mut Gathered {
     }
 }
 
+/// The members in a packet's updates: their number (big-endian), then each. `None` when they cannot be read.
+fn members_of(updates: &[u8]) -> Option<Vec<Member<Identity>>> {
+    let (count, mut rest) = updates.split_first_chunk::<2>()?;
+    let mut members = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (member, after) = postcard::take_from_bytes(rest).ok()?;
+        members.push(member);
+        rest = after;
+    }
+    Some(members)
+}
+
 fn header_of(packet: &[u8]) -> Result<(Header<Identity>, &[u8]), postcard::Error> {
     postcard::take_from_bytes(packet)
 }
@@ -192,6 +211,7 @@ impl Membership {
             lost_ms: 0,
             heard_ms: BTreeMap::new(),
             up_ms: BTreeMap::new(),
+            down_ms: BTreeMap::new(),
         }
     }
 
@@ -282,6 +302,9 @@ impl Membership {
             self.answered = self.runtime.probed;
         }
         self.bring_back(&header.src);
+        if header.message == Message::Feed {
+            self.bring_back_listed(now, from, updates);
+        }
         let packet = self.as_meant(now, header, updates);
         self.heard_ms.insert(from, now.mono_ms);
         let result = self.foca.handle_data(&packet, &mut self.runtime);
@@ -295,13 +318,43 @@ impl Membership {
         }
     }
 
-    /// Forgets that a member was dead: it speaks.
+    /// Forgets that a member was dead: it speaks. Whoever took more members for dead than it heard was away
+    /// itself, and forgets all of it: the others will say who is there, also of those it does not hear.
     fn bring_back(&mut self, member: &Identity) {
-        let is_down = |m: &Member<Identity>| m.id() == member && m.state() == State::Down;
-        if self.foca.iter_membership_state().any(is_down) {
-            // Removing a member cannot fail.
-            let _ = self.foca.handle_timer(Timer::RemoveDown(*member), &mut self.runtime);
+        let dead = self.dead();
+        if dead.contains(member) {
+            let was_away = dead.len() > self.foca.num_members();
+            let forgotten = dead.into_iter().filter(|other| was_away || other == member);
+            forgotten.for_each(|other| self.forget(other));
         }
+    }
+
+    /// Forgets that members were dead whom another lists among its own, long after it must have heard of a
+    /// death: where only this node's cable to them is cut.
+    fn bring_back_listed(&mut self, now: Time, teller: NodeId, updates: &[u8]) {
+        if self.is_returning(now, teller) {
+            return;
+        }
+        let listed = members_of(updates).unwrap_or_default();
+        let long_dead = |id: &Identity| {
+            let since = self.down_ms.get(&id.node);
+            since.is_some_and(|since| now.mono_ms >= since.saturating_add(LISTED_MS))
+        };
+        let alive = |id: &Identity| listed.iter().any(|m| m.id() == id && m.state() == State::Alive);
+        let back: Vec<_> = self.dead().into_iter().filter(|id| long_dead(id) && alive(id)).collect();
+        back.into_iter().for_each(|id| self.forget(id));
+    }
+
+    /// Those that are taken for dead.
+    fn dead(&self) -> Vec<Identity> {
+        let dead = self.foca.iter_membership_state().filter(|m| m.state() == State::Down);
+        dead.map(|m| *m.id()).collect()
+    }
+
+    fn forget(&mut self, dead: Identity) {
+        // Removing a member cannot fail.
+        let _ = self.foca.handle_timer(Timer::RemoveDown(dead), &mut self.runtime);
+        self.down_ms.remove(&dead.node);
     }
 
     /// A packet as foca is to read it: addressed to this node as it is now if it was meant for its
@@ -340,11 +393,15 @@ impl Membership {
     /// it within the time that anybody must wait before calling it so, or the teller was away until
     /// now. In whatever identity: a member that takes a new one calls its old ones dead itself.
     fn knows_better(&self, now: Time, teller: NodeId, accused: NodeId) -> bool {
-        let within = |since: Option<&u64>, ms: u64| since.is_some_and(|at| now.mono_ms < *at + ms);
-        let heard = within(self.heard_ms.get(&accused), self.patience_ms());
+        let heard = self.heard_ms.get(&accused).is_some_and(|at| now.mono_ms < *at + self.patience_ms());
         let is_member = || self.foca.iter_members().any(|member| member.id().node == accused);
-        let returning = within(self.up_ms.get(&teller), RETURNING_MS) || !self.up_ms.contains_key(&teller);
+        let returning = self.is_returning(now, teller);
         if accused == self.identity().node { returning } else { is_member() && (heard || returning) }
+    }
+
+    /// Whether a member has been back for so short a time that what it says may be from before.
+    fn is_returning(&self, now: Time, teller: NodeId) -> bool {
+        self.up_ms.get(&teller).is_none_or(|up| now.mono_ms < up + RETURNING_MS)
     }
 
     /// Declares a node dead at once: an operator revoked it.
@@ -468,6 +525,14 @@ impl Membership {
         for gone in &gathered.down {
             self.heard_ms.remove(&gone.node);
             self.up_ms.remove(&gone.node);
+            self.down_ms.insert(gone.node, now.mono_ms);
+        }
+        for found in &gathered.up {
+            self.down_ms.remove(&found.node);
+        }
+        if self.down_ms.len() > MAX_MEMBERS {
+            let dead: BTreeSet<_> = self.dead().into_iter().map(|dead| dead.node).collect();
+            self.down_ms.retain(|node, _| dead.contains(node));
         }
         self.up_ms.extend(gathered.up.iter().map(|member| (member.node, now.mono_ms)));
         if !gathered.up.is_empty() || !gathered.down.is_empty() {

@@ -9,10 +9,10 @@ use hivemind_spec::workload::HealthCheck;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::fence;
 use crate::runtime::Runtime;
 use crate::store::StoreHandle;
 use crate::transport::Transport;
+use hivemind_init::fence;
 
 /// The ways out into the world.
 pub(super) struct Hands {
@@ -48,7 +48,7 @@ impl Hands {
     fn fence(&self, fences: &BTreeMap<ContainerId, u64>) {
         self.clock.watch_for_standstill();
         for (container, until_ms) in fences {
-            if let Err(error) = fence::set(container, self.clock.boot_time_ms(*until_ms)) {
+            if let Err(error) = fence::set(&container.0, self.clock.boot_time_ms(*until_ms)) {
                 tracing::error!(%error, container = container.0, "its deadline cannot be set; the agent ends");
                 std::process::exit(1);
             }

@@ -31,12 +31,12 @@ use super::turn::Turn;
 use crate::clock::Clock;
 use crate::discovery::{Announcement, Discovery};
 use crate::identity::{self, Identity, IdentityError};
-use crate::init::config;
 use crate::runtime::{self, Runtime, Seen};
 use crate::store::{self, StoreHandle};
 use crate::transport::Transport;
 use crate::underlay::Underlay;
 use crate::{api, discovery, dns, network, underlay};
+use hivemind_init::config;
 
 /// Events waiting for the loop. Sources wait when it is full; the core takes well under a
 /// millisecond for most.

@@ -26,8 +26,8 @@ use tokio::sync::watch;
 use self::kernel::Kernel;
 use self::ports::Ports;
 use self::wanted::Overlay;
-use crate::init::modules;
 use crate::netlink::{Change, Changes, Group};
+use hivemind_init::modules;
 
 /// The bridge that containers of this node are on.
 pub const BRIDGE: &str = "hive0";

@@ -28,7 +28,7 @@ use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
 use super::{Runtime, cgroup};
-use crate::fence;
+use hivemind_init::fence;
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -288,7 +288,7 @@ impl Runtime {
             .map_err(refused("removing a snapshot"))?;
         self.networks.remove(id).await?;
         cgroup::remove(id);
-        fence::lift(id);
+        fence::lift(&id.0);
         remove_directory(&self.files(id))?;
         if let Some(labels) = container.and_then(|container| labels::read(&container.labels))
             && logs

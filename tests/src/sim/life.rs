@@ -317,15 +317,10 @@ impl Life {
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
             4 if on => self.world.restart_agent(victim),
-            // Who can reach some of the calm ones can reach all, or they would not be reachable.
-            5..=8 if !self.calm.is_empty() => self.isolate(victim),
             5 | 6 if other != victim => self.world.part(victim, other),
             7 if other != victim => self.world.cut(victim, other),
             8 => self.isolate(victim),
             9 | 10 => self.reconnect(victim),
-            // A leader that has no processor decides on what it knew. What that does to others is not
-            // promised away yet.
-            12 | 14 if !self.calm.is_empty() => self.reconnect(victim),
             11 => {
                 let ms = 500 + self.world.dice(12_000) as u64;
                 self.world.freeze(victim, ms);

@@ -184,3 +184,33 @@ fn a_leader_whose_disk_is_full_says_so_and_another_leads() {
     };
     assert!(world.run_until(60_000, healed), "{:?}", running(&world));
 }
+
+/// Puts a cable between two machines right, in both directions.
+fn mend(world: &mut World, a: usize, b: usize) {
+    world.network.cut.retain(|pair| *pair != (a, b) && *pair != (b, a));
+}
+
+#[test]
+fn who_comes_back_to_some_believes_them_about_those_it_cannot_reach_yet() {
+    for seed in 40..50 {
+        let mut world = World::with_machines(seed, 5);
+        let alone = cut_off(&mut world, Takeover::Majority);
+        let before = running(&world);
+        let unreached: Vec<usize> = (0..5).filter(|index| *index != alone).take(2).collect();
+        (0..5).filter(|other| !unreached.contains(other)).for_each(|other| mend(&mut world, alone, other));
+        let all_alive = |world: &World| {
+            let ids: std::collections::BTreeSet<_> =
+                world.machines.iter().map(|machine| machine.id).collect();
+            (0..5).all(|index| world.node(index).liveness().alive == ids)
+        };
+        assert!(
+            world.run_until(90_000, all_alive),
+            "seed {seed}: machine {alone} came back to three of five"
+        );
+        world.run(60_000);
+        assert!(all_alive(&world), "seed {seed}: and it stays so");
+        let kept = |index: &usize| running(&world).iter().any(|(found, _)| found == index);
+        let others = before.iter().map(|(index, _)| index).filter(|index| **index != alone);
+        assert!(others.clone().all(kept), "seed {seed}: {before:?} became {:?}", running(&world));
+    }
+}

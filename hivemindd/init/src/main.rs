@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use hivemindd::init;
-
 const USAGE: &str =
     "this is process 1 of a Hivemind machine: `/init` of the initramfs or the root's `/sbin/init`";
 
@@ -13,8 +11,8 @@ const USAGE_ERROR: u8 = 2;
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
     match (std::process::id(), name.as_str()) {
-        (1, "/init") => init::early::run(),
-        (1, _) => init::run(),
+        (1, "/init") => hivemind_init::early::run(),
+        (1, _) => hivemind_init::run(),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(USAGE_ERROR)

@@ -11,10 +11,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hivemind_core::event::ContainerId;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
-use crate::clock::boot_ms;
-use crate::durable;
+use crate::{durable, line};
 
 /// One file per container, named for it: `CLOCK_BOOTTIME` in milliseconds, decimal.
 pub const FOLDER: &str = "/run/hivemind/fences";
@@ -35,18 +35,24 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often the hardware clock is read, milliseconds: each time is a trap into the hypervisor.
 pub const HARDWARE_EVERY_MS: u64 = 1000;
 
-/// Sets a container's deadline, `CLOCK_BOOTTIME` milliseconds.
+/// Sets the deadline of the container with that id, `CLOCK_BOOTTIME` milliseconds.
 ///
 /// # Errors
 /// Those of the file system. The container must not be started then.
-pub fn set(container: &ContainerId, until_ms: u64) -> io::Result<()> {
-    durable::write(Path::new(FOLDER), &container.0, until_ms.to_string().as_bytes())
+pub fn set(container: &str, until_ms: u64) -> io::Result<()> {
+    durable::write(Path::new(FOLDER), container, until_ms.to_string().as_bytes())
 }
 
 /// Lifts it: the container is gone.
-pub fn lift(container: &ContainerId) {
+pub fn lift(container: &str) {
     // Most containers have none.
-    let _ = fs::remove_file(Path::new(FOLDER).join(&container.0));
+    let _ = fs::remove_file(Path::new(FOLDER).join(container));
+}
+
+/// Milliseconds since the machine was switched on, its sleep included.
+pub fn boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0));
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
 }
 
 /// Notices that the machine stood still.
@@ -86,7 +92,7 @@ impl Fences {
     pub fn new() -> Self {
         let fences = Self::at(Path::new(FOLDER), Path::new(GROUPS));
         if let Err(error) = fs::create_dir_all(&fences.folder) {
-            crate::init::line(&format!("{FOLDER}: {error}; exclusive workloads cannot run"));
+            line(&format!("{FOLDER}: {error}; exclusive workloads cannot run"));
         }
         fences
     }
@@ -130,8 +136,8 @@ impl Fences {
                 "its lease has ended".to_owned()
             };
             match fs::write(group.join("cgroup.kill"), "1") {
-                Ok(()) => crate::init::line(&format!("container {container} was killed: {why}")),
-                Err(error) => crate::init::line(&format!("container {container} cannot be killed: {error}")),
+                Ok(()) => line(&format!("container {container} was killed: {why}")),
+                Err(error) => line(&format!("container {container} cannot be killed: {error}")),
             }
         }
     }

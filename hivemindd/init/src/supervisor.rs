@@ -13,11 +13,11 @@ use nix::unistd::Pid;
 
 use super::child::{AGENT, CONTAINERD, Child};
 use super::console::line;
+use super::fence::{self, Fences};
 use super::power::Button;
 use super::shutdown::How;
 use super::watchdog::{FEED_EVERY, Watchdog};
 use super::{Error, cgroup, config};
-use crate::fence::{self, Fences};
 
 /// How long the agent may take to tell its peers that it leaves.
 const AGENT_GRACE: Duration = Duration::from_secs(5);
