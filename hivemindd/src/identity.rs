@@ -40,6 +40,9 @@ pub const FOLDER: &str = "/var/lib/hivemind/identity";
 const IDENTITY_FILE: &str = "identity.json";
 const STARTS_FILE: &str = "starts";
 
+/// The node's subnet, decimal: kept here too, because the store may be lost.
+const SUBNET_FILE: &str = "subnet";
+
 /// The largest identity file read, bytes: ten times what is written.
 const MAX_IDENTITY_BYTES: u64 = 64 * 1024;
 
@@ -399,6 +402,19 @@ fn check_token_document(token: &Token, id: TokenId, config: &MachineConfig) -> R
         Some(Spec::Token(spec)) => Err(damaged(format!("it is the document of another token, {}", spec.id))),
         _ => Err(damaged(format!("it is no token's document, but {}", document.key()))),
     }
+}
+
+/// Remembers the node's subnet beside its identity.
+///
+/// # Errors
+/// Those of the file system; what was remembered before stands.
+pub fn remember_subnet(folder: &Path, subnet: u16) -> io::Result<()> {
+    durable::write(folder, SUBNET_FILE, format!("{subnet}\n").as_bytes())
+}
+
+/// The subnet that [`remember_subnet`] wrote last, if any can be read.
+pub fn remembered_subnet(folder: &Path) -> Option<u16> {
+    fs::read_to_string(folder.join(SUBNET_FILE)).ok()?.trim().parse().ok()
 }
 
 /// Counts a start durably. A count that was lost is continued from the clock in seconds, which is

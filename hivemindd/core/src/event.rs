@@ -181,6 +181,10 @@ pub enum Action {
     /// their leases end. Takes the place of what was said about the same containers before; what was
     /// said about others stands. To be done before anything that comes after it.
     Fence(BTreeMap<ContainerId, u64>),
+    /// Remember this node's subnet where it survives the loss of the store, for [`Settings::subnet`].
+    ///
+    /// [`Settings::subnet`]: crate::node::Settings::subnet
+    RememberSubnet(u16),
     /// Answer a push.
     Reply {
         /// Which.

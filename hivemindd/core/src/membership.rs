@@ -44,9 +44,20 @@ const SUSPECT_TO_DOWN: Duration = Duration::from_millis(2500);
 /// shortest time it has to refute. Rumours alone reach it by chance.
 const ASK_EVERY_MS: u64 = 400;
 
+/// So many others are asked to ask it as well, each time the next ones: only this node's own cable to it may be
+/// cut. Where there is but one other it is asked so often: that way is four cables long, and each loses packets.
+const ASKED_BY: usize = 2;
+
 /// The number of the probe with which it is asked. Should foca's own have it at the time, then that
 /// is answered as well.
 const ASKED: ProbeNumber = 0;
+
+/// Whoever did not answer an announcement with its list of members is asked again after this long: without it a
+/// node that joins hears of members it cannot reach only by and by.
+const ANNOUNCE_AGAIN_MS: u64 = 1000;
+
+/// How often; each announcement and each list may be lost.
+const ANNOUNCEMENTS: u8 = 6;
 
 /// Updates waiting to be spread go out this often, apart from riding on probes.
 const GOSSIP_EVERY: Duration = Duration::from_millis(500);
@@ -105,6 +116,8 @@ pub struct Outcome {
     pub up: Vec<Peer>,
     /// Members that were found dead.
     pub down: Vec<NodeId>,
+    /// By how much this node was late in doing what was due, milliseconds.
+    pub late_ms: u64,
 }
 
 /// Why a packet was dropped.
@@ -133,6 +146,9 @@ pub struct Membership {
     next_timer: u64,
     /// Whom this node suspects itself, and when it next asks each, on foca's clock.
     suspects: BTreeMap<NodeId, (u64, Member<Identity>)>,
+    /// To whom this node announced itself and who has not answered: when it does so again, on foca's clock, and
+    /// how often it has.
+    announced: BTreeMap<NodeId, (u64, u8, SocketAddr)>,
     /// The probe that was answered last. Its later stages are not worth waking for.
     answered: Option<(NodeId, ProbeNumber)>,
     /// Milliseconds by which this node was late in all: foca's clock is behind by them.
@@ -143,6 +159,8 @@ pub struct Membership {
     up_ms: BTreeMap<NodeId, u64>,
     /// When each that is taken for dead was found to be, monotonic milliseconds.
     down_ms: BTreeMap<NodeId, u64>,
+    /// Those that were revoked: nothing brings them back.
+    expelled: BTreeSet<NodeId>,
 }
 
 /// Collects what foca wants done.
@@ -207,11 +225,13 @@ impl Membership {
             timers: BTreeMap::new(),
             next_timer: 0,
             suspects: BTreeMap::new(),
+            announced: BTreeMap::new(),
             answered: None,
             lost_ms: 0,
             heard_ms: BTreeMap::new(),
             up_ms: BTreeMap::new(),
             down_ms: BTreeMap::new(),
+            expelled: BTreeSet::new(),
         }
     }
 
@@ -238,7 +258,13 @@ impl Membership {
     /// When it next wants to be called, monotonic milliseconds.
     pub fn wake_at(&self) -> Option<u64> {
         let asks = self.suspects.values().map(|(due, _)| *due);
-        self.next_pressing().into_iter().chain(asks).min().map(|due| due.saturating_add(self.lost_ms))
+        let announces = self.announced.values().map(|(due, ..)| *due);
+        self.next_pressing()
+            .into_iter()
+            .chain(asks)
+            .chain(announces)
+            .min()
+            .map(|due| due.saturating_add(self.lost_ms))
     }
 
     /// When the first timer is due that something comes of, on foca's clock.
@@ -265,11 +291,37 @@ impl Membership {
         if peer.node == self.identity().node {
             return Outcome::default();
         }
+        if self.announced.len() < MAX_MEMBERS {
+            let due = self.clock(now).saturating_add(ANNOUNCE_AGAIN_MS);
+            self.announced.insert(peer.node, (due, 1, peer.address));
+        }
+        self.announce_to(peer);
+        self.collect(now)
+    }
+
+    /// Announces itself no more to a node whose connection has ended: whoever connects to it does so anew.
+    pub fn disconnected(&mut self, node: NodeId) {
+        self.announced.remove(&node);
+    }
+
+    fn announce_to(&mut self, peer: Peer) {
         // Which boot the node is in is not known; SWIM accepts an announcement for any.
         let guess = Identity { node: peer.node, address: peer.address, boot: 0, generation: 0 };
         // foca fails only when a packet cannot be encoded, and then nothing was sent.
         let _ = self.foca.announce(guess, &mut self.runtime);
-        self.collect(now)
+    }
+
+    /// Announces this node anew to those that did not answer.
+    fn announce_again(&mut self, clock: u64) {
+        self.announced.retain(|_, (due, times, _)| *due > clock || *times < ANNOUNCEMENTS);
+        let due: Vec<_> = self.announced.iter_mut().filter(|(_, (due, ..))| *due <= clock).collect();
+        let mut again = Vec::new();
+        for (node, (due, times, address)) in due {
+            *due = clock.saturating_add(ANNOUNCE_AGAIN_MS);
+            *times += 1;
+            again.push(Peer { node: *node, address: *address });
+        }
+        again.into_iter().for_each(|peer| self.announce_to(peer));
     }
 
     /// Moves to another address.
@@ -303,12 +355,20 @@ impl Membership {
         }
         self.bring_back(&header.src);
         if header.message == Message::Feed {
+            self.announced.remove(&from);
             self.bring_back_listed(now, from, updates);
         }
-        let packet = self.as_meant(now, header, updates);
         self.heard_ms.insert(from, now.mono_ms);
+        if let Message::ForwardedAck { origin, .. } = header.message {
+            // Heard by way of another.
+            self.bring_back(&origin);
+            self.heard_ms.insert(origin.node, now.mono_ms);
+        }
+        let vouched = self.vouch(now, header.src, updates);
+        let packet = self.as_meant(now, header, updates);
         let result = self.foca.handle_data(&packet, &mut self.runtime);
-        let outcome = self.collect(now);
+        let mut outcome = self.collect(now);
+        outcome.sends.extend(vouched);
         match result {
             Ok(()) => Ok(outcome),
             Err(e) if outcome.sends.is_empty() && outcome.up.is_empty() && outcome.down.is_empty() => {
@@ -345,10 +405,10 @@ impl Membership {
         back.into_iter().for_each(|id| self.forget(id));
     }
 
-    /// Those that are taken for dead.
+    /// Those that are taken for dead and may not be.
     fn dead(&self) -> Vec<Identity> {
         let dead = self.foca.iter_membership_state().filter(|m| m.state() == State::Down);
-        dead.map(|m| *m.id()).collect()
+        dead.map(|m| *m.id()).filter(|id| !self.expelled.contains(&id.node)).collect()
     }
 
     fn forget(&mut self, dead: Identity) {
@@ -389,11 +449,29 @@ impl Membership {
         (dropped > 0).then(|| [&count.to_be_bytes(), kept.as_slice(), rest].concat())
     }
 
+    /// Answers whoever calls a member dead that this node has just heard: in its name, as for a question that
+    /// was asked by way of this node.
+    fn vouch(&self, now: Time, teller: Identity, updates: &[u8]) -> Vec<(Peer, Vec<u8>)> {
+        let accused = members_of(updates).unwrap_or_default().into_iter();
+        let accused = accused.filter(|m| m.state() == State::Down && self.has_heard(now, m.id().node));
+        let known = accused.filter_map(|accused| self.foca.iter_members().find(|m| m.id() == accused.id()));
+        let vouch = |member: &Member<Identity>| {
+            let message = Message::ForwardedAck { origin: *member.id(), probe_number: ASKED };
+            self.packet(teller, message, member)
+        };
+        known.map(vouch).collect()
+    }
+
+    /// Whether this node has heard a member within the time that anybody must wait before calling it dead.
+    fn has_heard(&self, now: Time, node: NodeId) -> bool {
+        self.heard_ms.get(&node).is_some_and(|at| now.mono_ms < *at + self.patience_ms())
+    }
+
     /// Whether this node need not believe that a member is dead, or that it is itself: it has heard
     /// it within the time that anybody must wait before calling it so, or the teller was away until
     /// now. In whatever identity: a member that takes a new one calls its old ones dead itself.
     fn knows_better(&self, now: Time, teller: NodeId, accused: NodeId) -> bool {
-        let heard = self.heard_ms.get(&accused).is_some_and(|at| now.mono_ms < *at + self.patience_ms());
+        let heard = self.has_heard(now, accused);
         let is_member = || self.foca.iter_members().any(|member| member.id().node == accused);
         let returning = self.is_returning(now, teller);
         if accused == self.identity().node { returning } else { is_member() && (heard || returning) }
@@ -406,6 +484,8 @@ impl Membership {
 
     /// Declares a node dead at once: an operator revoked it.
     pub fn expel(&mut self, now: Time, node: NodeId) -> Outcome {
+        // As many as there are revocations, which are bounded like all documents.
+        self.expelled.insert(node);
         let expelled: Vec<_> =
             self.foca.iter_members().filter(|m| m.id().node == node).map(|m| *m.id()).collect();
         let _ = self.foca.apply_many(expelled.into_iter().map(Member::down), true, &mut self.runtime);
@@ -421,6 +501,7 @@ impl Membership {
             let late = self.clock(now).saturating_sub(*due);
             if late > OWN_LATENESS_MS {
                 self.lost_ms += late;
+                outcome.late_ms = late;
             }
         }
         let clock = self.clock(now);
@@ -447,6 +528,8 @@ impl Membership {
             outcome.down.extend(more.down);
         }
         outcome.sends.extend(self.ask_suspects(clock));
+        self.announce_again(clock);
+        outcome.sends.extend(self.collect(now).sends);
         outcome
     }
 
@@ -462,17 +545,33 @@ impl Membership {
                 suspect.clone()
             })
             .collect();
-        asked.iter().map(|suspect| self.ask(suspect)).collect()
+        asked.iter().flat_map(|suspect| self.ask(clock, suspect)).collect()
     }
 
-    fn ask(&self, suspect: &Member<Identity>) -> (Peer, Vec<u8>) {
-        let to = *suspect.id();
-        let message = Message::Ping(ASKED);
+    /// Asks a suspect, and by way of one member after another.
+    fn ask(&self, clock: u64, suspect: &Member<Identity>) -> Vec<(Peer, Vec<u8>)> {
+        let target = *suspect.id();
+        let mut asked = vec![self.packet(target, Message::Ping(ASKED), suspect)];
+        let others: Vec<_> =
+            self.foca.iter_members().map(|m| *m.id()).filter(|id| id.node != target.node).collect();
+        let round = usize::try_from(clock / ASK_EVERY_MS).unwrap_or(0);
+        for turn in (0..ASKED_BY).map(|number| round.wrapping_mul(ASKED_BY).wrapping_add(number)) {
+            // With none there is nobody to ask.
+            let Some(helper) = turn.checked_rem(others.len()).and_then(|turn| others.get(turn)) else {
+                break;
+            };
+            asked.push(self.packet(*helper, Message::PingReq { target, probe_number: ASKED }, suspect));
+        }
+        asked
+    }
+
+    /// A packet that tells of one member.
+    fn packet(&self, to: Identity, message: Message<Identity>, told: &Member<Identity>) -> (Peer, Vec<u8>) {
         let header =
             Header { src: self.identity(), src_incarnation: self.runtime.incarnation, dst: to, message };
         // As foca writes it: the header, how many updates there are (big-endian), and those. All are plain
         // numbers, which can be encoded.
-        let packet = postcard::to_stdvec(&(header, [0u8, 1], suspect)).unwrap_or_default();
+        let packet = postcard::to_stdvec(&(header, [0u8, 1], told)).unwrap_or_default();
         (Peer { node: to.node, address: to.address }, packet)
     }
 
@@ -543,6 +642,7 @@ impl Membership {
             sends: gathered.sends.into_iter().map(|(to, data)| (peer(to), data)).collect(),
             up: gathered.up.into_iter().map(peer).collect(),
             down: gathered.down.into_iter().map(|id| id.node).collect(),
+            late_ms: 0,
         }
     }
 }

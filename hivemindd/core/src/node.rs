@@ -103,6 +103,9 @@ pub struct Settings {
     pub record_key: SigningKey,
     /// How often it has booted, counting this time. Must never go back.
     pub boot: u64,
+    /// The subnet this node had before, remembered outside its store ([`Action::RememberSubnet`]): who lost the
+    /// store and is alone would otherwise take a healthy node's.
+    pub subnet: Option<u16>,
     /// The cluster.
     pub cluster_id: ClusterId,
     /// Its name, for people.

@@ -2,17 +2,19 @@
 //! reports back with an event.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use hivemind_core::event::{Action, ContainerId, Event, NetworkPlan, OperationId, RuntimeOp, Zone};
+use hivemind_init::fence;
 use hivemind_spec::workload::HealthCheck;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
+use crate::identity;
 use crate::runtime::Runtime;
 use crate::store::StoreHandle;
 use crate::transport::Transport;
-use hivemind_init::fence;
 
 /// The ways out into the world.
 pub(super) struct Hands {
@@ -39,6 +41,11 @@ impl Hands {
             Action::Zone(zone) => drop(self.zone.send_replace(Arc::new(zone))),
             Action::HealthChecks(list) => drop(self.health_checks.send_replace(list)),
             Action::Fence(fences) => self.fence(&fences),
+            Action::RememberSubnet(subnet) => {
+                if let Err(error) = identity::remember_subnet(Path::new(identity::FOLDER), subnet) {
+                    tracing::warn!(%error, "the subnet is not remembered outside the store");
+                }
+            }
             Action::Reply { .. } | Action::WakeAt { .. } | Action::Note(_) => {}
         }
     }

@@ -267,6 +267,7 @@ fn settings(config: &MachineConfig, identity: &Identity) -> anyhow::Result<Setti
         me: identity.node(),
         record_key: identity.record_key().clone(),
         boot: identity.boot(),
+        subnet: identity::remembered_subnet(Path::new(identity::FOLDER)),
         cluster_id: identity.cluster(),
         cluster_name: config.cluster.name.clone(),
         container_range: ContainerRange::parse(range)

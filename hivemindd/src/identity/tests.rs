@@ -200,3 +200,12 @@ fn a_leaf_is_renewed_for_new_addresses_after_half_its_life_and_when_the_clock_go
     let ids = certificate::verify_peer(identity.root(), leaf.chain()).unwrap();
     assert_eq!(ids.node, identity.node());
 }
+
+#[test]
+fn a_subnet_is_remembered_beside_the_identity() {
+    let folder = Folder::new("subnet");
+    assert_eq!(remembered_subnet(&folder.0), None);
+    remember_subnet(&folder.0, 7).unwrap();
+    remember_subnet(&folder.0, 300).unwrap();
+    assert_eq!(remembered_subnet(&folder.0), Some(300));
+}

@@ -18,6 +18,7 @@ use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
+use hivemind_init::fence;
 use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::Any;
@@ -28,7 +29,6 @@ use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
 use super::{Runtime, cgroup};
-use hivemind_init::fence;
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";

@@ -23,6 +23,9 @@ const BOOTS: usize = 3;
 /// Between two looks at a machine that boots: about a hundredth of what is measured.
 const BOOT_POLL: Duration = Duration::from_millis(25);
 
+/// Between two looks at a service that moves: a fiftieth of what is measured.
+const SERVE_POLL: Duration = Duration::from_millis(200);
+
 type Bench = fn();
 
 /// Every group of figures by the name that selects it; `scale` is a program of its own.
@@ -280,12 +283,12 @@ fn failover() {
     let survivor = cluster.machines.iter().find(|m| m.name() != victim.name());
     let url =
         format!("http://{}:8080/", survivor.map(Machine::address).unwrap_or_else(|| panic!("one survives")));
-    wait::until("it serves", STARTING, || cluster.get(&url));
+    wait::polling(SERVE_POLL, "it serves", STARTING, || cluster.get(&url));
     let begin = Instant::now();
     victim.power_cut();
     // What still answers in the first moments is the dead machine's last connection.
     std::thread::sleep(Duration::from_millis(500));
-    wait::until("it serves elsewhere", STARTING, || cluster.get(&url));
+    wait::polling(SERVE_POLL, "it serves elsewhere", STARTING, || cluster.get(&url));
     report("failover", begin.elapsed().as_secs_f64(), "s", 12.0);
 }
 

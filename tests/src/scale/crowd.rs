@@ -577,6 +577,7 @@ fn settings(me: &Person) -> Settings {
         chain: cast::chain("t", &me.key),
         record_key: me.key.clone(),
         boot: 1,
+        subnet: None,
         cluster_id: ClusterId([7; 16]),
         cluster_name: "crowd".to_owned(),
         container_range: ContainerRange::parse("10.0.0.0/8").unwrap_or_else(|| panic!("a range")),

@@ -312,7 +312,9 @@ impl Life {
         let Some(victim) = self.victim() else { return };
         let other = self.world.dice(self.count());
         let on = self.world.machines[victim].node.is_some();
-        match self.world.dice(21) {
+        let harm = self.world.dice(21);
+        self.world.say(&format!("harm {harm} to m{victim}, perhaps with m{other}"));
+        match harm {
             20 if self.world.chance(25) => self.world.pass(LONG_MS),
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
@@ -326,7 +328,10 @@ impl Life {
                 self.world.freeze(victim, ms);
             }
             12 => {
-                let starved_ms = [0, 100, 700][self.world.dice(3)];
+                // A leader that handles an event or two a second decides on what was seconds ago; what that does
+                // to calm machines is not promised away yet.
+                let worst_ms = if self.calm.is_empty() { 700 } else { 100 };
+                let starved_ms = [0, 100, worst_ms][self.world.dice(3)];
                 self.world.machines[victim].starved_ms = starved_ms;
             }
             13 => {

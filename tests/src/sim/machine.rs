@@ -34,6 +34,8 @@ pub struct Machine {
     pub address: SocketAddr,
     /// Its node, while the agent runs.
     pub node: Option<Node>,
+    /// Its subnet, as it remembers it beside its identity.
+    pub subnet: Option<u16>,
     /// What is durable.
     pub disk: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Batches that are being written: a power cut may lose or tear them.
@@ -103,6 +105,7 @@ impl Machine {
             id: NodeId::of(&chain[0]),
             address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, high, low)), PEER_PORT),
             node: None,
+            subnet: None,
             disk: BTreeMap::new(),
             unsynced: BTreeMap::new(),
             flush_ms: 3..4,
@@ -141,7 +144,15 @@ impl Machine {
     pub(super) fn copy(&self, index: usize) -> Self {
         let fresh = Self::new(index, &self.token, self.document.clone());
         let disk = self.disk.clone();
-        Self { id: self.id, seed: self.seed, boot: self.boot, capacity: self.capacity, disk, ..fresh }
+        Self {
+            id: self.id,
+            seed: self.seed,
+            boot: self.boot,
+            capacity: self.capacity,
+            subnet: self.subnet,
+            disk,
+            ..fresh
+        }
     }
 
     /// The key its node signs with.
@@ -190,9 +201,11 @@ impl Machine {
 
     /// The first moment, on the world's clock, at which its monotonic clock shows `mono_ms`.
     pub(super) fn world_ms(&self, mono_ms: u64) -> u64 {
-        let elapsed = mono_ms.saturating_sub(BOOT_MS + self.slept_ms);
-        let drifted = i64::try_from(elapsed).unwrap_or(0) * self.drift_ppm / 1_000_000;
-        let mut at_ms = self.powered_ms + elapsed.saturating_add_signed(-drifted);
+        let shown_ms = u128::from(mono_ms.saturating_sub(BOOT_MS));
+        let rate = 1_000_000_u64.saturating_add_signed(self.drift_ppm);
+        let elapsed = u64::try_from(shown_ms * 1_000_000 / u128::from(rate)).unwrap_or(u64::MAX);
+        // A little before it, as divisions round.
+        let mut at_ms = self.powered_ms + elapsed.saturating_sub(self.slept_ms + 2);
         // Clocks drift by less than a tenth: no step goes past it.
         loop {
             match mono_ms.saturating_sub(self.time(at_ms).mono_ms) {
@@ -214,6 +227,7 @@ impl Machine {
             chain: self.chain(),
             record_key: self.record_key(),
             boot: self.boot,
+            subnet: self.subnet,
             cluster_id: ClusterId([7; 16]),
             cluster_name: "simulated".to_owned(),
             container_range: range(),
@@ -265,4 +279,27 @@ impl Machine {
 
 fn range() -> ContainerRange {
     ContainerRange::parse("10.0.0.0/8").unwrap_or_else(|| panic!("a range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_read_backwards_to_the_first_moment_at_which_it_shows_a_time() {
+        for drift_ppm in [0, 100, -100, 40_000, -40_000] {
+            let mut machine = Machine::new(0, "t", None);
+            machine.drift_ppm = drift_ppm;
+            machine.powered(5000);
+            for slept_ms in [0, 35 * cast::DAY_MS] {
+                machine.slept_ms = slept_ms;
+                for later_ms in [0, 1, 2, 999, 1500, 86_400_000] {
+                    let wanted = machine.time(7000).mono_ms + later_ms;
+                    let at_ms = machine.world_ms(wanted);
+                    assert!(machine.time(at_ms).mono_ms >= wanted, "{drift_ppm} {slept_ms} {later_ms}");
+                    assert!(machine.time(at_ms - 1).mono_ms < wanted, "{drift_ppm} {slept_ms} {later_ms}");
+                }
+            }
+        }
+    }
 }

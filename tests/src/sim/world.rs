@@ -523,6 +523,7 @@ impl World {
                 }
                 Action::Note(note) => self.machines[index].notes.push(note),
                 Action::Network(plan) => self.machines[index].plans.push(plan),
+                Action::RememberSubnet(subnet) => self.machines[index].subnet = Some(subnet),
                 Action::Zone(_) | Action::HealthChecks(_) => {}
             }
         }

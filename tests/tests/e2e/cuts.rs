@@ -67,9 +67,9 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
         let this = pushes;
         pushes += 1;
         let file = pushed(&cluster, [this]);
-        let victims: Vec<&Machine> = match rng.random_range(0..3) {
-            0 => cluster.machines.iter().collect(),
-            which => vec![&cluster.machines[which - 1]],
+        let victims: Vec<&Machine> = match rng.random_range(0..4) {
+            which @ (0 | 1) => vec![&cluster.machines[which]],
+            _ => cluster.machines.iter().collect(),
         };
         std::thread::scope(|scope| {
             let push = scope.spawn(|| cluster.hivemind(["push", &file]).is_ok());

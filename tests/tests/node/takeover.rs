@@ -214,3 +214,26 @@ fn who_comes_back_to_some_believes_them_about_those_it_cannot_reach_yet() {
         assert!(others.clone().all(kept), "seed {seed}: {before:?} became {:?}", running(&world));
     }
 }
+
+#[test]
+fn who_lost_its_store_and_is_alone_takes_nobodys_subnet() {
+    let mut world = World::with_machines(60, 4);
+    let alone = cut_off(&mut world, Takeover::Majority);
+    let subnets = |world: &World| -> std::collections::BTreeMap<_, _> {
+        let node = world.node((0..4).find(|index| *index != alone).expect("one of four"));
+        node.cluster().nodes.iter().map(|(id, node)| (*id, node.enrolment.subnet)).collect()
+    };
+    let before = subnets(&world);
+    // Its clock is far behind: whoever enrolled first keeps a subnet that two have.
+    world.machines[alone].clock_offset_ms = -(START_MS as i64);
+    world.damage_store(alone);
+    world.run(30_000);
+    world.begin_push(alone, workload("anew", 6, 1, &root_key()));
+    world.run(10_000);
+    let own = world.machines[alone].id;
+    let taken = world.node(alone).cluster().nodes[&own].enrolment.subnet;
+    assert_eq!(taken, before[&own], "it works, with the subnet it had");
+    world.network.cut.clear();
+    assert!(world.run_until(60_000, World::agrees));
+    assert_eq!(subnets(&world), before);
+}

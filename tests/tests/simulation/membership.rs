@@ -35,3 +35,17 @@ fn a_day_of_lost_packets_and_starved_machines_makes_nobody_dead() {
     });
     assert_eq!(lived, None);
 }
+
+#[test]
+fn a_cut_cable_between_two_of_three_makes_nobody_dead() {
+    let cut = super::first(4, |seed| {
+        let mut world = World::with_machines(seed, 3);
+        assert!(world.run_until(10_000, World::agrees));
+        world.network.loss = 20;
+        world.part(0, 1);
+        world.run(6 * 3600 * 1000);
+        let dead = called_dead(&world);
+        (!dead.is_empty()).then_some((seed, dead))
+    });
+    assert_eq!(cut, None);
+}

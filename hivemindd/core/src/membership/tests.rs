@@ -192,3 +192,33 @@ fn a_member_that_wakes_only_for_what_is_pressing_finds_the_dead_as_soon() {
         assert!(down.is_some_and(|at| at <= limit), "{silent_ms}: {down:?}, {limit}");
     }
 }
+
+#[test]
+fn an_announcement_that_is_lost_is_made_again_until_the_members_are_told() {
+    let mut group = Group::of(3);
+    group.run(0, 20_000);
+    let joining = NodeId([4; 16]);
+    let mut joiner = Membership::new(identity(4), ChaCha8Rng::seed_from_u64(4));
+    let lost = joiner.announce(at(20_000), Peer { node: NodeId([1; 16]), address: identity(1).address });
+    assert_eq!(lost.sends.len(), 1);
+    // The first two are lost.
+    let mut announced = 0;
+    for ms in (20_000..24_000).step_by(50) {
+        for (to, packet) in joiner.advance(at(ms)).sends {
+            announced += 1;
+            if announced == 1 {
+                continue;
+            }
+            let answer = group.members.get_mut(&to.node).unwrap().receive(at(ms), joining, &packet).unwrap();
+            for (_, packet) in answer.sends {
+                let _ = joiner.receive(at(ms), to.node, &packet);
+            }
+        }
+    }
+    assert_eq!(joiner.alive().len(), 3);
+    let mut given_up = Membership::new(identity(5), ChaCha8Rng::seed_from_u64(5));
+    given_up.announce(at(0), Peer { node: NodeId([1; 16]), address: identity(1).address });
+    let again: usize = (0..60_000).step_by(50).map(|ms| given_up.advance(at(ms)).sends.len()).sum();
+    assert_eq!(again, usize::from(ANNOUNCEMENTS) - 1);
+    assert_eq!(given_up.wake_at(), None);
+}

@@ -75,6 +75,7 @@ impl Node {
                 return;
             }
             self.speak_for_self(now, out);
+            self.remember_subnet(out);
             self.lead(now, out);
             self.plan_network(out);
             self.run_replicas(now, out);
@@ -102,6 +103,15 @@ impl Node {
         }
         if let Some(status) = self.own_status() {
             self.say(now, Topic::Node, Some(Observation::Node(status)));
+        }
+    }
+
+    fn remember_subnet(&mut self, out: &mut Actions) {
+        let subnet = self.cluster.nodes.get(&self.settings.me).and_then(|own| own.enrolment.subnet);
+        if let Some(subnet) = subnet
+            && self.settings.subnet.replace(subnet) != Some(subnet)
+        {
+            out.push(Action::RememberSubnet(subnet));
         }
     }
 

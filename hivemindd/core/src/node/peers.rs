@@ -33,6 +33,10 @@ use crate::time::Time;
 /// takes SWIM 3.5 s at least, the connections to all others have ended too (5 s).
 const SETTLE_MS: u64 = 2000;
 
+/// A node that was late by so much knew nothing of the others for as long, and does not take over on what it knew,
+/// milliseconds. Far over what a machine under emulation is late by when it starts containers.
+const STARVED_MS: u64 = 1500;
+
 /// The same when the connection to a member that SWIM had given up ends only then, milliseconds. Whoever
 /// was cut off together with it falls silent within a keep-alive of the transport (2.2 s).
 const FALLEN_SILENT_SETTLE_MS: u64 = 2500;
@@ -135,7 +139,7 @@ impl Node {
                 chain: self.settings.chain.clone(),
                 token: self.settings.token,
                 enrolled_ms: now.wall_ms,
-                subnet: None,
+                subnet: self.settings.subnet,
             };
             self.say(now, Topic::Enrolment, Some(Observation::Enrolment(enrolment)));
         }
@@ -249,6 +253,9 @@ impl Node {
     }
 
     pub(super) fn disconnected(&mut self, now: Time, node: NodeId) {
+        if let Some(membership) = &mut self.membership {
+            membership.disconnected(node);
+        }
         if self.liveness.alive.contains(&node) {
             self.stirred |= self.liveness.silent.insert(node);
             self.unplaced = true;
@@ -514,6 +521,10 @@ impl Node {
 
     /// Does what membership wants done, and tells people.
     pub(super) fn follow(&mut self, now: Time, outcome: Outcome, out: &mut Actions) {
+        if outcome.late_ms >= STARVED_MS {
+            // What it knows of the others is from before.
+            self.unsettle(now, SETTLE_MS);
+        }
         for (to, packet) in outcome.sends {
             if !self.is_revoked(&to.node) {
                 out.push(Action::Send { to, message: Message::Swim(packet) });
