@@ -59,6 +59,9 @@ const ANNOUNCE_AGAIN_MS: u64 = 1000;
 /// How often; each announcement and each list may be lost.
 const ANNOUNCEMENTS: u8 = 6;
 
+/// Whoever comes back is asked about so many others that are taken for dead: a packet each.
+const DOUBTED: usize = 16;
+
 /// Updates waiting to be spread go out this often, apart from riding on probes.
 const GOSSIP_EVERY: Duration = Duration::from_millis(500);
 
@@ -353,7 +356,7 @@ impl Membership {
         {
             self.answered = self.runtime.probed;
         }
-        self.bring_back(&header.src);
+        let doubts = self.bring_back(&header.src);
         if header.message == Message::Feed {
             self.announced.remove(&from);
             self.bring_back_listed(now, from, updates);
@@ -361,14 +364,17 @@ impl Membership {
         self.heard_ms.insert(from, now.mono_ms);
         if let Message::ForwardedAck { origin, .. } = header.message {
             // Heard by way of another.
-            self.bring_back(&origin);
+            let _ = self.bring_back(&origin);
             self.heard_ms.insert(origin.node, now.mono_ms);
         }
-        let vouched = self.vouch(now, header.src, updates);
+        let mut answers = self.vouch(now, header.src, updates);
+        answers.extend(
+            doubts.into_iter().map(|dead| self.packet(header.src, Message::Gossip, &Member::down(dead))),
+        );
         let packet = self.as_meant(now, header, updates);
         let result = self.foca.handle_data(&packet, &mut self.runtime);
         let mut outcome = self.collect(now);
-        outcome.sends.extend(vouched);
+        outcome.sends.extend(answers);
         match result {
             Ok(()) => Ok(outcome),
             Err(e) if outcome.sends.is_empty() && outcome.up.is_empty() && outcome.down.is_empty() => {
@@ -379,14 +385,19 @@ impl Membership {
     }
 
     /// Forgets that a member was dead: it speaks. Whoever took more members for dead than it heard was away
-    /// itself, and forgets all of it: the others will say who is there, also of those it does not hear.
-    fn bring_back(&mut self, member: &Identity) {
+    /// itself, and forgets all of it: the others will say who is there, also of those it does not hear. Otherwise
+    /// gives those about whom the member is to be asked, as this node may be as wrong about them.
+    #[must_use]
+    fn bring_back(&mut self, member: &Identity) -> Vec<Identity> {
         let dead = self.dead();
-        if dead.contains(member) {
-            let was_away = dead.len() > self.foca.num_members();
-            let forgotten = dead.into_iter().filter(|other| was_away || other == member);
-            forgotten.for_each(|other| self.forget(other));
+        if !dead.contains(member) {
+            return Vec::new();
         }
+        let was_away = dead.len() > self.foca.num_members();
+        let (forgotten, doubted): (Vec<_>, Vec<_>) =
+            dead.into_iter().partition(|other| was_away || other == member);
+        forgotten.into_iter().for_each(|other| self.forget(other));
+        doubted.into_iter().take(DOUBTED).collect()
     }
 
     /// Forgets that members were dead whom another lists among its own, long after it must have heard of a
