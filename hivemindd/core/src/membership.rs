@@ -59,6 +59,10 @@ const ANNOUNCE_AGAIN_MS: u64 = 1000;
 /// How often; each announcement and each list may be lost.
 const ANNOUNCEMENTS: u8 = 6;
 
+/// Whoever hears that a member is suspected says that it has heard it if that was within this time, milliseconds:
+/// less than it takes to suspect the dead, so that these are known to be as soon.
+const VOUCHED_MS: u64 = 1000;
+
 /// Whoever comes back is asked about so many others that are taken for dead: a packet each.
 const DOUBTED: usize = 16;
 
@@ -460,11 +464,15 @@ impl Membership {
         (dropped > 0).then(|| [&count.to_be_bytes(), kept.as_slice(), rest].concat())
     }
 
-    /// Answers whoever calls a member dead that this node has just heard: in its name, as for a question that
-    /// was asked by way of this node.
+    /// Answers whoever calls a member dead or suspects it, if this node has just heard it: in its name, as for a
+    /// question that was asked by way of this node.
     fn vouch(&self, now: Time, teller: Identity, updates: &[u8]) -> Vec<(Peer, Vec<u8>)> {
         let accused = members_of(updates).unwrap_or_default().into_iter();
-        let accused = accused.filter(|m| m.state() == State::Down && self.has_heard(now, m.id().node));
+        let accused = accused.filter(|m| match m.state() {
+            State::Alive => false,
+            State::Suspect => self.has_heard_within(now, m.id().node, VOUCHED_MS),
+            State::Down => self.has_heard(now, m.id().node),
+        });
         let known = accused.filter_map(|accused| self.foca.iter_members().find(|m| m.id() == accused.id()));
         let vouch = |member: &Member<Identity>| {
             let message = Message::ForwardedAck { origin: *member.id(), probe_number: ASKED };
@@ -475,7 +483,11 @@ impl Membership {
 
     /// Whether this node has heard a member within the time that anybody must wait before calling it dead.
     fn has_heard(&self, now: Time, node: NodeId) -> bool {
-        self.heard_ms.get(&node).is_some_and(|at| now.mono_ms < *at + self.patience_ms())
+        self.has_heard_within(now, node, self.patience_ms())
+    }
+
+    fn has_heard_within(&self, now: Time, node: NodeId, ms: u64) -> bool {
+        self.heard_ms.get(&node).is_some_and(|at| now.mono_ms < *at + ms)
     }
 
     /// Whether this node need not believe that a member is dead, or that it is itself: it has heard

@@ -38,7 +38,7 @@ fn a_day_of_lost_packets_and_starved_machines_makes_nobody_dead() {
 
 #[test]
 fn a_cut_cable_between_two_of_three_makes_nobody_dead() {
-    let cut = super::first(4, |seed| {
+    let cut = super::first(8, |seed| {
         let mut world = World::with_machines(seed, 3);
         assert!(world.run_until(10_000, World::agrees));
         world.network.loss = 20;
