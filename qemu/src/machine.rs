@@ -294,14 +294,16 @@ impl Machine {
 
     /// Waits until a line on the serial port, since the last power-on or reset, contains `pattern`; returns it.
     pub fn wait_for_line(&self, pattern: &str, within: Duration) -> Result<String> {
-        let find = || {
+        let find = |off: bool| {
             let text = self.serial.since_boot();
-            text.lines().find(|line| line.contains(pattern)).map(str::to_owned)
+            // A line that is still being written says only a part; of a machine that is off it is all there is.
+            let whole = if off { text.len() } else { text.rfind('\n').unwrap_or(0) };
+            text[..whole].lines().find(|line| line.contains(pattern)).map(str::to_owned)
         };
         self.wait(within, &format!("`{pattern}` on the serial port"), || {
             // A machine that is off says nothing more, but what it said last may not have been read yet.
             let off = !self.is_on();
-            find().map(Ok).or_else(|| off.then(|| Err(self.problem("is off"))))
+            find(off).map(Ok).or_else(|| off.then(|| Err(self.problem("is off"))))
         })?
     }
 

@@ -369,7 +369,9 @@ impl Membership {
         if let Message::ForwardedAck { origin, .. } = header.message {
             // Heard by way of another.
             let _ = self.bring_back(&origin);
-            self.heard_ms.insert(origin.node, now.mono_ms);
+            if self.foca.iter_membership_state().any(|m| m.id().node == origin.node) {
+                self.heard_ms.insert(origin.node, now.mono_ms);
+            }
         }
         let mut answers = self.vouch(now, header.src, updates);
         answers.extend(
@@ -467,7 +469,9 @@ impl Membership {
     /// Answers whoever calls a member dead or suspects it, if this node has just heard it: in its name, as for a
     /// question that was asked by way of this node.
     fn vouch(&self, now: Time, teller: Identity, updates: &[u8]) -> Vec<(Peer, Vec<u8>)> {
+        // A node knows best about itself, and there may be two of it.
         let accused = members_of(updates).unwrap_or_default().into_iter();
+        let accused = accused.filter(|m| m.id().node != teller.node);
         let accused = accused.filter(|m| match m.state() {
             State::Alive => false,
             State::Suspect => self.has_heard_within(now, m.id().node, VOUCHED_MS),
@@ -476,7 +480,8 @@ impl Membership {
         let known = accused.filter_map(|accused| self.foca.iter_members().find(|m| m.id() == accused.id()));
         let vouch = |member: &Member<Identity>| {
             let message = Message::ForwardedAck { origin: *member.id(), probe_number: ASKED };
-            self.packet(teller, message, member)
+            // Not as a suspect, or the teller would vouch for it in turn.
+            self.packet(teller, message, &Member::new(*member.id(), member.incarnation(), State::Alive))
         };
         known.map(vouch).collect()
     }

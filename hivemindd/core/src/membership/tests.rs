@@ -222,3 +222,27 @@ fn an_announcement_that_is_lost_is_made_again_until_the_members_are_told() {
     assert_eq!(again, usize::from(ANNOUNCEMENTS) - 1);
     assert_eq!(given_up.wake_at(), None);
 }
+
+#[test]
+fn two_that_vouch_for_a_suspect_do_not_answer_each_other_without_end() {
+    let mut group = Group::of(3);
+    group.run(0, 20_000);
+    let ids = [1, 2, 3].map(|n| NodeId([n; 16]));
+    // Both suspect the third, and both have just heard it.
+    let suspect = Member::new(identity(3), 0, State::Suspect);
+    for id in [ids[0], ids[1]] {
+        let member = group.members.get_mut(&id).unwrap();
+        member.foca.apply_many([suspect.clone()].into_iter(), true, &mut member.runtime).unwrap();
+        member.heard_ms.insert(ids[2], 20_000);
+    }
+    let first = group.members.remove(&ids[0]).unwrap();
+    let (_, mut packet) = first.packet(identity(2), Message::Gossip, &suspect);
+    group.members.insert(ids[0], first);
+    let (mut from, mut to) = (ids[0], ids[1]);
+    for _ in 0..3 {
+        let answers = group.members.get_mut(&to).unwrap().receive(at(20_000), from, &packet).unwrap();
+        let Some((_, answer)) = answers.sends.into_iter().find(|(peer, _)| peer.node == from) else { return };
+        (packet, from, to) = (answer, to, from);
+    }
+    panic!("they go on");
+}
