@@ -14,7 +14,8 @@ use crate::layout::{self, Role};
 use crate::lock::{Lock, Wanted};
 use crate::process::run;
 use crate::progress::{Outcome, Progress};
-use crate::{check, disk, initramfs, programs, root, uki};
+use crate::verity::Verity;
+use crate::{check, disk, initramfs, programs, root, uki, verity};
 
 /// Most of an image is compressed already, so that higher levels take many times longer and save nothing.
 const IMAGE_ZSTD_LEVEL: i32 = 3;
@@ -23,6 +24,7 @@ const IMAGE_ZSTD_LEVEL: i32 = 3;
 const DEBIAN_RECIPE: &str =
     concat!(include_str!("debian.rs"), include_str!("modules.rs"), include_str!("elf.rs"));
 const ROOT_RECIPE: &str = include_str!("root.rs");
+const SEAL_RECIPE: &str = include_str!("verity.rs");
 const INITRAMFS_RECIPE: &str = include_str!("initramfs.rs");
 
 /// What to build, and where.
@@ -79,10 +81,11 @@ impl Output {
 
 /// The command line of slot A. The console listed last is the one PID 1 writes to.
 #[must_use]
-pub fn command_line() -> String {
+pub fn command_line(verity: &Verity) -> String {
     format!(
-        "root=PARTUUID={} rootfstype=squashfs ro hivemind.slot=a console=tty0 console=ttyS0,115200 quiet panic=10",
-        layout::partition(Role::RootA).guid
+        "root=PARTUUID={} {} hivemind.slot=a console=tty0 console=ttyS0,115200 quiet panic=10",
+        layout::partition(Role::RootA).guid,
+        verity.command_line()
     )
 }
 
@@ -169,11 +172,18 @@ pub fn build(options: &Options) -> Result<Output> {
     let release_text = os_release(&build_id[..16]);
     let root = progress.step("root file system, daemon", || {
         let key = Key::new("root").with(base_key.finish().as_bytes()).with(release_text.as_bytes());
+        let key = key.with(SEAL_RECIPE.as_bytes());
         let made = cache.get("root", &key, |work, out| {
             root::with_daemon(&base, &daemon, &release_text, lock.as_of, work, out)?;
-            check::root_file_system(&out.join("root.squashfs"))
+            let root = out.join("root.squashfs");
+            check::root_file_system(&root)?;
+            verity::write(&out.join("root.verity"), &verity::seal(&root)?)
         })?;
-        Ok((made.dir.join("root.squashfs"), Outcome::of(made.reused)))
+        let root = Root {
+            file: made.dir.join("root.squashfs"),
+            verity: verity::read(&made.dir.join("root.verity"))?,
+        };
+        Ok((root, Outcome::of(made.reused)))
     })?;
     let initrd = progress.step("kernel and initramfs", || {
         let key = Key::new(INITRAMFS_RECIPE).with(debian_key.as_bytes()).with(&init);
@@ -197,19 +207,25 @@ pub fn build(options: &Options) -> Result<Output> {
         })?;
         Ok(((), Outcome::Done))
     })?;
-    report(&output, &root, &initrd)?;
+    report(&output, &root.file, &initrd)?;
     Ok(output)
+}
+
+/// A root file system with the tree of its hashes.
+struct Root {
+    file: PathBuf,
+    verity: Verity,
 }
 
 fn write_disk(
     output: &Output,
     parts: &Parts,
-    root: &Path,
+    root: &Root,
     initrd: &Path,
     os_release: &str,
     as_of: u64,
 ) -> Result<()> {
-    let command_line = command_line();
+    let command_line = command_line(&root.verity);
     let kernel = read(&parts.kernel())?;
     let initrd = read(initrd)?;
     let release = read(&parts.kernel_release())?;
@@ -228,7 +244,7 @@ fn write_disk(
         ("EFI/Linux/hivemind-a.efi", &unified),
         ("loader/loader.conf", b"timeout 0\neditor no\n"),
     ];
-    replace(&output.image(), |path| disk::write(path, root, &files, as_of))?;
+    replace(&output.image(), |path| disk::write(path, &root.file, &files, as_of))?;
     replace(&output.kernel(), |path| Ok(fs::write(path, &kernel)?))?;
     replace(&output.initramfs(), |path| Ok(fs::write(path, &initrd)?))?;
     replace(&output.command_line(), |path| Ok(fs::write(path, command_line + "\n")?))
@@ -271,9 +287,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_told_the_root_of_slot_a_by_its_guid() {
-        let line = command_line();
+    fn the_kernel_is_told_the_root_of_slot_a_by_its_guid_and_its_hash() {
+        let line = command_line(&Verity { root_hash: "ab".repeat(32), blocks: 7 });
         assert!(line.starts_with("root=PARTUUID=b1f2c7de-5a0e-4f0b-9d53-6869766d000a "));
+        assert!(line.contains(&format!(" roothash={} hivemind.blocks=7 ", "ab".repeat(32))));
         assert!(line.split(' ').any(|word| word == "hivemind.slot=a"));
     }
 

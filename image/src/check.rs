@@ -15,7 +15,7 @@ const FORBIDDEN: [&str; 24] = [
 ];
 
 /// Files that PID 1 and the agent count on.
-const REQUIRED: [&str; 15] = [
+const REQUIRED: [&str; 14] = [
     "/etc/containerd/config.toml",
     "/etc/os-release",
     "/etc/ssl/certs/ca-certificates.crt",
@@ -27,7 +27,6 @@ const REQUIRED: [&str; 15] = [
     "/usr/bin/runc",
     "/usr/lib/hivemind/modules.late",
     "/usr/lib/hivemind/modules.load",
-    "/usr/sbin/init",
     "/usr/sbin/e2fsck",
     "/usr/sbin/mkfs.ext4",
     "/usr/sbin/nft",

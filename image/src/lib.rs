@@ -1,8 +1,8 @@
 //! Builds the Hivemind disk image from locked Debian packages and the daemon.
 //!
 //! ```text
-//! rootfs/packages.lock -> apt -> debian (mmdebstrap, keep.toml) -> root (squashfs) -.
-//! hivemindd, shim ------> programs ------------------------------> initramfs, uki --+-> disk
+//! rootfs/packages.lock -> apt -> debian (mmdebstrap, keep.toml) -> root (squashfs, verity) -.
+//! hivemindd, shim ------> programs ------------------------------> initramfs, uki ----------+-> disk
 //! ```
 //!
 //! Nothing here needs privileges, loop devices or a network beyond the download of packages, and equal inputs give
@@ -24,3 +24,4 @@ pub mod programs;
 pub mod progress;
 pub mod root;
 pub mod uki;
+pub mod verity;

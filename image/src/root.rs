@@ -21,7 +21,7 @@ const BLOCK: &str = "128K";
 const EMPTY_FOLDERS: [&str; 8] = ["dev", "mnt", "proc", "root", "run", "sys", "tmp", "var"];
 
 /// Link to target. Debian's merged `/usr`, names that programs expect, and what is only known at run time.
-const LINKS: [(&str, &str); 12] = [
+const LINKS: [(&str, &str); 11] = [
     ("bin", "usr/bin"),
     ("lib", "usr/lib"),
     ("lib64", "usr/lib64"),
@@ -34,7 +34,6 @@ const LINKS: [(&str, &str); 12] = [
     // The shim looks for its OCI runtime under this name.
     ("usr/bin/runc", "crun"),
     ("usr/lib/os-release", "../../opt/hivemind/os-release"),
-    ("usr/sbin/init", "../../opt/hivemind/bin/hivemind-init"),
 ];
 
 /// Small files that Debian makes at installation.
@@ -100,7 +99,6 @@ pub fn with_daemon(
     let tree = work.join("tree");
     let home = tree.join("opt/hivemind");
     copy_file(&daemon.agent, &home.join("bin/hivemindd"))?;
-    copy_file(&daemon.init, &home.join("bin/hivemind-init"))?;
     fs::write(home.join("os-release"), os_release)?;
     let root = out.join("root.squashfs");
     copy_file(base, &root)?;

@@ -63,6 +63,45 @@ pub fn change_store<T>(machine: &Machine, change: impl FnOnce(&Path) -> T) -> T 
     })
 }
 
+/// Flips one bit of each of these bytes of the partition with that name; negative ones count from the end of
+/// what is not zero.
+pub fn flip(machine: &Machine, partition: &str, bytes: &[i64]) {
+    open(machine, |disk| {
+        let (offset, size) = place(disk, partition);
+        let file = fs::OpenOptions::new().read(true).write(true).open(disk);
+        let file = file.unwrap_or_else(|error| panic!("{error}"));
+        let read = |at: u64, buffer: &mut [u8]| {
+            file.read_exact_at(buffer, offset + at).unwrap_or_else(|error| panic!("{error}"));
+        };
+        let mut end = size;
+        let mut block = vec![0; 64 * 1024];
+        while end > 0 && block.iter().all(|byte| *byte == 0) {
+            end -= block.len() as u64;
+            read(end, &mut block);
+        }
+        for at in bytes {
+            let at = if *at < 0 { end.saturating_add_signed(*at) } else { at.unsigned_abs() };
+            let mut byte = [0];
+            read(at, &mut byte);
+            file.write_all_at(&[byte[0] ^ 4], offset + at).unwrap_or_else(|error| panic!("{error}"));
+        }
+    });
+}
+
+/// Where a partition begins in a raw disk, and how long it is, bytes.
+fn place(disk: &Path, partition: &str) -> (u64, u64) {
+    let mut sfdisk = Command::new("/sbin/sfdisk");
+    sfdisk.arg("--json").arg(disk);
+    let table = Run::of(sfdisk).json().unwrap_or_else(|error| panic!("{error}"));
+    let partitions = table["partitiontable"]["partitions"].as_array().cloned().unwrap_or_default();
+    let found = partitions.iter().find(|found| found["name"] == partition);
+    let field = |name: &str| found.and_then(|found| found[name].as_u64()).map(|n| n * SECTOR);
+    let (Some(offset), Some(size)) = (field("start"), field("size")) else {
+        panic!("no partition {partition} in {}", Value::from(partitions))
+    };
+    (offset, size)
+}
+
 fn open<T>(machine: &Machine, work: impl FnOnce(&Path) -> T) -> T {
     machine.open_disk(work).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -88,15 +127,7 @@ struct FileSystem {
 impl FileSystem {
     /// None when the partition was never formatted.
     fn of(disk: &Path) -> Option<Self> {
-        let mut sfdisk = Command::new("/sbin/sfdisk");
-        sfdisk.arg("--json").arg(disk);
-        let table = Run::of(sfdisk).json().unwrap_or_else(|error| panic!("{error}"));
-        let partitions = table["partitiontable"]["partitions"].as_array().cloned().unwrap_or_default();
-        let state = partitions.iter().find(|partition| partition["name"] == "state");
-        let field = |name: &str| state.and_then(|partition| partition[name].as_u64()).map(|n| n * SECTOR);
-        let (Some(offset), Some(size)) = (field("start"), field("size")) else {
-            panic!("no state partition in {}", Value::from(partitions))
-        };
+        let (offset, size) = place(disk, "state");
         let folder = disk.parent().unwrap_or(Path::new("."));
         let file = tempfile::NamedTempFile::new_in(folder).unwrap_or_else(|error| panic!("{error}"));
         let disk = disk.display();

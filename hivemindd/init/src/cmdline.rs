@@ -1,13 +1,32 @@
-//! The kernel's command line: only `root=PARTUUID=…` is ours.
+//! The kernel's command line: the root's partition and what it must hash to.
+
+/// What the root must be, as the build found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verity {
+    /// The root of the tree of hashes, SHA-256, 64 hexadecimal digits.
+    pub(super) root_hash: String,
+    /// Blocks of the file system, of 4096 bytes; the tree lies behind them.
+    pub(super) blocks: u64,
+}
+
+/// The last word with this beginning, without it: the last one wins, as in the kernel.
+fn value<'a>(cmdline: &'a str, prefix: &str) -> Option<&'a str> {
+    let values = cmdline.split_ascii_whitespace().filter_map(|word| word.strip_prefix(prefix));
+    values.filter(|value| !value.is_empty()).last()
+}
 
 /// The partition that holds the root, by the GUID in the partition table, in lower case.
 pub(super) fn root_partuuid(cmdline: &str) -> Option<String> {
-    // The last one wins, as in the kernel.
-    cmdline
-        .split_ascii_whitespace()
-        .filter_map(|word| word.strip_prefix("root=PARTUUID="))
-        .rfind(|uuid| !uuid.is_empty())
-        .map(str::to_ascii_lowercase)
+    value(cmdline, "root=PARTUUID=").map(str::to_ascii_lowercase)
+}
+
+/// What the root must be: `roothash=` as systemd has it, and `hivemind.blocks=`. None unless both are there and
+/// are what they should be.
+pub(super) fn verity(cmdline: &str) -> Option<Verity> {
+    let root_hash = value(cmdline, "roothash=")?.to_ascii_lowercase();
+    let blocks = value(cmdline, "hivemind.blocks=")?.parse().ok()?;
+    let is_sha256 = root_hash.len() == 64 && root_hash.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_sha256.then_some(Verity { root_hash, blocks })
 }
 
 #[cfg(test)]
@@ -20,5 +39,21 @@ mod tests {
         assert_eq!(root_partuuid(line).as_deref(), Some("bb-2"));
         assert_eq!(root_partuuid("root=/dev/vda1 xroot=PARTUUID=cc"), None);
         assert_eq!(root_partuuid("root=PARTUUID="), None);
+    }
+
+    #[test]
+    fn a_root_without_a_whole_hash_is_none() {
+        let hash = "0123456789abcdef".repeat(4);
+        let line = format!("quiet roothash={hash} hivemind.blocks=9000 panic=10");
+        assert_eq!(verity(&line), Some(Verity { root_hash: hash.clone(), blocks: 9000 }));
+        for bad in [
+            "quiet".to_owned(),
+            format!("roothash={hash}"),
+            format!("roothash={hash} hivemind.blocks=many"),
+            format!("roothash={} hivemind.blocks=1", &hash[1..]),
+            format!("roothash=x{} hivemind.blocks=1", &hash[1..]),
+        ] {
+            assert_eq!(verity(&bad), None, "{bad}");
+        }
     }
 }

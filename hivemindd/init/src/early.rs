@@ -1,15 +1,17 @@
-//! `/init` of the initramfs: find the root, mount it, and become its `/sbin/init`.
+//! The first half of PID 1's life, in the initramfs: find the root, verify it, mount it, and move into it.
+//!
+//! PID 1 stays the program of the initramfs, which is in memory and signed with the kernel: a damaged root can
+//! keep containers from running, but not the machine from noticing and saying so.
 
-use std::convert::Infallible;
-use std::ffi::CString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
-use super::console::{self, line};
-use super::{Error, block, cmdline, give_up, modules, mounts, sys};
+use super::console::line;
+use super::verity::Root;
+use super::{Error, block, cmdline, modules, mounts, sys};
 
 /// Modules of the initramfs, in the order to load them.
 const MODULES_LIST: &str = "/modules.load";
@@ -23,31 +25,28 @@ const ROOT_LIMIT: Duration = Duration::from_secs(30);
 /// How often the list of devices is read while waiting.
 const ROOT_POLL: Duration = Duration::from_millis(10);
 
-/// Runs as PID 1 of the initramfs. Never returns.
-pub fn run() -> ! {
-    let mounted = mounts::mount_early();
-    console::open();
-    console::reboot_on_panic();
-    match mounted.and_then(|()| start_root()) {
-        Ok(never) => match never {},
-        Err(error) => give_up(&error),
-    }
-}
-
-fn start_root() -> Result<Infallible, Error> {
+/// Enters the root. `/proc`, `/sys` and `/dev` are mounted by then, in it.
+///
+/// # Errors
+/// When there is no root, or it is not the one that the command line tells of.
+pub(super) fn enter_root() -> Result<Root, Error> {
+    mounts::mount_early()?;
     sys::quiet_kernel();
     let text = std::fs::read_to_string("/proc/cmdline").map_err(Error::io("reading", "/proc/cmdline"))?;
-    let wanted = cmdline::root_partuuid(&text)
-        .ok_or_else(|| Error::NoDevice("(the kernel command line names no root=PARTUUID=)".to_owned()))?;
+    let wanted = cmdline::root_partuuid(&text).ok_or(Error::CommandLine("root=PARTUUID="))?;
+    let verity = cmdline::verity(&text).ok_or(Error::CommandLine("roothash= and hivemind.blocks="))?;
     // The list ends with drivers that are slow to probe: no further than needed.
     let ready = || find(&wanted).transpose();
     let device = match modules::load_until(Path::new(MODULES_LIST), ready) {
         (_, Some(found)) => found?,
         (_, None) => wait_for(&wanted)?,
     };
-    mount_root(&device)?;
-    line(&format!("root is {}", device.display()));
-    switch_root()
+    let root = Root::open(&device, &verity)?;
+    std::fs::create_dir_all(NEW_ROOT).map_err(Error::io("creating", NEW_ROOT))?;
+    mounts::mount_device(root.node(), Path::new(NEW_ROOT), "squashfs", MsFlags::MS_RDONLY, "")?;
+    line(&format!("root is {}, verified", device.display()));
+    switch_root()?;
+    Ok(root)
 }
 
 /// The root's device node, if it is there by now.
@@ -74,14 +73,9 @@ fn wait_for(partuuid: &str) -> Result<PathBuf, Error> {
     Err(Error::NoDevice(format!("PARTUUID={partuuid}")))
 }
 
-fn mount_root(device: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(NEW_ROOT).map_err(Error::io("creating", NEW_ROOT))?;
-    mounts::mount_device(device, Path::new(NEW_ROOT), "squashfs", MsFlags::MS_RDONLY, "")
-}
-
 /// The classic switch for an initramfs, which cannot be pivoted away from: free its files, move the
 /// new root over it, and enter.
-fn switch_root() -> Result<Infallible, Error> {
+fn switch_root() -> Result<(), Error> {
     for name in ["proc", "sys", "dev"] {
         let from = Path::new("/").join(name);
         let to = Path::new(NEW_ROOT).join(name);
@@ -93,13 +87,7 @@ fn switch_root() -> Result<Infallible, Error> {
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .and_then(|()| nix::unistd::chroot("."))
         .and_then(|()| nix::unistd::chdir("/"))
-        .map_err(|error| moving(Path::new("/"), error))?;
-    let program = CString::from(c"/sbin/init");
-    nix::unistd::execv(&program, std::slice::from_ref(&program)).map_err(|error| Error::Io {
-        action: "starting",
-        path: "/sbin/init".to_owned(),
-        source: error.into(),
-    })
+        .map_err(|error| moving(Path::new("/"), error))
 }
 
 fn moving(to: &Path, error: nix::Error) -> Error {

@@ -1,12 +1,10 @@
 //! PID 1: mounts, modules, the state partition, and two children.
 //!
-//! Two lives of the same program:
-//!
 //! ```text
-//! initramfs `/init` (early)  --switch root-->  `/sbin/init` (this module)
-//!                                                 prepare: mounts, modules, state, configuration
-//!                                                 supervise: containerd, agent, until told to stop
-//!                                                 shut down: children, containers, disks
+//! early: in the initramfs, find the root, verify it, move into it
+//! prepare: mounts, modules, state, configuration
+//! supervise: containerd, agent, until told to stop
+//! shut down: children, containers, disks
 //! ```
 //!
 //! It is single-threaded, speaks no network protocol and keeps no state of its own. It must not end:
@@ -20,7 +18,7 @@ mod cmdline;
 pub mod config;
 mod console;
 pub mod durable;
-pub mod early;
+mod early;
 pub mod fence;
 pub mod modules;
 mod mounts;
@@ -30,6 +28,7 @@ mod shutdown;
 mod state;
 mod supervisor;
 mod sys;
+mod verity;
 mod watchdog;
 
 use std::path::Path;
@@ -52,11 +51,11 @@ const MODULES_LIST: &str = "/usr/lib/hivemind/modules.load";
 /// The host name until the agent knows a better one.
 const DEFAULT_HOSTNAME: &str = "hivemind";
 
-/// Runs as PID 1 of the real root. Never returns.
+/// Runs as PID 1. Never returns.
 pub fn run() -> ! {
     console::open();
     console::reboot_on_panic();
-    let supervised = prepare().and_then(Supervisor::new).and_then(Supervisor::run);
+    let supervised = early::enter_root().and_then(|root| Supervisor::new(prepare()?, root)?.run());
     match supervised {
         Ok(how) => shutdown::finish(how),
         Err(error) => give_up(&error),
@@ -156,6 +155,9 @@ pub enum Error {
     /// There is no such device.
     #[error("no block device {0} appeared")]
     NoDevice(String),
+    /// The kernel's command line lacks a word that the build puts there.
+    #[error("the kernel command line has no {0}")]
+    CommandLine(&'static str),
     /// A step with a file or device failed.
     #[error("{action} {path}")]
     Io {

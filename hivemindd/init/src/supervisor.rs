@@ -16,6 +16,7 @@ use super::console::line;
 use super::fence::{self, Fences};
 use super::power::Button;
 use super::shutdown::How;
+use super::verity::Root;
 use super::watchdog::{FEED_EVERY, Watchdog};
 use super::{Error, cgroup, config};
 
@@ -52,6 +53,8 @@ pub(super) struct Supervisor {
     signals: SignalFd,
     buttons: Vec<Button>,
     watchdog: Watchdog,
+    root: Root,
+    root_is_corrupt: bool,
     fences: Fences,
     /// Tells when the agent sets a deadline; absent where the kernel has no way to.
     set: Option<Inotify>,
@@ -64,7 +67,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(buttons: Vec<Button>) -> Result<Self, Error> {
+    pub(super) fn new(buttons: Vec<Button>, root: Root) -> Result<Self, Error> {
         let mask: SigSet = SIGNALS.into_iter().collect();
         let preparing = |source: std::io::Error| Error::Io {
             action: "preparing to supervise with",
@@ -85,6 +88,8 @@ impl Supervisor {
             signals,
             buttons,
             watchdog: Watchdog::open(),
+            root,
+            root_is_corrupt: false,
             set: watch(fence::FOLDER),
             fences,
             fences_due: None,
@@ -100,6 +105,7 @@ impl Supervisor {
             self.start_children();
             self.end_boot_if_due();
             self.watchdog.feed();
+            self.look_at_root();
             self.enforce_fences();
             if let Some(how) = self.wait(self.next_due()) {
                 break how;
@@ -126,6 +132,16 @@ impl Supervisor {
     fn end_boot_if_due(&mut self) {
         if self.boot_ends.take_if(|end| *end <= Instant::now()).is_some() {
             cgroup::end_of_boot();
+        }
+    }
+
+    /// Tells of a damaged root, once: what was read before runs on, the rest cannot be read.
+    fn look_at_root(&mut self) {
+        if !self.root_is_corrupt && self.root.is_corrupt().unwrap_or(false) {
+            self.root_is_corrupt = true;
+            line(
+                "root-corrupt: the root file system is not what was built: a block that was read does not verify",
+            );
         }
     }
 

@@ -255,7 +255,7 @@ fn idle() {
     let mut rss: f64 = 0.0;
     let mut machine_used: f64 = 0.0;
     for machine in &cluster.machines {
-        let memory = ask(machine, &["memory", "hivemindd"]) + &ask(machine, &["memory", "/sbin/init"]);
+        let memory = ask(machine, &["memory", "hivemindd"]) + &ask(machine, &["memory", "/init"]);
         eprintln!("   {}: {}", machine.name(), memory.replace('\n', "; "));
         rss = rss.max(sum(&memory, 1) as f64 / 1024.0);
         machine_used = machine_used.max(used_memory(&ask(machine, &["cat", "/proc/meminfo"])) / 1024.0);

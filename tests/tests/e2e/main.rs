@@ -13,6 +13,7 @@ mod faults;
 mod firmware;
 mod health;
 mod input;
+mod integrity;
 mod joining;
 mod power;
 mod revocation;
