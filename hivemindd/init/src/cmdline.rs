@@ -11,8 +11,8 @@ pub(super) struct Verity {
 
 /// The last word with this beginning, without it: the last one wins, as in the kernel.
 fn value<'a>(cmdline: &'a str, prefix: &str) -> Option<&'a str> {
-    let values = cmdline.split_ascii_whitespace().filter_map(|word| word.strip_prefix(prefix));
-    values.filter(|value| !value.is_empty()).last()
+    let mut values = cmdline.split_ascii_whitespace().filter_map(|word| word.strip_prefix(prefix));
+    values.rfind(|value| !value.is_empty())
 }
 
 /// The partition that holds the root, by the GUID in the partition table, in lower case.
