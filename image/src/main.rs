@@ -27,7 +27,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    // What `image/build` says comes first: where checkouts share a target folder, this program may have
+    // What cargo says now comes first: where checkouts share a target folder, this program may have
     // been compiled in another one, and would build that one's daemon.
     let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let checkout = Path::new(&package).parent().context("the package has no parent folder")?;
