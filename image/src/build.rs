@@ -81,12 +81,16 @@ impl Output {
 
 /// The command line of slot A. The console listed last is the one PID 1 writes to.
 #[must_use]
-pub fn command_line(verity: &Verity) -> String {
+pub fn command_line() -> String {
     format!(
-        "root=PARTUUID={} {} hivemind.slot=a console=tty0 console=ttyS0,115200 quiet panic=10",
-        layout::partition(Role::RootA).guid,
-        verity.command_line()
+        "root=PARTUUID={} hivemind.slot=a console=tty0 console=ttyS0,115200 quiet panic=10",
+        layout::partition(Role::RootA).guid
     )
+}
+
+/// The same in the unified kernel image, which says what the root must be.
+fn verified_command_line(verity: &Verity) -> String {
+    format!("{} {}", command_line(), verity.command_line())
 }
 
 fn os_release(build_id: &str) -> String {
@@ -225,14 +229,14 @@ fn write_disk(
     os_release: &str,
     as_of: u64,
 ) -> Result<()> {
-    let command_line = command_line(&root.verity);
+    let verified = verified_command_line(&root.verity);
     let kernel = read(&parts.kernel())?;
     let initrd = read(initrd)?;
     let release = read(&parts.kernel_release())?;
     // The kernel comes last: it takes more memory than its file, behind itself.
     let sections: [uki::Section<'_>; 5] = [
         (".osrel", os_release.as_bytes()),
-        (".cmdline", command_line.as_bytes()),
+        (".cmdline", verified.as_bytes()),
         (".uname", &release),
         (".initrd", &initrd),
         (".linux", &kernel),
@@ -247,7 +251,7 @@ fn write_disk(
     replace(&output.image(), |path| disk::write(path, &root.file, &files, as_of))?;
     replace(&output.kernel(), |path| Ok(fs::write(path, &kernel)?))?;
     replace(&output.initramfs(), |path| Ok(fs::write(path, &initrd)?))?;
-    replace(&output.command_line(), |path| Ok(fs::write(path, command_line + "\n")?))
+    replace(&output.command_line(), |path| Ok(fs::write(path, command_line() + "\n")?))
 }
 
 /// Writes a file beside its place and moves it there: a machine that runs from the old file keeps it, and an
@@ -288,9 +292,9 @@ mod tests {
 
     #[test]
     fn the_kernel_is_told_the_root_of_slot_a_by_its_guid_and_its_hash() {
-        let line = command_line(&Verity { root_hash: "ab".repeat(32), blocks: 7 });
+        let line = verified_command_line(&Verity { root_hash: "ab".repeat(64), blocks: 7 });
         assert!(line.starts_with("root=PARTUUID=b1f2c7de-5a0e-4f0b-9d53-6869766d000a "));
-        assert!(line.contains(&format!(" roothash={} hivemind.blocks=7 ", "ab".repeat(32))));
+        assert!(line.ends_with(&format!(" roothash={} hivemind.blocks=7", "ab".repeat(64))));
         assert!(line.split(' ').any(|word| word == "hivemind.slot=a"));
     }
 

@@ -21,7 +21,7 @@ const UUID: &str = "b1f2c7de-5a0e-4f0b-9d53-6869766d0010";
 /// What the kernel must know to check a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verity {
-    /// The tree's root, SHA-256, 64 hexadecimal digits.
+    /// The tree's root, BLAKE2b of 512 bits, 128 hexadecimal digits.
     pub root_hash: String,
     /// Blocks of data, of [`BLOCK_BYTES`]; the superblock and the tree follow.
     pub blocks: u64,
@@ -51,14 +51,14 @@ pub fn seal(root: &Path) -> Result<Verity> {
     let said = run(Command::new(veritysetup())
         .arg("format")
         .args([root, root])
-        .args(["--hash", "sha256", "--salt", "-", "--uuid", UUID])
+        .args(["--hash", "blake2b-512", "--salt", "-", "--uuid", UUID])
         .arg(format!("--data-block-size={BLOCK_BYTES}"))
         .arg(format!("--hash-block-size={BLOCK_BYTES}"))
         .arg(format!("--data-blocks={blocks}"))
         .arg(format!("--hash-offset={bytes}")))?;
     let said = String::from_utf8_lossy(&said).into_owned();
     let root_hash = said.lines().find_map(|line| line.strip_prefix("Root hash:")).unwrap_or_default().trim();
-    ensure!(root_hash.len() == 64, "veritysetup said no root hash: {said}");
+    ensure!(root_hash.len() == 128, "veritysetup said no root hash: {said}");
     Ok(Verity { root_hash: root_hash.to_owned(), blocks })
 }
 

@@ -17,6 +17,9 @@ use crate::wait;
 /// How long machines may take from power-on to a whole cluster: emulated, several at a time.
 pub const FORMING: Duration = Duration::from_secs(120);
 
+/// Between two looks at who is ready: that is measured.
+const READY_POLL: Duration = Duration::from_millis(200);
+
 /// How long replicas may take from push to running, pull included.
 pub const STARTING: Duration = Duration::from_secs(120);
 
@@ -149,7 +152,7 @@ impl Cluster {
             let ready = nodes.iter().filter(|node| node["state"] == "ready").count();
             if ready == count { Ok(()) } else { Err(format!("{ready} ready: {nodes:#?}")) }
         };
-        wait::until(&format!("{count} nodes ready"), FORMING, look).1
+        wait::polling(READY_POLL, &format!("{count} nodes ready"), FORMING, look).1
     }
 
     /// Pushes a Compose file.

@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::console::line;
 use super::verity::Root;
-use super::{Error, block, cmdline, modules, mounts, sys};
+use super::{Error, block, cmdline, modules, mounts, sys, verity};
 
 /// Modules of the initramfs, in the order to load them.
 const MODULES_LIST: &str = "/modules.load";
@@ -34,17 +34,24 @@ pub(super) fn enter_root() -> Result<Root, Error> {
     sys::quiet_kernel();
     let text = std::fs::read_to_string("/proc/cmdline").map_err(Error::io("reading", "/proc/cmdline"))?;
     let wanted = cmdline::root_partuuid(&text).ok_or(Error::CommandLine("root=PARTUUID="))?;
-    let verity = cmdline::verity(&text).ok_or(Error::CommandLine("roothash= and hivemind.blocks="))?;
+    let verity = cmdline::verity(&text)?;
     // The list ends with drivers that are slow to probe: no further than needed.
     let ready = || find(&wanted).transpose();
     let device = match modules::load_until(Path::new(MODULES_LIST), ready) {
         (_, Some(found)) => found?,
         (_, None) => wait_for(&wanted)?,
     };
-    let root = Root::open(&device, &verity)?;
+    let root = match verity {
+        Some(verity) => {
+            modules::load_named(Path::new(MODULES_LIST), &verity::MODULES);
+            Root::verified(&device, &verity)?
+        }
+        // Booted without firmware, by somebody who gives the kernel and could give any.
+        None => Root::unverified(device.clone()),
+    };
     std::fs::create_dir_all(NEW_ROOT).map_err(Error::io("creating", NEW_ROOT))?;
     mounts::mount_device(root.node(), Path::new(NEW_ROOT), "squashfs", MsFlags::MS_RDONLY, "")?;
-    line(&format!("root is {}, verified", device.display()));
+    line(&format!("root is {}, {}", device.display(), root.how()));
     switch_root()?;
     Ok(root)
 }

@@ -45,6 +45,17 @@ pub(super) fn load_list(list: &Path) -> usize {
     load_until(list, || None::<()>).0
 }
 
+/// Loads those of the list with these names, in the list's order.
+pub(super) fn load_named(list: &Path, names: &[&str]) {
+    let text = std::fs::read_to_string(list).unwrap_or_default();
+    for path in parse_list(&text).map(Path::new) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        if names.contains(&file.split('.').next().unwrap_or_default()) {
+            load(path);
+        }
+    }
+}
+
 /// Loads what the file lists until `found` has an answer, which is asked after each module. Returns
 /// how many are loaded, and the answer.
 pub(super) fn load_until<T>(list: &Path, mut found: impl FnMut() -> Option<T>) -> (usize, Option<T>) {

@@ -25,19 +25,28 @@ const BLOCK_BYTES: u64 = 4096;
 /// Bytes in a sector, which the device mapper counts in.
 const SECTOR_BYTES: u64 = 512;
 
-/// The root's verified device.
+/// What it takes, by the names of the modules.
+pub(super) const MODULES: [&str; 5] = ["dm_mod", "dm_bufio", "reed_solomon", "dm_verity", "blake2b_generic"];
+
+/// The device the root is read from.
 #[derive(Debug)]
 pub(super) struct Root {
-    control: File,
+    /// Where the device mapper is asked; none for a root that is not verified.
+    control: Option<File>,
     node: PathBuf,
 }
 
 impl Root {
+    /// The slot's partition itself.
+    pub(super) fn unverified(node: PathBuf) -> Self {
+        Self { control: None, node }
+    }
+
     /// Makes the device over the slot's partition.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub(super) fn open(slot: &Path, verity: &Verity) -> Result<Self, Error> {
+    pub(super) fn verified(slot: &Path, verity: &Verity) -> Result<Self, Error> {
         let control = File::open(CONTROL).map_err(Error::io("opening", CONTROL))?;
         let refused = |error| Error::io("verifying", slot)(error);
         let mut order = Order::new();
@@ -49,7 +58,12 @@ impl Root {
         dm::load(&control, &mut order).map_err(refused)?;
         // Without its flag the order to suspend is the order to resume.
         dm::suspend(&control, &mut Order::new()).map_err(refused)?;
-        Ok(Self { control, node: PathBuf::from(format!("/dev/dm-{minor}")) })
+        Ok(Self { control: Some(control), node: PathBuf::from(format!("/dev/dm-{minor}")) })
+    }
+
+    /// In a word for the console.
+    pub(super) fn how(&self) -> &'static str {
+        if self.control.is_some() { "verified" } else { "not verified" }
     }
 
     /// The device's node.
@@ -62,8 +76,9 @@ impl Root {
     /// # Errors
     /// When the kernel does not say.
     pub(super) fn is_corrupt(&self) -> std::io::Result<bool> {
+        let Some(control) = &self.control else { return Ok(false) };
         let mut order = Order::new();
-        dm::status(&self.control, &mut order)?;
+        dm::status(control, &mut order)?;
         Ok(order.text() == Some(b'C'))
     }
 }
@@ -74,7 +89,7 @@ fn table(slot: &Path, verity: &Verity) -> String {
     // The tree follows its superblock, which nobody here reads and other tools do.
     let tree = blocks + 1;
     let root_hash = &verity.root_hash;
-    format!("1 {device} {device} {BLOCK_BYTES} {BLOCK_BYTES} {blocks} {tree} sha256 {root_hash} -")
+    format!("1 {device} {device} {BLOCK_BYTES} {BLOCK_BYTES} {blocks} {tree} blake2b-512 {root_hash} -")
 }
 
 /// `DM_READONLY_FLAG`.
@@ -217,7 +232,7 @@ mod tests {
     fn the_table_names_the_slot_twice_and_the_tree_behind_its_superblock() {
         let verity = Verity { root_hash: "ab".repeat(32), blocks: 1000 };
         let hash = &verity.root_hash;
-        let wanted = format!("1 /dev/vda2 /dev/vda2 4096 4096 1000 1001 sha256 {hash} -");
+        let wanted = format!("1 /dev/vda2 /dev/vda2 4096 4096 1000 1001 blake2b-512 {hash} -");
         assert_eq!(table(Path::new("/dev/vda2"), &verity), wanted);
     }
 }

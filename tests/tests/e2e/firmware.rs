@@ -11,5 +11,5 @@ fn uefi_firmware_boots_the_image_to_a_cluster_of_one() {
     cluster.add_with(options).power_on().unwrap();
     cluster.wait_for_ready(1);
     let console = cluster.machines[0].serial();
-    assert!(console.contains("init up"), "{console}");
+    assert!(console.contains("root is /dev/vda2, verified") && console.contains("init up"), "{console}");
 }
