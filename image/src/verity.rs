@@ -15,6 +15,9 @@ use crate::process::run;
 /// Bytes in a block of data and of hashes.
 pub const BLOCK_BYTES: u64 = 4096;
 
+/// Where Debian has the tool; not everybody's `PATH` leads there.
+const VERITYSETUP: &str = "/usr/sbin/veritysetup";
+
 /// The superblock's identifier. Fixed, because images are reproducible.
 const UUID: &str = "b1f2c7de-5a0e-4f0b-9d53-6869766d0010";
 
@@ -48,7 +51,7 @@ pub fn seal(root: &Path) -> Result<Verity> {
     file.set_len(bytes)?;
     drop(file);
     let blocks = bytes / BLOCK_BYTES;
-    let said = run(Command::new(veritysetup())
+    let said = run(Command::new(VERITYSETUP)
         .arg("format")
         .args([root, root])
         .args(["--hash", "blake2b-512", "--salt", "-", "--uuid", UUID])
@@ -60,12 +63,6 @@ pub fn seal(root: &Path) -> Result<Verity> {
     let root_hash = said.lines().find_map(|line| line.strip_prefix("Root hash:")).unwrap_or_default().trim();
     ensure!(root_hash.len() == 128, "veritysetup said no root hash: {said}");
     Ok(Verity { root_hash: root_hash.to_owned(), blocks })
-}
-
-/// Where Debian has it; not everybody's `PATH` leads there.
-#[must_use]
-pub fn veritysetup() -> &'static str {
-    "/usr/sbin/veritysetup"
 }
 
 /// Keeps what a seal gave beside the file.
@@ -103,7 +100,7 @@ mod tests {
         assert_eq!(read(&seal_file).unwrap(), verity);
         let verifies = || {
             let offset = (verity.blocks * BLOCK_BYTES).to_string();
-            let check = Command::new(veritysetup())
+            let check = Command::new(VERITYSETUP)
                 .arg("verify")
                 .args([&root, &root])
                 .args([&verity.root_hash, "--hash-offset", &offset])

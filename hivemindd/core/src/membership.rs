@@ -207,8 +207,9 @@ impl foca::Runtime<Identity> for &mut Gathered {
     }
 }
 
-/// The members in a packet's updates: their number (big-endian), then each. `None` when they cannot be read.
-fn members_of(updates: &[u8]) -> Option<Vec<Member<Identity>>> {
+/// A packet's updates: their number (big-endian), the members, and what follows them. `None` when they cannot
+/// be read.
+fn updates_of(updates: &[u8]) -> Option<(Vec<Member<Identity>>, &[u8])> {
     let (count, mut rest) = updates.split_first_chunk::<2>()?;
     let mut members = Vec::new();
     for _ in 0..u16::from_be_bytes(*count) {
@@ -216,7 +217,7 @@ fn members_of(updates: &[u8]) -> Option<Vec<Member<Identity>>> {
         members.push(member);
         rest = after;
     }
-    Some(members)
+    Some((members, rest))
 }
 
 fn header_of(packet: &[u8]) -> Result<(Header<Identity>, &[u8]), postcard::Error> {
@@ -360,10 +361,13 @@ impl Membership {
         {
             self.answered = self.runtime.probed;
         }
+        // What cannot be read is left to foca to refuse.
+        let read = updates_of(updates);
+        let told = read.as_ref().map_or(&[][..], |(members, _)| members.as_slice());
         let doubts = self.bring_back(&header.src);
         if header.message == Message::Feed {
             self.announced.remove(&from);
-            self.bring_back_listed(now, from, updates);
+            self.bring_back_listed(now, from, told);
         }
         self.heard_ms.insert(from, now.mono_ms);
         if let Message::ForwardedAck { origin, .. } = header.message {
@@ -373,11 +377,12 @@ impl Membership {
                 self.heard_ms.insert(origin.node, now.mono_ms);
             }
         }
-        let mut answers = self.vouch(now, header.src, updates);
+        let mut answers = self.vouch(now, header.src, told);
         answers.extend(
             doubts.into_iter().map(|dead| self.packet(header.src, Message::Gossip, &Member::down(dead))),
         );
-        let packet = self.as_meant(now, header, updates);
+        let believed = read.and_then(|(told, rest)| self.without_hearsay(now, from, told, rest));
+        let packet = self.as_meant(header, believed.as_deref().unwrap_or(updates));
         let result = self.foca.handle_data(&packet, &mut self.runtime);
         let mut outcome = self.collect(now);
         outcome.sends.extend(answers);
@@ -408,11 +413,10 @@ impl Membership {
 
     /// Forgets that members were dead whom another lists among its own, long after it must have heard of a
     /// death: where only this node's cable to them is cut.
-    fn bring_back_listed(&mut self, now: Time, teller: NodeId, updates: &[u8]) {
+    fn bring_back_listed(&mut self, now: Time, teller: NodeId, listed: &[Member<Identity>]) {
         if self.is_returning(now, teller) {
             return;
         }
-        let listed = members_of(updates).unwrap_or_default();
         let long_dead = |id: &Identity| {
             let since = self.down_ms.get(&id.node);
             since.is_some_and(|since| now.mono_ms >= since.saturating_add(LISTED_MS))
@@ -435,43 +439,46 @@ impl Membership {
     }
 
     /// A packet as foca is to read it: addressed to this node as it is now if it was meant for its
-    /// earlier self, and without updates that this node does not believe. Two members that take new
-    /// identities at the same time would otherwise be deaf to each other.
-    fn as_meant(&self, now: Time, mut header: Header<Identity>, updates: &[u8]) -> Vec<u8> {
+    /// earlier self. Two members that take new identities at the same time would otherwise be deaf to each other.
+    fn as_meant(&self, mut header: Header<Identity>, updates: &[u8]) -> Vec<u8> {
         let me = self.identity();
         if header.dst.node == me.node && header.message != Message::TurnUndead {
             header.dst = me;
         }
-        let believed = self.without_hearsay(now, header.src.node, updates);
         // What was decoded can be encoded.
         let head = postcard::to_stdvec(&header).unwrap_or_default();
-        [head.as_slice(), believed.as_deref().unwrap_or(updates)].concat()
+        [head.as_slice(), updates].concat()
     }
 
-    /// The updates of a packet (their number, then each) without those that call dead whom this
-    /// node knows better; `None` when all may be believed, or cannot be read.
-    fn without_hearsay(&self, now: Time, teller: NodeId, updates: &[u8]) -> Option<Vec<u8>> {
-        let (count, mut rest) = updates.split_first_chunk::<2>()?;
-        let (mut kept, mut dropped) = (Vec::new(), 0u16);
-        for _ in 0..u16::from_be_bytes(*count) {
-            let (member, after) = postcard::take_from_bytes::<Member<Identity>>(rest).ok()?;
-            if member.state() == State::Down && self.knows_better(now, teller, member.id().node) {
-                dropped += 1;
-            } else {
-                kept.extend_from_slice(&rest[..rest.len() - after.len()]);
-            }
-            rest = after;
+    /// A packet's updates without those that call dead whom this node knows better; `None` when all may be
+    /// believed.
+    fn without_hearsay(
+        &self,
+        now: Time,
+        teller: NodeId,
+        members: Vec<Member<Identity>>,
+        rest: &[u8],
+    ) -> Option<Vec<u8>> {
+        let count = members.len();
+        let hearsay =
+            |m: &Member<Identity>| m.state() == State::Down && self.knows_better(now, teller, m.id().node);
+        let kept: Vec<_> = members.into_iter().filter(|member| !hearsay(member)).collect();
+        if kept.len() == count {
+            return None;
         }
-        let count = u16::from_be_bytes(*count) - dropped;
-        (dropped > 0).then(|| [&count.to_be_bytes(), kept.as_slice(), rest].concat())
+        let mut believed = u16::try_from(kept.len()).ok()?.to_be_bytes().to_vec();
+        for member in &kept {
+            believed.extend(postcard::to_stdvec(member).ok()?);
+        }
+        believed.extend_from_slice(rest);
+        Some(believed)
     }
 
     /// Answers whoever calls a member dead or suspects it, if this node has just heard it: in its name, as for a
     /// question that was asked by way of this node.
-    fn vouch(&self, now: Time, teller: Identity, updates: &[u8]) -> Vec<(Peer, Vec<u8>)> {
+    fn vouch(&self, now: Time, teller: Identity, told: &[Member<Identity>]) -> Vec<(Peer, Vec<u8>)> {
         // A node knows best about itself, and there may be two of it.
-        let accused = members_of(updates).unwrap_or_default().into_iter();
-        let accused = accused.filter(|m| m.id().node != teller.node);
+        let accused = told.iter().filter(|m| m.id().node != teller.node);
         let accused = accused.filter(|m| match m.state() {
             State::Alive => false,
             State::Suspect => self.has_heard_within(now, m.id().node, VOUCHED_MS),

@@ -11,9 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_gettime};
-
+use crate::console::since_boot;
 use crate::{durable, line};
 
 /// One file per container, named for it: `CLOCK_BOOTTIME` in milliseconds, decimal.
@@ -51,8 +49,7 @@ pub fn lift(container: &str) {
 
 /// Milliseconds since the machine was switched on, its sleep included.
 pub fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0));
-    u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
+    u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Notices that the machine stood still.

@@ -33,10 +33,6 @@ use crate::time::Time;
 /// takes SWIM 3.5 s at least, the connections to all others have ended too (5 s).
 const SETTLE_MS: u64 = 2000;
 
-/// A node that was late by so much knew nothing of the others for as long, and does not take over on what it knew,
-/// milliseconds. Far over what a machine under emulation is late by when it starts containers.
-const STARVED_MS: u64 = 1500;
-
 /// The same when the connection to a member that SWIM had given up ends only then, milliseconds. Whoever
 /// was cut off together with it falls silent within a keep-alive of the transport (2.2 s).
 const FALLEN_SILENT_SETTLE_MS: u64 = 2500;
@@ -44,6 +40,10 @@ const FALLEN_SILENT_SETTLE_MS: u64 = 2500;
 /// The same when this side was the smaller one until now, milliseconds: those that are not heard
 /// yet are being dialled, and are given two rounds of it.
 const REJOINED_SETTLE_MS: u64 = 2 * super::REDIAL_EVERY_MS;
+
+/// A node that was late by so much knew nothing of the others for as long, and does not take over on what it knew,
+/// milliseconds. Far over what a machine under emulation is late by when it starts containers.
+const STARVED_MS: u64 = 1500;
 
 /// How long a newcomer may take to introduce itself, and other members to tell that they know it,
 /// milliseconds.
