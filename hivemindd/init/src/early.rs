@@ -25,11 +25,11 @@ const ROOT_LIMIT: Duration = Duration::from_secs(30);
 /// How often the list of devices is read while waiting.
 const ROOT_POLL: Duration = Duration::from_millis(10);
 
-/// Enters the root. `/proc`, `/sys` and `/dev` are mounted by then, in it.
+/// Finds the root and puts the device over it that verifies what is read, if the command line says how.
 ///
 /// # Errors
-/// When there is no root, or it is not the one that the command line tells of.
-pub(super) fn enter_root() -> Result<Root, Error> {
+/// When there is no root, or the command line says half of how to verify it.
+pub(super) fn open_root() -> Result<Root, Error> {
     mounts::mount_early()?;
     sys::quiet_kernel();
     let text = std::fs::read_to_string("/proc/cmdline").map_err(Error::io("reading", "/proc/cmdline"))?;
@@ -49,11 +49,18 @@ pub(super) fn enter_root() -> Result<Root, Error> {
         // Booted without firmware, by somebody who gives the kernel and could give any.
         None => Root::unverified(device.clone()),
     };
+    line(&format!("root is {}, {}", device.display(), root.how()));
+    Ok(root)
+}
+
+/// Moves into the root, with `/proc`, `/sys` and `/dev`, which are mounted by then.
+///
+/// # Errors
+/// When the root cannot be read, or the kernel refuses a move.
+pub(super) fn enter(root: &Root) -> Result<(), Error> {
     std::fs::create_dir_all(NEW_ROOT).map_err(Error::io("creating", NEW_ROOT))?;
     mounts::mount_device(root.node(), Path::new(NEW_ROOT), "squashfs", MsFlags::MS_RDONLY, "")?;
-    line(&format!("root is {}, {}", device.display(), root.how()));
-    switch_root()?;
-    Ok(root)
+    switch_root()
 }
 
 /// The root's device node, if it is there by now.

@@ -39,7 +39,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use console::line;
+use shutdown::How;
 use supervisor::Supervisor;
+use verity::Root;
 
 /// How long the reason of a failed boot stays on the console before the machine tries again. Long
 /// enough to read on a screen, short enough that a passing fault heals unattended.
@@ -55,11 +57,16 @@ const DEFAULT_HOSTNAME: &str = "hivemind";
 pub fn run() -> ! {
     console::open();
     console::reboot_on_panic();
-    let supervised = early::enter_root().and_then(|root| Supervisor::new(prepare()?, root)?.run());
-    match supervised {
+    match early::open_root().and_then(|root| run_from(&root)) {
         Ok(how) => shutdown::finish(how),
         Err(error) => give_up(&error),
     }
+}
+
+/// Supervises in that root until told to stop. A root that cannot be read is what failed, whatever failed for it.
+fn run_from(root: &Root) -> Result<How, Error> {
+    let supervised = early::enter(root).and_then(|()| Supervisor::new(prepare()?, root)?.run());
+    supervised.map_err(|error| if root.is_corrupt() { Error::RootCorrupt(Some(error.into())) } else { error })
 }
 
 /// Asks PID 1 for an ordered reboot.
@@ -177,6 +184,11 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A block of the root was read that does not verify.
+    #[error(
+        "root-corrupt: the root file system is not what was built: a block that was read does not verify"
+    )]
+    RootCorrupt(#[source] Option<Box<Error>>),
     /// A program of the image failed or took too long.
     #[error("{program}: {message}")]
     Program {

@@ -47,13 +47,13 @@ const SIGNALS: [Signal; 5] =
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// PID 1's whole state.
-pub(super) struct Supervisor {
+pub(super) struct Supervisor<'a> {
     containerd: Child,
     agent: Child,
     signals: SignalFd,
     buttons: Vec<Button>,
     watchdog: Watchdog,
-    root: Root,
+    root: &'a Root,
     root_is_corrupt: bool,
     fences: Fences,
     /// Tells when the agent sets a deadline; absent where the kernel has no way to.
@@ -66,8 +66,8 @@ pub(super) struct Supervisor {
     stopping: bool,
 }
 
-impl Supervisor {
-    pub(super) fn new(buttons: Vec<Button>, root: Root) -> Result<Self, Error> {
+impl<'a> Supervisor<'a> {
+    pub(super) fn new(buttons: Vec<Button>, root: &'a Root) -> Result<Self, Error> {
         let mask: SigSet = SIGNALS.into_iter().collect();
         let preparing = |source: std::io::Error| Error::Io {
             action: "preparing to supervise with",
@@ -137,11 +137,9 @@ impl Supervisor {
 
     /// Tells of a damaged root, once: what was read before runs on, the rest cannot be read.
     fn look_at_root(&mut self) {
-        if !self.root_is_corrupt && self.root.is_corrupt().unwrap_or(false) {
+        if !self.root_is_corrupt && self.root.is_corrupt() {
             self.root_is_corrupt = true;
-            line(
-                "root-corrupt: the root file system is not what was built: a block that was read does not verify",
-            );
+            line(&Error::RootCorrupt(None).to_string());
         }
     }
 

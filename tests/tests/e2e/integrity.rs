@@ -16,12 +16,13 @@ fn a_root_with_a_flipped_byte_is_refused_and_the_console_says_so() {
     let [mount, programs] = &cluster.machines[..] else { panic!("two machines") };
     // One in the description of the file system, which is read when it is mounted.
     disk::flip(mount, "root-a", &[40]);
-    // And some in its last megabytes, where the agent is: which of its pages are read is not ours to know.
+    // And some in its last megabytes, where programs and tables are: which of them are read, and when, is not ours
+    // to know.
     let spread: Vec<i64> = (1..=24).map(|number| -number * MIB / 4).collect();
     disk::flip(programs, "root-a", &spread);
     mount.power_on().unwrap();
     programs.power_on().unwrap();
-    let said = mount.wait_for_line("cannot go on", FORMING).unwrap();
+    let said = mount.wait_for_line("cannot go on: root-corrupt", FORMING).unwrap();
     assert!(said.contains("squashfs"), "{said}");
     programs.wait_for_line("root-corrupt", FORMING).unwrap();
     wait::throughout("nothing of a damaged root answers", Duration::from_secs(10), || {
