@@ -27,9 +27,11 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::client::{Containerd, Lease, permanent, refused, request, transient};
 use super::content::{CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
+use super::{ANSWER_LIMIT, within};
 
 /// Blobs fetched at a time, over all pulls: enough to fill a link, few enough to bound memory.
 const BLOBS_AT_A_TIME: usize = 3;
@@ -45,6 +47,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pull progress is told this often: every report becomes a replicated record.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a pull may go on without getting further: unpacking the largest layer onto slow flash takes minutes.
+const PULL_SILENCE: Duration = Duration::from_secs(1800);
 
 /// The platform images are taken for, as OCI names it.
 const PLATFORM: (&str, &str) = ("linux", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
@@ -252,23 +257,30 @@ impl Images {
     ) -> Result<(), OperationError> {
         let lock = self.locks.get(name);
         let _alone = lock.lock().await;
-        if self.record(name).await?.is_some_and(|image| image.labels.contains_key(CHAIN_LABEL)) {
+        let record = within(ANSWER_LIMIT, "looking for an image", self.record(name)).await?;
+        if record.is_some_and(|image| image.labels.contains_key(CHAIN_LABEL)) {
             return Ok(());
         }
         let reference = parse_reference(name)?;
         let lease = format!("pull-{}", sha256(name.as_bytes()));
-        let lease = self.containerd.lease(&lease).await.map_err(refused("starting a pull"))?;
+        let lease = async { self.containerd.lease(&lease).await.map_err(refused("starting a pull")) };
+        let lease = within(ANSWER_LIMIT, "starting a pull", lease).await?;
         let meter = Meter::default();
         let result = {
             let fetch = self.fetch(name, &reference, &lease, &meter);
             tokio::pin!(fetch);
             let mut told = PullProgress { done_bytes: 0, total_bytes: 0 };
+            let mut got_further = Instant::now();
             loop {
                 match tokio::time::timeout(PROGRESS_INTERVAL, &mut fetch).await {
                     Ok(result) => break result,
                     Err(_) if meter.read() != told => {
                         told = meter.read();
+                        got_further = Instant::now();
                         progress(told);
+                    }
+                    Err(_) if got_further.elapsed() > PULL_SILENCE => {
+                        break Err(transient(format!("{name}: the pull gets no further")));
                     }
                     Err(_) => {}
                 }

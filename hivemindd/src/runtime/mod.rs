@@ -41,6 +41,14 @@ const OPERATIONS_AT_A_TIME: usize = 8;
 /// on a slow registry for minutes.
 const PULLS_AT_A_TIME: usize = 4;
 
+/// How long an operation may take that is no pull, beyond the grace period of what it stops: many times what a slow
+/// machine with all its operations under way needs. Whatever hangs for longer is tried again, and does not keep its
+/// place meanwhile.
+const OPERATION_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long containerd may take for what it has to look up: a machine that starts everything at once takes seconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
 /// Exit code of a process ended by SIGKILL.
 const KILLED: u32 = 137;
 
@@ -144,11 +152,15 @@ impl Runtime {
         let _place = places.acquire().await.map_err(|_| client::transient("the runtime is shutting down"))?;
         match op {
             RuntimeOp::Pull { image } => self.images.pull(image, progress).await,
-            RuntimeOp::Start(plan) => self.start(plan).await,
+            RuntimeOp::Start(plan) => within(OPERATION_LIMIT, "starting", self.start(plan)).await,
             RuntimeOp::Stop { container, signal, grace_ms } => {
-                self.stop(container, signal.as_deref(), Duration::from_millis(*grace_ms)).await
+                let grace = Duration::from_millis(*grace_ms);
+                let stop = self.stop(container, signal.as_deref(), grace);
+                within(OPERATION_LIMIT.saturating_add(grace), "stopping", stop).await
             }
-            RuntimeOp::Remove { container, logs } => self.remove(container, *logs).await,
+            RuntimeOp::Remove { container, logs } => {
+                within(OPERATION_LIMIT, "removing", self.remove(container, *logs)).await
+            }
         }
     }
 
@@ -156,8 +168,12 @@ impl Runtime {
     /// started by an agent before this one.
     ///
     /// # Errors
-    /// When containerd does not answer.
+    /// When containerd does not answer, in a minute at most.
     pub async fn inventory(&self) -> Result<Inventory, OperationError> {
+        within(ANSWER_LIMIT, "listing containers", self.take_inventory()).await
+    }
+
+    async fn take_inventory(&self) -> Result<Inventory, OperationError> {
         let (mut containers, mut tasks) = (self.containerd.containers(), self.containerd.tasks());
         let (containers, tasks, images) = tokio::try_join!(
             async {
@@ -192,6 +208,18 @@ impl Runtime {
         }
         Ok(inventory)
     }
+}
+
+/// Gives up what takes longer than `limit`. What it began, containerd and the kernel may still end: every operation
+/// may be repeated.
+async fn within<T>(
+    limit: Duration,
+    doing: &str,
+    work: impl Future<Output = Result<T, OperationError>>,
+) -> Result<T, OperationError> {
+    let late =
+        |_| client::transient(format!("{doing}: containerd has not answered for {} s", limit.as_secs()));
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
 fn task_state(id: &ContainerId, task: &Process) -> TaskState {
@@ -249,6 +277,42 @@ fn rfc3339(wall_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_containerd_that_hangs_is_told_of_and_keeps_no_place() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("containerd.sock");
+        // Takes connections, and never answers.
+        let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+        let containerd = client::Containerd::new(&socket);
+        let runtime = Runtime(Arc::new(Inner {
+            images: image::Images::new(containerd.clone(), &[]).unwrap(),
+            containerd,
+            networks: netns::Networks { directory: folder.path().to_owned(), bridge: "absent".to_owned() },
+            logs: output::Collector::start().unwrap(),
+            operations: Semaphore::new(OPERATIONS_AT_A_TIME),
+            pulls: Semaphore::new(PULLS_AT_A_TIME),
+            limits: false,
+            open_files: 0,
+            settings: Settings { socket, run_dir: folder.path().to_owned(), ..Settings::default() },
+        }));
+        let error = runtime.inventory().await.unwrap_err();
+        assert!(!error.permanent && error.text.contains("has not answered for 60 s"), "{error}");
+        let remove = RuntimeOp::Remove { container: ContainerId("x".to_owned()), logs: false };
+        // More than have a place: the last get theirs when the first are given up.
+        let all = (0..=OPERATIONS_AT_A_TIME).map(|_| runtime.run(&remove, |_| {}));
+        for result in futures_util::future::join_all(all).await {
+            let error = result.unwrap_err();
+            assert!(!error.permanent && error.text.contains("has not answered for 300 s"), "{error}");
+        }
+        let pull = |number| RuntimeOp::Pull { image: format!("registry.test/image:{number}") };
+        let pulls: Vec<_> = (0..=PULLS_AT_A_TIME).map(pull).collect();
+        for result in futures_util::future::join_all(pulls.iter().map(|op| runtime.run(op, |_| {}))).await {
+            let error = result.unwrap_err();
+            assert!(!error.permanent && error.text.contains("has not answered for 60 s"), "{error}");
+        }
+    }
 
     #[test]
     fn times_are_written_as_rfc_3339() {
