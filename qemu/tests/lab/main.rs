@@ -271,7 +271,7 @@ fn a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next_lab() {
     let (pid, path, id) = (id, path, pid);
     eventually("QEMU dies with its owner", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     eventually("all processes die with their owner", || processes_of(id).is_empty());
-    assert!(std::path::Path::new(path).exists(), "nobody was there to remove it");
+    // A lab of another test may have begun since then, and have done it.
     hivemind_qemu::sweep().unwrap();
     assert!(!std::path::Path::new(path).exists());
 }
