@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use hivemind_init::boot_menu::{self, Assessment};
 
 use crate::apt::{self, Mirrors, hex_sha256};
 use crate::cache::{Cache, Key};
@@ -40,6 +41,10 @@ pub struct Options {
     pub target: PathBuf,
     /// A folder with the daemon's programs, to use instead of building them.
     pub daemon: Option<PathBuf>,
+    /// The release's version, to use instead of the project's.
+    pub version: Option<String>,
+    /// Words for the end of the kernel's command line.
+    pub append: Option<String>,
 }
 
 /// The finished files.
@@ -62,6 +67,21 @@ impl Output {
     pub fn compressed(&self) -> PathBuf {
         self.0.join("hivemind-x86_64.img.zst")
     }
+    /// The root file system with the tree of its hashes, as a slot holds it.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.0.join("root.img")
+    }
+    /// The unified kernel image, as the boot menu holds it.
+    #[must_use]
+    pub fn unified(&self) -> PathBuf {
+        self.0.join("hivemind.efi")
+    }
+    /// The release's name, 16 hexadecimal digits.
+    #[must_use]
+    pub fn release(&self) -> PathBuf {
+        self.0.join("release")
+    }
     /// The kernel, for direct boot.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
@@ -79,22 +99,35 @@ impl Output {
     }
 }
 
-/// The command line of slot A. The console listed last is the one PID 1 writes to.
+/// The command line for direct boot, from slot A. The console listed last is the one PID 1 writes to.
 #[must_use]
 pub fn command_line() -> String {
     format!(
-        "root=PARTUUID={} hivemind.slot=a console=tty0 console=ttyS0,115200 quiet panic=10",
+        "root=PARTUUID={} console=tty0 console=ttyS0,115200 quiet panic=10",
         layout::partition(Role::RootA).guid
     )
 }
 
-/// The same in the unified kernel image, which says what the root must be.
-fn verified_command_line(verity: &Verity) -> String {
-    format!("{} {}", command_line(), verity.command_line())
+/// The same in the unified kernel image, which says what the root must be, and is the same in either slot.
+fn verified_command_line(verity: &Verity, append: Option<&str>) -> String {
+    let slot_b = layout::partition(Role::RootB).guid;
+    let append = append.map(|words| format!(" {words}")).unwrap_or_default();
+    format!("{} root=PARTUUID={slot_b} {}{append}", command_line(), verity.command_line())
 }
 
-fn os_release(build_id: &str) -> String {
-    let version = env!("CARGO_PKG_VERSION");
+/// Longest version: it is shown in lists.
+const MAX_VERSION_BYTES: usize = 40;
+
+fn check_version(version: &str) -> Result<()> {
+    let is_plain = version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+~_".contains(&byte));
+    ensure!(
+        is_plain && !version.is_empty() && version.len() <= MAX_VERSION_BYTES,
+        "a version has 1 to {MAX_VERSION_BYTES} letters, digits, and characters of `.-+~_`: {version:?}"
+    );
+    Ok(())
+}
+
+fn os_release(version: &str, build_id: &str) -> String {
     format!(
         "ID=hivemind\nNAME=Hivemind\nPRETTY_NAME=\"Hivemind {version}\"\nVERSION_ID={version}\nBUILD_ID={build_id}\n"
     )
@@ -127,6 +160,8 @@ fn rootfs_file(checkout: &Path, name: &str) -> Result<String> {
 /// # Errors
 /// When a step fails.
 pub fn build(options: &Options) -> Result<Output> {
+    let version = options.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
+    check_version(version)?;
     let mut progress = Progress::new(9);
     let lock_text = rootfs_file(&options.checkout, "packages.lock")?;
     let keep_text = rootfs_file(&options.checkout, "keep.toml")?;
@@ -173,7 +208,7 @@ pub fn build(options: &Options) -> Result<Output> {
         Ok((made.dir.join("base.squashfs"), Outcome::of(made.reused)))
     })?;
     let build_id = Key::new("build").with(base_key.finish().as_bytes()).with(&agent).with(&init).finish();
-    let release_text = os_release(&build_id[..16]);
+    let release_text = os_release(version, &build_id[..16]);
     let root = progress.step("root file system, daemon", || {
         let key = Key::new("root").with(base_key.finish().as_bytes()).with(release_text.as_bytes());
         let key = key.with(SEAL_RECIPE.as_bytes());
@@ -200,7 +235,8 @@ pub fn build(options: &Options) -> Result<Output> {
     fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
     let output = Output(options.out.clone());
     progress.step("disk image", || {
-        write_disk(&output, &parts, &root, &initrd, &release_text, lock.as_of)?;
+        let release = Release { version, os_release: &release_text, append: options.append.as_deref() };
+        write_disk(&output, &parts, &root, &initrd, &release, lock.as_of)?;
         Ok(((), Outcome::Done))
     })?;
     progress.step("compressed image", || {
@@ -221,34 +257,52 @@ struct Root {
     verity: Verity,
 }
 
+/// What a release is called.
+struct Release<'a> {
+    version: &'a str,
+    os_release: &'a str,
+    append: Option<&'a str>,
+}
+
 fn write_disk(
     output: &Output,
     parts: &Parts,
     root: &Root,
     initrd: &Path,
-    os_release: &str,
+    release: &Release<'_>,
     as_of: u64,
 ) -> Result<()> {
-    let verified = verified_command_line(&root.verity);
+    let verified = verified_command_line(&root.verity, release.append);
     let kernel = read(&parts.kernel())?;
     let initrd = read(initrd)?;
-    let release = read(&parts.kernel_release())?;
+    let uname = read(&parts.kernel_release())?;
+    // All that the boot loader is given: releases that differ in anything have different names.
+    let key = Key::new("release").with(release.os_release.as_bytes()).with(verified.as_bytes());
+    let name = key.with(&uname).with(&initrd).with(&kernel).finish();
+    let name = &name[..16];
+    let verified = format!("{verified} hivemind.release={name}");
     // The kernel comes last: it takes more memory than its file, behind itself.
     let sections: [uki::Section<'_>; 5] = [
-        (".osrel", os_release.as_bytes()),
+        (".osrel", release.os_release.as_bytes()),
         (".cmdline", verified.as_bytes()),
-        (".uname", &release),
+        (".uname", &uname),
         (".initrd", &initrd),
         (".linux", &kernel),
     ];
     let unified = uki::build(&read(&parts.efi_stub())?, &sections)?;
     let boot_manager = read(&parts.boot_manager())?;
-    let files: [disk::FatFile<'_>; 3] = [
+    let title = format!("Hivemind {}", release.version);
+    let (entry, entry_text) = boot_menu::entry(name, &title, 1, Assessment::Good);
+    let files: [disk::FatFile<'_>; 4] = [
         ("EFI/BOOT/BOOTX64.EFI", &boot_manager),
-        ("EFI/Linux/hivemind-a.efi", &unified),
+        (&boot_menu::image_path(name), &unified),
+        (&entry, entry_text.as_bytes()),
         ("loader/loader.conf", b"timeout 0\neditor no\n"),
     ];
     replace(&output.image(), |path| disk::write(path, &root.file, &files, as_of))?;
+    replace(&output.root(), |path| Ok(fs::copy(&root.file, path).map(drop)?))?;
+    replace(&output.unified(), |path| Ok(fs::write(path, &unified)?))?;
+    replace(&output.release(), |path| Ok(fs::write(path, format!("{name}\n"))?))?;
     replace(&output.kernel(), |path| Ok(fs::write(path, &kernel)?))?;
     replace(&output.initramfs(), |path| Ok(fs::write(path, &initrd)?))?;
     replace(&output.command_line(), |path| Ok(fs::write(path, command_line() + "\n")?))
@@ -291,15 +345,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_told_the_root_of_slot_a_by_its_guid_and_its_hash() {
-        let line = verified_command_line(&Verity { root_hash: "ab".repeat(64), blocks: 7 });
+    fn the_kernel_is_told_both_slots_by_their_guids_and_the_hash_of_the_root() {
+        let line = verified_command_line(&Verity { root_hash: "ab".repeat(64), blocks: 7 }, Some("quiet"));
         assert!(line.starts_with("root=PARTUUID=b1f2c7de-5a0e-4f0b-9d53-6869766d000a "));
-        assert!(line.ends_with(&format!(" roothash={} hivemind.blocks=7", "ab".repeat(64))));
-        assert!(line.split(' ').any(|word| word == "hivemind.slot=a"));
+        assert!(line.contains(" root=PARTUUID=b1f2c7de-5a0e-4f0b-9d53-6869766d000b "));
+        assert!(line.ends_with(&format!(" roothash={} hivemind.blocks=7 quiet", "ab".repeat(64))));
+    }
+
+    #[test]
+    fn a_version_has_no_character_that_means_something_in_a_file() {
+        for good in ["0.1.0", "1.2~rc1+2026-11", "x"] {
+            check_version(good).unwrap();
+        }
+        for bad in ["", "1 2", "1\n2", "a/b", "\"", &"1".repeat(41)] {
+            check_version(bad).unwrap_err();
+        }
     }
 
     #[test]
     fn os_release_names_the_build() {
-        assert!(os_release("abc").contains("\nBUILD_ID=abc\n"));
+        assert!(os_release("1", "abc").contains("\nBUILD_ID=abc\n"));
     }
 }

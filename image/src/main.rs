@@ -23,6 +23,14 @@ struct Arguments {
     /// Use `hivemindd` and `hivemind-init` from this folder instead of building them (for experiments)
     #[arg(long, value_name = "DIR")]
     daemon: Option<PathBuf>,
+
+    /// The version that this release is shown as [default: the project's]
+    #[arg(long, value_name = "VERSION")]
+    version: Option<String>,
+
+    /// Words for the end of the kernel's command line when the machine is started by its firmware
+    #[arg(long, value_name = "WORDS")]
+    append: Option<String>,
 }
 
 fn main() -> Result<()> {
@@ -44,6 +52,8 @@ fn main() -> Result<()> {
         cache,
         target,
         daemon: arguments.daemon,
+        version: arguments.version,
+        append: arguments.append,
     };
     build(&options)?;
     Ok(())

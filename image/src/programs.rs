@@ -69,6 +69,12 @@ impl Daemon {
     }
 }
 
+/// Where cargo puts the daemon's programs.
+#[must_use]
+pub fn built(target: &Path) -> PathBuf {
+    target.join(TARGET).join("release")
+}
+
 /// The daemon, as it is in the checkout. `as_of` is the image's date (seconds since 1970), which its clock is never
 /// behind.
 ///
@@ -90,7 +96,7 @@ pub fn daemon(checkout: &Path, target: &Path, as_of: u64) -> Result<Daemon> {
     cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(target));
     cargo.env("SOURCE_DATE_EPOCH", as_of.to_string());
     compile(cargo).context("building hivemindd")?;
-    Ok(Daemon::at(&target.join(TARGET).join("release")))
+    Ok(Daemon::at(&built(target)))
 }
 
 fn cargo(target: &Path) -> Command {

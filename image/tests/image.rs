@@ -33,6 +33,8 @@ fn options(out: &Path, cache: &Path, daemon: &Path) -> Options {
         cache: cache.to_owned(),
         target: target(),
         daemon: Some(daemon.to_owned()),
+        version: None,
+        append: None,
     }
 }
 
@@ -66,7 +68,15 @@ fn the_image_is_byte_identical_when_built_twice() {
     fresh_cache(&cache);
     let second = build(&options(&dir.path().join("second"), &cache, &daemon)).unwrap();
 
-    let files = [Output::image, Output::compressed, Output::kernel, Output::initramfs, Output::command_line];
+    let files = [
+        Output::image,
+        Output::compressed,
+        Output::kernel,
+        Output::initramfs,
+        Output::command_line,
+        Output::root,
+        Output::unified,
+    ];
     for file in files {
         assert_equal(&file(&first), &file(&second));
     }
@@ -93,10 +103,14 @@ fn a_finished_image_is_as_promised(output: &Output, scratch: &Path) {
         read.stdout
     };
     assert!(fat(Role::Esp, "EFI/BOOT/BOOTX64.EFI").starts_with(b"MZ"));
-    let unified = fat(Role::Esp, "EFI/Linux/hivemind-a.efi");
+    let release = fs::read_to_string(output.release()).unwrap();
+    let unified = fat(Role::Esp, &format!("EFI/hivemind/{}.efi", release.trim()));
+    assert_eq!(unified, fs::read(output.unified()).unwrap());
+    let entry = fat(Role::Esp, &format!("loader/entries/hivemind-{}.conf", release.trim()));
+    assert!(String::from_utf8(entry).unwrap().contains(&format!("efi /EFI/hivemind/{}.efi", release.trim())));
     let command_line = fs::read_to_string(output.command_line()).unwrap();
     let holds = |needle: &[u8]| unified.windows(needle.len()).any(|window| window == needle);
-    let verified = format!("{} roothash=", command_line.trim_end());
+    let verified = format!("{} root=PARTUUID=", command_line.trim_end());
     assert!(holds(verified.as_bytes()), "the unified kernel image has another command line");
     assert!(!fat(Role::Config, "README.txt").is_empty());
 }

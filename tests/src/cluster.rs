@@ -147,12 +147,17 @@ impl Cluster {
 
     /// Waits until `count` nodes are ready and no more are known; returns how long it took.
     pub fn wait_for_ready(&self, count: usize) -> Duration {
+        self.wait_for_ready_within(count, FORMING)
+    }
+
+    /// The same with a limit.
+    pub fn wait_for_ready_within(&self, count: usize, limit: Duration) -> Duration {
         let look = || {
             let nodes = items(&self.json(&["nodes"])?);
             let ready = nodes.iter().filter(|node| node["state"] == "ready").count();
             if ready == count { Ok(()) } else { Err(format!("{ready} ready: {nodes:#?}")) }
         };
-        wait::polling(READY_POLL, &format!("{count} nodes ready"), FORMING, look).1
+        wait::polling(READY_POLL, &format!("{count} nodes ready"), limit, look).1
     }
 
     /// Pushes a Compose file.

@@ -89,7 +89,7 @@ pub fn flip(machine: &Machine, partition: &str, bytes: &[i64]) {
 }
 
 /// Where a partition begins in a raw disk, and how long it is, bytes.
-fn place(disk: &Path, partition: &str) -> (u64, u64) {
+pub(crate) fn place(disk: &Path, partition: &str) -> (u64, u64) {
     let mut sfdisk = Command::new("/sbin/sfdisk");
     sfdisk.arg("--json").arg(disk);
     let table = Run::of(sfdisk).json().unwrap_or_else(|error| panic!("{error}"));
@@ -102,7 +102,7 @@ fn place(disk: &Path, partition: &str) -> (u64, u64) {
     (offset, size)
 }
 
-fn open<T>(machine: &Machine, work: impl FnOnce(&Path) -> T) -> T {
+pub(crate) fn open<T>(machine: &Machine, work: impl FnOnce(&Path) -> T) -> T {
     machine.open_disk(work).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -8,6 +8,7 @@ pub mod command;
 pub mod disk;
 pub mod health;
 pub mod probe;
+pub mod release;
 pub mod scale;
 pub mod sim;
 pub mod wait;

@@ -123,6 +123,8 @@ pub struct NodeFacts {
     pub version: String,
     /// What keeps the node from running workloads (containerd down, disk full), in words.
     pub problems: Vec<String>,
+    /// Whether the release of the operating system still has to prove itself ([`Action::CallReleaseGood`]).
+    pub on_trial: bool,
 }
 
 /// A peer and where it is.
@@ -185,6 +187,8 @@ pub enum Action {
     ///
     /// [`Settings::subnet`]: crate::node::Settings::subnet
     RememberSubnet(u16),
+    /// The node is well on the release of the operating system that is on trial: it is to be started from now on.
+    CallReleaseGood,
     /// Answer a push.
     Reply {
         /// Which.

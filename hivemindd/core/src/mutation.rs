@@ -34,6 +34,8 @@ pub enum Mutation {
     NothingIsTrimmed,
     /// A holder keeps its lease past its end.
     LeasesAreKeptPastTheirEnd,
+    /// A new release of the operating system is called good as soon as the node is up.
+    ReleasesAreGoodUnseen,
     /// Grantors grant again at once after a restart, without knowing to whom they granted before.
     GrantorsForget,
 }
@@ -41,7 +43,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that show within some hundred lives. That deletions are forgotten unheard takes weeks to show,
     /// and that grantors forget takes restarts at one moment: those have tests of their own.
-    pub const SOON_SEEN: [Self; 14] = [
+    pub const SOON_SEEN: [Self; 15] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
@@ -56,6 +58,7 @@ impl Mutation {
         Self::CapacityDoesNotMatter,
         Self::NothingIsTrimmed,
         Self::LeasesAreKeptPastTheirEnd,
+        Self::ReleasesAreGoodUnseen,
     ];
 }
 

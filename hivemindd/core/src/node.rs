@@ -20,6 +20,7 @@ mod peers;
 mod pushing;
 mod replication;
 mod store;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -53,6 +54,8 @@ use overtaking::Accepted;
 use peers::{Hint, PeerState, RefusedBefore};
 use pushing::PendingPush;
 use store::Store;
+pub use trial::STEADY_MS;
+use trial::Trial;
 
 /// How long a node that has just started waits for a first peer before it starts or places
 /// anything that may have moved while it was off, milliseconds.
@@ -213,6 +216,9 @@ pub struct Node {
     /// Whether something changed that placements follow from since this node, as the leader, looked.
     unplaced: bool,
 
+    /// Whether a new release of the operating system does well.
+    trial: Trial,
+
     // When to do what comes by itself, monotonic milliseconds.
     grace_until_ms: Option<u64>,
     sync_at_ms: u64,
@@ -289,6 +295,7 @@ impl Node {
             health_checks: None,
             stirred: true,
             unplaced: true,
+            trial: Trial::default(),
             grace_until_ms: Some(now.mono_ms + GRACE_MS),
             sync_at_ms: now.mono_ms + SYNC_AT_START_MS,
             changed_ms: now.mono_ms,
@@ -303,6 +310,7 @@ impl Node {
         node.run = rand::Rng::next_u64(&mut node.rng);
         node.clock.advance(now);
         node.load(now, stored, &mut out);
+        node.remember_before();
         let own = RecordKey::Observation(node.settings.me, Topic::Enrolment);
         node.store_lost = node.settings.boot > 1 && node.map.get(&own).is_none();
         node.forget_grants_if_lost();
@@ -351,6 +359,9 @@ impl Node {
     /// it up and gone on without it: it decides nothing until it has heard what they know.
     fn notice_oversleeping(&mut self, now: Time) {
         let overdue = self.woken_at_ms.is_some_and(|due_ms| now.mono_ms > due_ms + OVERSLEPT_MS);
+        if overdue {
+            self.trial_slept();
+        }
         if overdue && self.unmet.is_empty() {
             let others: Vec<_> = self.liveness.alive.iter().copied().collect();
             self.meet_anew(now, &others);
@@ -360,6 +371,7 @@ impl Node {
     fn finish(&mut self, now: Time, out: &mut Actions) {
         self.do_what_is_due(now, out);
         self.settle(now, out);
+        self.judge_release(now, out);
         if std::mem::take(&mut self.redrawn) {
             self.hurry_sync(now);
         }
@@ -439,6 +451,7 @@ impl Node {
             self.grace_until_ms,
             self.leader.wake_at_ms(),
             self.replica_wake_ms,
+            self.trial.wake_at_ms(),
             self.waiting_until(),
             self.disk_pause_ends_ms(),
             self.pushes.values().map(PendingPush::wake_at_ms).min(),

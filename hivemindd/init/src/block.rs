@@ -131,7 +131,20 @@ pub fn boot_disk() -> Result<Disk, Error> {
     if let Some(below) = std::fs::read_dir(sys.join("slaves")).ok().and_then(|mut list| list.next()) {
         sys = resolve(&below.map_err(Error::io("reading", &sys))?.path())?;
     }
-    let disk = sys.parent().filter(|_| sys.join("partition").exists()).unwrap_or(&sys);
+    disk_at(&sys)
+}
+
+/// The disk a partition is on.
+///
+/// # Errors
+/// When `/sys` does not know it.
+pub(super) fn disk_of(partition: &Device) -> Result<Disk, Error> {
+    disk_at(&resolve(&Path::new(SYS_BLOCK).join(&partition.name))?)
+}
+
+/// The disk whose folder in `/sys` this is, or that of one of its partitions.
+fn disk_at(sys: &Path) -> Result<Disk, Error> {
+    let disk = sys.parent().filter(|_| sys.join("partition").exists()).unwrap_or(sys);
     let name = disk.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partitions = partitions_of(disk)?;
     Ok(Disk { name, partitions })

@@ -1,4 +1,9 @@
-//! The kernel's command line: the root's partition and what it must hash to.
+//! The kernel's command line: the release, where its root may be, and what that must hash to.
+
+use std::time::Duration;
+
+/// Where the kernel shows it.
+pub(super) const PATH: &str = "/proc/cmdline";
 
 /// What the root must be, as the build found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,9 +20,27 @@ fn value<'a>(cmdline: &'a str, prefix: &str) -> Option<&'a str> {
     values.rfind(|value| !value.is_empty())
 }
 
-/// The partition that holds the root, by the GUID in the partition table, in lower case.
-pub(super) fn root_partuuid(cmdline: &str) -> Option<String> {
-    value(cmdline, "root=PARTUUID=").map(str::to_ascii_lowercase)
+/// The partitions that may hold the root, by the GUIDs in the partition table, in lower case: for a root that is
+/// verified all that are named, else the last one.
+pub(super) fn roots(cmdline: &str, verified: bool) -> Vec<String> {
+    let words = cmdline.split_ascii_whitespace();
+    let named = words.filter_map(|word| word.strip_prefix("root=PARTUUID=")).filter(|guid| !guid.is_empty());
+    let mut guids: Vec<String> = named.map(str::to_ascii_lowercase).collect();
+    if !verified {
+        guids.drain(..guids.len().saturating_sub(1));
+    }
+    guids
+}
+
+/// The release, as the boot menu names it. None for a kernel that was not started from a boot menu.
+pub(super) fn release(cmdline: &str) -> Option<&str> {
+    value(cmdline, "hivemind.release=")
+}
+
+/// How long a new release may take to be healthy, if it asks for less than usual.
+pub(super) fn trial(cmdline: &str, usual: Duration) -> Duration {
+    let asked = value(cmdline, "hivemind.trial=").and_then(|seconds| seconds.parse().ok());
+    asked.map_or(usual, |seconds| usual.min(Duration::from_secs(seconds)))
 }
 
 /// What the root must be: `roothash=` as systemd has it, and `hivemind.blocks=`. None when neither is there;
@@ -42,11 +65,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_root_on_the_command_line_counts() {
+    fn the_last_root_on_the_command_line_counts_and_all_do_that_can_be_told_apart() {
         let line = "console=ttyS0 root=PARTUUID=AA-1 quiet root=PARTUUID=bb-2\n";
-        assert_eq!(root_partuuid(line).as_deref(), Some("bb-2"));
-        assert_eq!(root_partuuid("root=/dev/vda1 xroot=PARTUUID=cc"), None);
-        assert_eq!(root_partuuid("root=PARTUUID="), None);
+        assert_eq!(roots(line, false), ["bb-2"]);
+        assert_eq!(roots(line, true), ["aa-1", "bb-2"]);
+        assert!(roots("root=/dev/vda1 xroot=PARTUUID=cc root=PARTUUID=", true).is_empty());
+    }
+
+    #[test]
+    fn a_release_may_ask_for_a_shorter_trial_and_for_no_longer_one() {
+        let usual = Duration::from_secs(180);
+        assert_eq!(trial("quiet hivemind.trial=20", usual), Duration::from_secs(20));
+        for line in ["quiet", "hivemind.trial=181", "hivemind.trial=x", "hivemind.trial=-1"] {
+            assert_eq!(trial(line, usual), usual, "{line}");
+        }
     }
 
     #[test]

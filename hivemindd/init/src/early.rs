@@ -4,12 +4,15 @@
 //! keep containers from running, but not the machine from noticing and saying so.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
+use super::block::Device;
+use super::cmdline::Verity;
 use super::console::line;
+use super::release::Release;
 use super::verity::Root;
 use super::{Error, block, cmdline, modules, mounts, sys, verity};
 
@@ -25,32 +28,65 @@ const ROOT_LIMIT: Duration = Duration::from_secs(30);
 /// How often the list of devices is read while waiting.
 const ROOT_POLL: Duration = Duration::from_millis(10);
 
-/// Finds the root and puts the device over it that verifies what is read, if the command line says how.
-///
-/// # Errors
-/// When there is no root, or the command line says half of how to verify it.
-pub(super) fn open_root() -> Result<Root, Error> {
-    mounts::mount_early()?;
-    sys::quiet_kernel();
-    let text = std::fs::read_to_string("/proc/cmdline").map_err(Error::io("reading", "/proc/cmdline"))?;
-    let wanted = cmdline::root_partuuid(&text).ok_or(Error::CommandLine("root=PARTUUID="))?;
-    let verity = cmdline::verity(&text)?;
-    // The list ends with drivers that are slow to probe: no further than needed.
-    let ready = || find(&wanted).transpose();
-    let device = match modules::load_until(Path::new(MODULES_LIST), ready) {
-        (_, Some(found)) => found?,
-        (_, None) => wait_for(&wanted)?,
-    };
-    let root = match verity {
-        Some(verity) => {
-            modules::load_named(Path::new(MODULES_LIST), &verity::MODULES);
-            Root::verified(&device, &verity)?
+/// Where this release's root may be, and what it must be.
+#[derive(Debug)]
+pub(super) struct Start {
+    slots: Vec<Device>,
+    verity: Option<Verity>,
+    /// What the boot menu knows of the release. None for a kernel that was not started from a boot menu.
+    pub(super) release: Option<Release>,
+}
+
+impl Start {
+    /// Waits for the disk that the command line tells of.
+    ///
+    /// # Errors
+    /// When there is none, or the command line does not say enough.
+    pub(super) fn find() -> Result<Self, Error> {
+        mounts::mount_early()?;
+        sys::quiet_kernel();
+        let text = std::fs::read_to_string(cmdline::PATH).map_err(Error::io("reading", cmdline::PATH))?;
+        let verity = cmdline::verity(&text)?;
+        let wanted = cmdline::roots(&text, verity.is_some());
+        if wanted.is_empty() {
+            return Err(Error::CommandLine("root=PARTUUID="));
         }
-        // Booted without firmware, by somebody who gives the kernel and could give any.
-        None => Root::unverified(device.clone()),
-    };
-    line(&format!("root is {}, {}", device.display(), root.how()));
-    Ok(root)
+        // The list ends with drivers that are slow to probe: no further than needed.
+        let ready = || find(&wanted).transpose();
+        let slots = match modules::load_until(Path::new(MODULES_LIST), ready) {
+            (_, Some(found)) => found?,
+            (_, None) => wait_for(&wanted)?,
+        };
+        let disk = || slots.first().map_or_else(|| Err(Error::NoRoot), block::disk_of);
+        let release = Release::of(&text, disk);
+        // A disk whose menu is damaged has still got a root.
+        let release = release.unwrap_or_else(|error| {
+            line(&format!("there is no boot menu to go back to: {}", super::chain(&error)));
+            None
+        });
+        Ok(Self { slots, verity, release })
+    }
+
+    /// The root. Which slot an update wrote it to is not on the command line: it is the one that verifies.
+    ///
+    /// # Errors
+    /// When no slot holds the release's root.
+    pub(super) fn open_root(&self) -> Result<Root, Error> {
+        let Some(verity) = &self.verity else {
+            // Booted without firmware, by somebody who gives the kernel and could give any.
+            let node = self.slots.first().map(Device::node).unwrap_or_default();
+            line(&format!("root is {}, not verified", node.display()));
+            return Ok(Root::unverified(node));
+        };
+        modules::load_named(Path::new(MODULES_LIST), &verity::MODULES);
+        for slot in self.slots.iter().map(Device::node) {
+            if let Some(root) = Root::verified(&slot, verity)? {
+                line(&format!("root is {}, verified", slot.display()));
+                return Ok(root);
+            }
+        }
+        Err(Error::NoRoot)
+    }
 }
 
 /// Moves into the root, with `/proc`, `/sys` and `/dev`, which are mounted by then.
@@ -63,28 +99,34 @@ pub(super) fn enter(root: &Root) -> Result<(), Error> {
     switch_root()
 }
 
-/// The root's device node, if it is there by now.
-fn find(partuuid: &str) -> Result<Option<PathBuf>, Error> {
-    match block::with_partuuid(partuuid).as_slice() {
-        [device] => Ok(Some(device.node()).filter(|node| node.exists())),
-        // The same image on two disks of one machine: taking either would be a gamble.
-        [first, second, ..] => Err(Error::Table {
-            disk: format!("{} and {}", first.name, second.name),
-            message: format!("both have the partition {partuuid}; remove one of the disks"),
-        }),
-        [] => Ok(None),
+/// The partitions, if they are all there by now.
+fn find(partuuids: &[String]) -> Result<Option<Vec<Device>>, Error> {
+    let mut all = Vec::new();
+    for partuuid in partuuids {
+        match block::with_partuuid(partuuid).as_slice() {
+            [device] if device.node().exists() => all.push(device.clone()),
+            // The same image on two disks of one machine: taking either would be a gamble.
+            [first, second, ..] => {
+                return Err(Error::Table {
+                    disk: format!("{} and {}", first.name, second.name),
+                    message: format!("both have the partition {partuuid}; remove one of the disks"),
+                });
+            }
+            _ => return Ok(None),
+        }
     }
+    Ok(Some(all))
 }
 
-fn wait_for(partuuid: &str) -> Result<PathBuf, Error> {
+fn wait_for(partuuids: &[String]) -> Result<Vec<Device>, Error> {
     let start = Instant::now();
     while start.elapsed() < ROOT_LIMIT {
-        if let Some(node) = find(partuuid)? {
-            return Ok(node);
+        if let Some(found) = find(partuuids)? {
+            return Ok(found);
         }
         std::thread::sleep(ROOT_POLL);
     }
-    Err(Error::NoDevice(format!("PARTUUID={partuuid}")))
+    Err(Error::NoDevice(format!("PARTUUID={}", partuuids.join(" and PARTUUID="))))
 }
 
 /// The classic switch for an initramfs, which cannot be pivoted away from: free its files, move the

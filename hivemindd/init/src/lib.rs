@@ -1,7 +1,7 @@
 //! PID 1: mounts, modules, the state partition, and two children.
 //!
 //! ```text
-//! early: in the initramfs, find the root, verify it, move into it
+//! early: in the initramfs, find the root of the release, verify it, move into it
 //! prepare: mounts, modules, state, configuration
 //! supervise: containerd, agent, until told to stop
 //! shut down: children, containers, disks
@@ -12,6 +12,7 @@
 
 mod backoff;
 pub mod block;
+pub mod boot_menu;
 mod cgroup;
 mod child;
 mod cmdline;
@@ -24,6 +25,7 @@ pub mod modules;
 mod mounts;
 mod output;
 mod power;
+pub mod release;
 mod shutdown;
 mod state;
 mod supervisor;
@@ -39,6 +41,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use console::line;
+use early::Start;
+use release::Release;
 use shutdown::How;
 use supervisor::Supervisor;
 use verity::Root;
@@ -57,16 +61,35 @@ const DEFAULT_HOSTNAME: &str = "hivemind";
 pub fn run() -> ! {
     console::open();
     console::reboot_on_panic();
-    match early::open_root().and_then(|root| run_from(&root)) {
+    let ended = Start::find().and_then(|start| {
+        let ended = start.open_root().and_then(|root| run_from(&root, start.release.as_ref()));
+        if let (Err(Error::NoRoot | Error::RootCorrupt(_)), Some(release)) = (&ended, &start.release) {
+            step_back(release);
+        }
+        ended
+    });
+    match ended {
         Ok(how) => shutdown::finish(how),
         Err(error) => give_up(&error),
     }
 }
 
 /// Supervises in that root until told to stop. A root that cannot be read is what failed, whatever failed for it.
-fn run_from(root: &Root) -> Result<How, Error> {
-    let supervised = early::enter(root).and_then(|()| Supervisor::new(prepare()?, root)?.run());
+fn run_from(root: &Root, release: Option<&Release>) -> Result<How, Error> {
+    let supervised = early::enter(root).and_then(|()| Supervisor::new(prepare()?, root, release)?.run());
     supervised.map_err(|error| if root.is_corrupt() { Error::RootCorrupt(Some(error.into())) } else { error })
+}
+
+/// Has the machine start another release from now on, if it has one; whether it does.
+fn step_back(release: &Release) -> bool {
+    let id = release.id();
+    let went = release.step_back();
+    line(&match &went {
+        Ok(true) => format!("release {id} is bad: the machine goes back to another"),
+        Ok(false) => format!("release {id} stays: there is no other that is not bad"),
+        Err(error) => format!("release {id} stays: the boot menu cannot be changed: {error}"),
+    });
+    went.unwrap_or(false)
 }
 
 /// Asks PID 1 for an ordered reboot.
@@ -184,6 +207,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// No slot begins as the release's root does.
+    #[error("root-corrupt: no slot holds the root of this release")]
+    NoRoot,
     /// A block of the root was read that does not verify.
     #[error(
         "root-corrupt: the root file system is not what was built: a block that was read does not verify"

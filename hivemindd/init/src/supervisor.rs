@@ -15,6 +15,7 @@ use super::child::{AGENT, CONTAINERD, Child};
 use super::console::line;
 use super::fence::{self, Fences};
 use super::power::Button;
+use super::release::Release;
 use super::shutdown::How;
 use super::verity::Root;
 use super::watchdog::{FEED_EVERY, Watchdog};
@@ -55,6 +56,9 @@ pub(super) struct Supervisor<'a> {
     watchdog: Watchdog,
     root: &'a Root,
     root_is_corrupt: bool,
+    release: Option<&'a Release>,
+    /// When a release that nobody has called good is bad; none for one that is good.
+    trial_ends: Option<Instant>,
     fences: Fences,
     /// Tells when the agent sets a deadline; absent where the kernel has no way to.
     set: Option<Inotify>,
@@ -67,7 +71,11 @@ pub(super) struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    pub(super) fn new(buttons: Vec<Button>, root: &'a Root) -> Result<Self, Error> {
+    pub(super) fn new(
+        buttons: Vec<Button>,
+        root: &'a Root,
+        release: Option<&'a Release>,
+    ) -> Result<Self, Error> {
         let mask: SigSet = SIGNALS.into_iter().collect();
         let preparing = |source: std::io::Error| Error::Io {
             action: "preparing to supervise with",
@@ -90,6 +98,8 @@ impl<'a> Supervisor<'a> {
             watchdog: Watchdog::open(),
             root,
             root_is_corrupt: false,
+            release,
+            trial_ends: trial_of(release),
             set: watch(fence::FOLDER),
             fences,
             fences_due: None,
@@ -105,8 +115,10 @@ impl<'a> Supervisor<'a> {
             self.start_children();
             self.end_boot_if_due();
             self.watchdog.feed();
-            self.look_at_root();
             self.enforce_fences();
+            if self.must_step_back() {
+                break How::Reboot;
+            }
             if let Some(how) = self.wait(self.next_due()) {
                 break how;
             }
@@ -135,12 +147,21 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Tells of a damaged root, once: what was read before runs on, the rest cannot be read.
-    fn look_at_root(&mut self) {
-        if !self.root_is_corrupt && self.root.is_corrupt() {
+    /// Whether the machine is to start another release: the root of this one is damaged, or its trial is over.
+    /// Each is told once. Where there is no other, what was read of a damaged root before runs on.
+    fn must_step_back(&mut self) -> bool {
+        let corrupt = !self.root_is_corrupt && self.root.is_corrupt();
+        let over = self.trial_ends.take_if(|end| *end <= Instant::now()).is_some();
+        // Nothing is certain about a release whose entry cannot be read: it goes on.
+        let failed = over && self.release.is_some_and(|release| release.is_on_trial().unwrap_or(false));
+        if corrupt {
             self.root_is_corrupt = true;
             line(&Error::RootCorrupt(None).to_string());
         }
+        if failed {
+            line("release-unhealthy: the node did not get healthy in time");
+        }
+        (corrupt || failed) && self.release.is_some_and(super::step_back)
     }
 
     fn enforce_fences(&mut self) {
@@ -154,7 +175,7 @@ impl<'a> Supervisor<'a> {
 
     fn next_due(&self) -> Duration {
         let now = Instant::now();
-        [self.containerd.due(), self.agent.due(), self.boot_ends, self.fences_due]
+        [self.containerd.due(), self.agent.due(), self.boot_ends, self.fences_due, self.trial_ends]
             .into_iter()
             .flatten()
             .map(|due| due.saturating_duration_since(now))
@@ -262,6 +283,27 @@ impl<'a> Supervisor<'a> {
             self.enforce_fences();
             // Told to stop again: it is under way.
             let _ = self.wait(left.min(SHUTDOWN_POLL));
+        }
+    }
+}
+
+/// When the trial of a release ends that is on trial.
+fn trial_of(release: Option<&Release>) -> Option<Instant> {
+    let release = release?;
+    match release.is_on_trial() {
+        Ok(true) => {
+            let limit = release.trial();
+            line(&format!(
+                "release {} is on trial: the node must be healthy within {} s",
+                release.id(),
+                limit.as_secs()
+            ));
+            Some(Instant::now() + limit)
+        }
+        Ok(false) => None,
+        Err(error) => {
+            line(&format!("the boot menu cannot be read: {error}"));
+            None
         }
     }
 }

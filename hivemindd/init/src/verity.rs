@@ -8,6 +8,7 @@
 //! which would bring udev and locks that nobody here waits for.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -42,11 +43,12 @@ impl Root {
         Self { control: None, node }
     }
 
-    /// Makes the device over the slot's partition.
+    /// Makes the device over the slot's partition; none when the slot holds another root, or a damaged one: already
+    /// its first block does not verify.
     ///
     /// # Errors
-    /// When the kernel refuses it.
-    pub(super) fn verified(slot: &Path, verity: &Verity) -> Result<Self, Error> {
+    /// When the kernel refuses the device.
+    pub(super) fn verified(slot: &Path, verity: &Verity) -> Result<Option<Self>, Error> {
         let control = File::open(CONTROL).map_err(Error::io("opening", CONTROL))?;
         let refused = |error| Error::io("verifying", slot)(error);
         let mut order = Order::new();
@@ -58,12 +60,23 @@ impl Root {
         dm::load(&control, &mut order).map_err(refused)?;
         // Without its flag the order to suspend is the order to resume.
         dm::suspend(&control, &mut Order::new()).map_err(refused)?;
-        Ok(Self { control: Some(control), node: PathBuf::from(format!("/dev/dm-{minor}")) })
+        let node = PathBuf::from(format!("/dev/dm-{minor}"));
+        let mut first = vec![0; BLOCK_BYTES as usize];
+        let read = File::open(&node).and_then(|mut device| device.read_exact(&mut first));
+        let root = Self { control: Some(control), node };
+        match read {
+            Ok(()) => Ok(Some(root)),
+            Err(_) if root.is_corrupt() => {
+                root.remove().map_err(Error::io("closing", slot))?;
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("reading", slot)(error)),
+        }
     }
 
-    /// In a word for the console.
-    pub(super) fn how(&self) -> &'static str {
-        if self.control.is_some() { "verified" } else { "not verified" }
+    /// Takes the device away, for the next one by its name.
+    fn remove(&self) -> std::io::Result<()> {
+        self.control.as_ref().map_or(Ok(()), |control| dm::remove(control, &mut Order::new()))
     }
 
     /// The device's node.
@@ -181,6 +194,7 @@ mod dm {
     const KIND: u8 = 0xfd;
 
     nix::ioctl_readwrite!(dev_create, KIND, 3, Head);
+    nix::ioctl_readwrite!(dev_remove, KIND, 4, Head);
     nix::ioctl_readwrite!(dev_suspend, KIND, 6, Head);
     nix::ioctl_readwrite!(table_load, KIND, 9, Head);
     nix::ioctl_readwrite!(table_status, KIND, 12, Head);
@@ -197,6 +211,10 @@ mod dm {
 
     pub(super) fn create(control: &File, order: &mut Order) -> std::io::Result<()> {
         call(dev_create, control, order)
+    }
+
+    pub(super) fn remove(control: &File, order: &mut Order) -> std::io::Result<()> {
+        call(dev_remove, control, order)
     }
 
     pub(super) fn suspend(control: &File, order: &mut Order) -> std::io::Result<()> {

@@ -18,12 +18,13 @@ pub(super) fn hostname(config: &machine::Node, node: NodeId) -> String {
     config.hostname.clone().unwrap_or_else(|| format!("hive-{}", node.short()))
 }
 
-/// All that is known now. `problems` are those of the other parts, in words.
+/// All that is known now. `problems` are those of the other parts, in words; `on_trial` tells of the release.
 pub(super) fn gather(
     config: &machine::Node,
     node: NodeId,
     underlay: Option<&Underlay>,
     problems: Vec<String>,
+    on_trial: bool,
 ) -> NodeFacts {
     NodeFacts {
         hostname: hostname(config, node),
@@ -32,6 +33,7 @@ pub(super) fn gather(
         capacity: capacity(),
         version: crate::VERSION.to_owned(),
         problems,
+        on_trial,
     }
 }
 

@@ -37,6 +37,7 @@ use crate::transport::Transport;
 use crate::underlay::Underlay;
 use crate::{api, discovery, dns, network, underlay};
 use hivemind_init::config;
+use hivemind_init::release::Release;
 
 /// Events waiting for the loop. Sources wait when it is full; the core takes well under a
 /// millisecond for most.
@@ -128,16 +129,15 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(keep_time(clock.clone(), config.network.ntp.clone(), underlay.clone()));
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
-    let identity = Arc::new(identity);
-    tasks.spawn(watch_node(
+    let release = running_release();
+    let watch = NodeWatch {
         config,
         identity,
-        clock.clone(),
-        transport.clone(),
-        runtime.clone(),
-        underlay,
-        events.clone(),
-    ));
+        on_trial: is_on_trial(release.as_deref()),
+        clock: clock.clone(),
+        transport: transport.clone(),
+    };
+    tasks.spawn(watch.run(runtime.clone(), underlay, events.clone()));
 
     let hands = Hands {
         store,
@@ -146,6 +146,7 @@ async fn serve() -> anyhow::Result<()> {
         network: network_tx,
         zone: zone_tx,
         health_checks: checks_tx,
+        release,
         clock: Arc::clone(&clock),
         events,
     };
@@ -154,6 +155,28 @@ async fn serve() -> anyhow::Result<()> {
     transport.close().await;
     tasks.shutdown().await;
     Ok(())
+}
+
+/// The release this machine was started with; none for one that was started without a boot menu, or whose menu cannot
+/// be read: such a one cannot be updated.
+fn running_release() -> Option<Arc<Release>> {
+    match Release::running() {
+        Ok(release) => release.map(Arc::new),
+        Err(error) => {
+            tracing::error!(%error, "the boot menu cannot be opened");
+            None
+        }
+    }
+}
+
+fn is_on_trial(release: Option<&Release>) -> bool {
+    release.is_some_and(|release| match release.is_on_trial() {
+        Ok(is) => is,
+        Err(error) => {
+            tracing::error!(%error, "the boot menu cannot be read");
+            false
+        }
+    })
 }
 
 async fn keep_time(clock: Arc<Clock>, servers: Vec<String>, underlay: watch::Receiver<Option<Underlay>>) {
@@ -299,75 +322,83 @@ fn names(config: &MachineConfig, identity: &Identity) -> Vec<String> {
 }
 
 /// Tells the core what the node is, and keeps the leaf fresh.
-async fn watch_node(
+struct NodeWatch {
     config: MachineConfig,
-    identity: Arc<Identity>,
+    identity: Identity,
+    on_trial: bool,
     clock: Arc<Clock>,
     transport: Transport,
-    runtime: Runtime,
-    mut underlay: watch::Receiver<Option<Underlay>>,
-    events: mpsc::Sender<Event>,
-) {
-    let (seen_tx, mut seen) = mpsc::channel(4);
-    let mut watching = JoinSet::new();
-    watching.spawn(async move { runtime.watch(seen_tx).await });
-    let mut problems = vec!["containerd has not answered yet".to_owned()];
-    let mut addresses = Vec::new();
-    let mut leaf_check = tokio::time::interval(LEAF_CHECK);
-    loop {
-        let current = underlay.borrow_and_update().clone();
-        let now_addresses: Vec<_> = current.iter().map(|underlay| underlay.address).collect();
-        if now_addresses != addresses {
-            addresses = now_addresses;
-            leaf_check.reset_immediately();
-        }
-        let facts = facts::gather(&config.node, identity.node(), current.as_ref(), problems.clone());
-        if events.send(Event::Facts { facts }).await.is_err() {
-            return;
-        }
-        // Waits here until something that the facts depend on changes.
+}
+
+impl NodeWatch {
+    async fn run(
+        self,
+        runtime: Runtime,
+        mut underlay: watch::Receiver<Option<Underlay>>,
+        events: mpsc::Sender<Event>,
+    ) {
+        let (seen_tx, mut seen) = mpsc::channel(4);
+        let mut watching = JoinSet::new();
+        watching.spawn(async move { runtime.watch(seen_tx).await });
+        let mut problems = vec!["containerd has not answered yet".to_owned()];
+        let mut addresses = Vec::new();
+        let mut leaf_check = tokio::time::interval(LEAF_CHECK);
         loop {
-            tokio::select! {
-                changed = underlay.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => pending().await,
-                },
-                Some(news) = seen.recv() => match news {
-                    Seen::Inventory(inventory) => {
-                        let recovered = !std::mem::take(&mut problems).is_empty();
-                        if events.send(Event::Observed { inventory }).await.is_err() {
-                            return;
+            let current = underlay.borrow_and_update().clone();
+            let now_addresses: Vec<_> = current.iter().map(|underlay| underlay.address).collect();
+            if now_addresses != addresses {
+                addresses = now_addresses;
+                leaf_check.reset_immediately();
+            }
+            let facts = facts::gather(
+                &self.config.node,
+                self.identity.node(),
+                current.as_ref(),
+                problems.clone(),
+                self.on_trial,
+            );
+            if events.send(Event::Facts { facts }).await.is_err() {
+                return;
+            }
+            // Waits here until something that the facts depend on changes.
+            loop {
+                tokio::select! {
+                    changed = underlay.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => pending().await,
+                    },
+                    Some(news) = seen.recv() => match news {
+                        Seen::Inventory(inventory) => {
+                            let recovered = !std::mem::take(&mut problems).is_empty();
+                            if events.send(Event::Observed { inventory }).await.is_err() {
+                                return;
+                            }
+                            if recovered {
+                                break;
+                            }
                         }
-                        if recovered {
+                        Seen::Unreachable(why) => {
+                            problems = vec![format!("containerd does not answer: {why}")];
                             break;
                         }
+                    },
+                    _ = leaf_check.tick() => {
+                        self.renew_leaf(&addresses);
                     }
-                    Seen::Unreachable(why) => {
-                        problems = vec![format!("containerd does not answer: {why}")];
-                        break;
-                    }
-                },
-                _ = leaf_check.tick() => {
-                    renew_leaf(&config, &identity, &clock, &transport, &addresses);
                 }
             }
         }
     }
-}
 
-fn renew_leaf(
-    config: &MachineConfig,
-    identity: &Identity,
-    clock: &Clock,
-    transport: &Transport,
-    addresses: &[IpAddr],
-) {
-    let renewed = identity
-        .mint_leaf(addresses, &names(config, identity), clock.now().wall_ms)
-        .map_err(anyhow::Error::from)
-        .and_then(|leaf| Ok(transport.set_leaf(&leaf)?));
-    if let Err(error) = renewed {
-        tracing::error!(%error, "the node's certificate cannot be renewed");
+    fn renew_leaf(&self, addresses: &[IpAddr]) {
+        let renewed = self
+            .identity
+            .mint_leaf(addresses, &names(&self.config, &self.identity), self.clock.now().wall_ms)
+            .map_err(anyhow::Error::from)
+            .and_then(|leaf| Ok(self.transport.set_leaf(&leaf)?));
+        if let Err(error) = renewed {
+            tracing::error!(%error, "the node's certificate cannot be renewed");
+        }
     }
 }
 

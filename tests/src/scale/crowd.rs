@@ -599,6 +599,7 @@ fn facts(me: &Person) -> NodeFacts {
         capacity: CAPACITY,
         version: "0.1.0".to_owned(),
         problems: Vec::new(),
+        on_trial: false,
     }
 }
 

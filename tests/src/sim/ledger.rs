@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_core::event::{ContainerPlan, Note, RequestId, RuntimeOp};
+use hivemind_core::node::STEADY_MS;
 use hivemind_core::record::{Record, RecordKey, ReplicaId, WorkloadId};
 use hivemind_core::state::encode;
 use hivemind_spec::api::Accepted;
@@ -248,6 +249,16 @@ impl Ledger {
             }
             _ => {}
         }
+    }
+
+    /// A node calls its release good. *A release is good once the node has been well for long enough*: its agent has
+    /// been running, and it has a network.
+    pub fn calls_good(&mut self, index: usize, machine: &Machine, now_ms: u64) {
+        let since_ms = now_ms - machine.started_ms;
+        // Clocks that are slow by a hundredth of a percent, and rounding.
+        self.must(since_ms + 10 >= STEADY_MS, "a release is good once the node has been well", || {
+            format!("m{index} calls its release good {since_ms} ms after its start")
+        });
     }
 
     /// Something was done to a machine's containers. *Capacity is never exceeded.*

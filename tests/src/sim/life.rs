@@ -312,10 +312,11 @@ impl Life {
         let Some(victim) = self.victim() else { return };
         let other = self.world.dice(self.count());
         let on = self.world.machines[victim].node.is_some();
-        let harm = self.world.dice(21);
+        let harm = self.world.dice(22);
         self.world.say(&format!("harm {harm} to m{victim}, perhaps with m{other}"));
         match harm {
             20 if self.world.chance(25) => self.world.pass(LONG_MS),
+            21 if on => self.update(victim),
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
             4 if on => self.world.restart_agent(victim),
@@ -352,6 +353,14 @@ impl Life {
                 self.world.plug(victim, plugged);
             }
         }
+    }
+
+    /// A machine starts anew with a new release of its operating system.
+    fn update(&mut self, victim: usize) {
+        self.world.power_off(victim);
+        self.world.machines[victim].on_trial = true;
+        self.world.machines[victim].menu_late_ms = [1, 2000, 20_000][self.world.dice(3)];
+        self.world.power_on(victim);
     }
 
     fn isolate(&mut self, victim: usize) {
@@ -624,6 +633,9 @@ impl Life {
                 let differ = keys.into_iter().find(|key| here.get(key) != there.get(key));
                 return Err(format!("m{index} and m{} hold different maps: {differ:?}", members[0]));
             }
+        }
+        if let Some(index) = members.iter().find(|index| self.world.machines[**index].on_trial) {
+            return Err(format!("the release of m{index} has not been called good"));
         }
         for index in &self.outsiders {
             if ids.contains(&self.world.machines[*index].id) {

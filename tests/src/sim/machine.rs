@@ -62,6 +62,10 @@ pub struct Machine {
     pub drift_ppm: i64,
     /// Whether its network cable is out: it has no address then.
     pub unplugged: bool,
+    /// Whether the release of its operating system still has to prove itself.
+    pub on_trial: bool,
+    /// How long writing to its boot menu may take, milliseconds. What is not written when the power goes is lost.
+    pub menu_late_ms: u64,
     /// Messages to and from it that are lost, in percent, and how much longer the others take,
     /// milliseconds.
     pub bad_cable: (u32, u64),
@@ -89,6 +93,8 @@ pub struct Machine {
     /// Counts the agent's starts; what was under way before one does not reach it.
     pub(super) boot: u64,
     powered_ms: u64,
+    /// When its agent was started, by the world's clock.
+    pub(super) started_ms: u64,
     seed: [u8; 32],
     token: String,
     document: Option<Envelope>,
@@ -119,6 +125,8 @@ impl Machine {
             clock_offset_ms: 0,
             drift_ppm: 0,
             unplugged: false,
+            on_trial: false,
+            menu_late_ms: 1,
             bad_cable: (0, 0),
             starved_ms: 0,
             capacity: Capacity { cpu_millis: 4000, memory_bytes: 4 << 30 },
@@ -134,6 +142,7 @@ impl Machine {
             disk_busy_ms: 0,
             boot: 0,
             powered_ms: 0,
+            started_ms: 0,
             seed,
             token: token.to_owned(),
             document,
@@ -250,6 +259,7 @@ impl Machine {
             capacity: self.capacity,
             version: "0.1.0".to_owned(),
             problems: Vec::new(),
+            on_trial: self.on_trial,
         }
     }
 

@@ -52,6 +52,8 @@ enum Happening {
     Ran(OperationId, RuntimeOp),
     /// The edge tells the inventory again.
     Look,
+    /// The release was written down as good.
+    Good,
     /// A connection may have been silent for too long.
     Idle(usize),
     /// The end of a connection is noticed, unless there is another one by now.
@@ -195,7 +197,7 @@ impl World {
         let now = self.time(index);
         let seed = self.rng.random();
         let machine = &mut self.machines[index];
-        machine.boot += 1;
+        (machine.boot, machine.started_ms) = (machine.boot + 1, self.now_ms);
         let stored = machine.disk.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let (node, actions) = Node::new(machine.settings(), stored, now, seed);
         machine.node = Some(node);
@@ -433,6 +435,7 @@ impl World {
                 self.tell_inventory(index);
                 self.happen(index, INVENTORY_EVERY_MS, Happening::Look);
             }
+            Happening::Good => self.machines[index].on_trial = false,
             Happening::Fence => {}
             Happening::Idle(other) => self.end_silent(index, other),
             Happening::Lost(other) if self.machines[index].connected.contains(&other) => {}
@@ -524,6 +527,11 @@ impl World {
                 Action::Note(note) => self.machines[index].notes.push(note),
                 Action::Network(plan) => self.machines[index].plans.push(plan),
                 Action::RememberSubnet(subnet) => self.machines[index].subnet = Some(subnet),
+                Action::CallReleaseGood => {
+                    self.ledger.calls_good(index, &self.machines[index], self.now_ms);
+                    let after_ms = self.rng.random_range(0..self.machines[index].menu_late_ms);
+                    self.happen(index, after_ms, Happening::Good);
+                }
                 Action::Zone(_) | Action::HealthChecks(_) => {}
             }
         }

@@ -16,6 +16,7 @@ mod input;
 mod integrity;
 mod joining;
 mod power;
+mod releases;
 mod revocation;
 mod supervisor;
 mod workloads;

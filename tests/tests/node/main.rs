@@ -4,6 +4,7 @@ mod limits;
 mod members;
 mod scale;
 mod takeover;
+mod trial;
 
 use std::collections::BTreeSet;
 

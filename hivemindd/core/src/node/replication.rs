@@ -35,7 +35,7 @@ const ANCHORS: &str = "anchors";
 const SEEN: &str = "seen";
 
 /// Members' last-seen times are written at least this often, milliseconds.
-const SAVE_SEEN_EVERY_MS: u64 = 10 * 60 * 1000;
+pub(super) const SAVE_SEEN_EVERY_MS: u64 = 10 * 60 * 1000;
 
 impl Node {
     pub(super) fn load(&mut self, now: Time, stored: Vec<(Vec<u8>, Vec<u8>)>, out: &mut Actions) {

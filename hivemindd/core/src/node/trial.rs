@@ -1,0 +1,105 @@
+//! Whether a new release of the operating system runs this node as well as the one before did.
+//!
+//! The edge tells that the release is on trial, and calls it good when it is told to. Until then it is its business to
+//! go back to the release before, when that takes too long.
+
+use std::collections::BTreeSet;
+
+use hivemind_spec::api::Phase;
+use hivemind_spec::id::NodeId;
+
+use super::Node;
+use super::replication::SAVE_SEEN_EVERY_MS;
+use crate::event::{Action, Actions, Level, NodeFacts};
+use crate::mutation::{Mutation, is_on};
+use crate::record::ReplicaId;
+use crate::time::Time;
+
+/// For how long all must be well without a break, milliseconds: a container that ends as soon as it has started, and
+/// peers that are lost again, show it within.
+pub const STEADY_MS: u64 = 10_000;
+
+/// Whoever was missed for no longer than this when the node went down was there before, milliseconds: what is saved
+/// may be as old as the pause between two savings.
+const MISSED_MS: u64 = 2 * SAVE_SEEN_EVERY_MS;
+
+/// What the node must be again.
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    ran: BTreeSet<ReplicaId>,
+    met: BTreeSet<NodeId>,
+    /// Since when all is well, monotonic milliseconds.
+    well_since_ms: Option<u64>,
+    called_good: bool,
+}
+
+impl Trial {
+    /// When to look again, if a release is on trial.
+    pub(super) fn wake_at_ms(&self) -> Option<u64> {
+        self.well_since_ms.filter(|_| !self.called_good).map(|since| since + STEADY_MS)
+    }
+}
+
+impl Node {
+    /// What the node was when it went down, from what its store says.
+    pub(super) fn remember_before(&mut self) {
+        let ran = self.own_replica_statuses().into_iter();
+        self.trial.ran = ran.filter(|(_, status)| status.phase == Phase::Running).map(|(id, _)| id).collect();
+        let met = self.liveness.last_seen.iter().filter(|(_, seen)| seen.missed_ms <= MISSED_MS);
+        self.trial.met = met.map(|(id, _)| *id).filter(|id| *id != self.settings.me).collect();
+    }
+
+    /// It was not awake to see whether all was well.
+    pub(super) fn trial_slept(&mut self) {
+        self.trial.well_since_ms = None;
+    }
+
+    /// Has the release called good that is on trial, once all has been well for long enough.
+    pub(super) fn judge_release(&mut self, now: Time, out: &mut Actions) {
+        let Some(facts) = self.facts.as_ref().filter(|facts| facts.on_trial && !self.trial.called_good)
+        else {
+            return;
+        };
+        if self.unwell(facts).is_some() {
+            self.trial.well_since_ms = None;
+            return;
+        }
+        let since = *self.trial.well_since_ms.get_or_insert(now.mono_ms);
+        if now.mono_ms >= since + STEADY_MS || is_on(Mutation::ReleasesAreGoodUnseen) {
+            self.trial.called_good = true;
+            self.note(
+                now,
+                Level::Info,
+                "release-good",
+                "the node is well on its new release".to_owned(),
+                out,
+            );
+            out.push(Action::CallReleaseGood);
+        }
+    }
+
+    /// What keeps a release from being called good; none when nothing does. The API answers before the node starts.
+    fn unwell(&self, facts: &NodeFacts) -> Option<String> {
+        if let Some(problem) = facts.problems.first() {
+            return Some(problem.clone());
+        }
+        if facts.address.is_none() {
+            return Some("the node has no address".to_owned());
+        }
+        if !self.inventory_known {
+            return Some("containerd has not said what runs".to_owned());
+        }
+        let back = self.trial.met.iter().filter(|id| self.liveness.alive.contains(id)).count();
+        let revoked = self.trial.met.iter().filter(|id| self.is_revoked(id)).count();
+        let met = self.trial.met.len() - revoked;
+        if 2 * back < met {
+            return Some(format!("of {met} nodes that it was connected with it has met {back} again"));
+        }
+        let wanted = self.cluster.assignments(&self.settings.me);
+        let missing = wanted.keys().filter(|id| self.trial.ran.contains(id)).find(|id| {
+            let status = self.cluster.replicas.get(&((*id).clone(), self.settings.me));
+            status.is_none_or(|status| status.phase != Phase::Running)
+        });
+        missing.map(|id| format!("{id} ran before and does not run yet"))
+    }
+}

@@ -1,0 +1,109 @@
+//! Releases of the operating system that differ from the image's, and the slots and boot menus of machines that are
+//! off.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use hivemind_image::build::{Options, Output, build};
+use hivemind_image::cache::project_folder;
+use hivemind_image::programs;
+use hivemind_init::boot_menu::{Assessment, BootMenu};
+use hivemind_qemu::Machine;
+use tempfile::TempDir;
+
+use crate::disk;
+
+/// What a release differs in.
+#[derive(Debug, Default)]
+pub struct Difference<'a> {
+    /// Words at the end of the kernel's command line.
+    pub append: &'a str,
+    /// Put in the agent's place.
+    pub agent: Option<&'a [u8]>,
+    /// Put in the place of PID 1.
+    pub init: Option<&'a [u8]>,
+}
+
+/// A release that was built.
+pub struct Release {
+    output: Output,
+    id: String,
+    _dir: TempDir,
+}
+
+/// The programs that the image was built with.
+///
+/// # Panics
+/// Without a cache folder; and when anything fails, as all functions here.
+pub fn programs() -> programs::Daemon {
+    programs::Daemon::at(&programs::built(&target()))
+}
+
+impl Release {
+    /// Builds one from the image's own parts.
+    pub fn build(version: &str, difference: &Difference<'_>) -> Self {
+        let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+        let own = programs();
+        let changed = programs::Daemon::at(dir.path());
+        for (from, to, instead) in
+            [(own.agent, changed.agent, difference.agent), (own.init, changed.init, difference.init)]
+        {
+            let done = match instead {
+                Some(bytes) => fs::write(&to, bytes),
+                None => fs::copy(&from, &to).map(drop),
+            };
+            done.unwrap_or_else(|error| panic!("{}: {error}", to.display()));
+        }
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let options = Options {
+            checkout: package.parent().unwrap_or(package).to_owned(),
+            out: dir.path().join("out"),
+            cache: project_folder().unwrap_or_else(|error| panic!("{error:#}")),
+            target: target(),
+            daemon: Some(dir.path().to_owned()),
+            version: Some(version.to_owned()),
+            append: Some(difference.append.to_owned()),
+        };
+        let output = build(&options).unwrap_or_else(|error| panic!("{error:#}"));
+        let id = fs::read_to_string(output.release()).unwrap_or_else(|error| panic!("{error}"));
+        Self { output, id: id.trim().to_owned(), _dir: dir }
+    }
+
+    /// Its name, 16 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Writes it to the second slot of a machine that is off, to be tried; or as if it had been.
+    pub fn install(&self, machine: &Machine, assessment: Assessment) {
+        disk::open(machine, |path| self.write(path, assessment).unwrap_or_else(|error| panic!("{error}")));
+    }
+
+    fn write(&self, path: &Path, assessment: Assessment) -> io::Result<()> {
+        let mut slot = OpenOptions::new().write(true).open(path)?;
+        slot.seek(SeekFrom::Start(disk::place(path, "root-b").0))?;
+        io::copy(&mut File::open(self.output.root())?, &mut slot)?;
+        let menu = menu(path)?;
+        menu.add(&self.id, "Hivemind under test", File::open(self.output.unified())?)?;
+        menu.assess(&self.id, assessment)
+    }
+}
+
+/// What the boot menu of a machine that is off says of a release; none when it is not in it.
+pub fn assessment(machine: &Machine, release: &str) -> Option<Assessment> {
+    disk::open(machine, |path| {
+        let entry = menu(path).and_then(|menu| menu.entry(release));
+        entry.unwrap_or_else(|error| panic!("{error}")).map(|entry| entry.assessment)
+    })
+}
+
+fn menu(path: &Path) -> io::Result<BootMenu> {
+    let (start, length) = disk::place(path, "esp");
+    Ok(BootMenu::new(OpenOptions::new().read(true).write(true).open(path)?, start, length))
+}
+
+fn target() -> PathBuf {
+    let set = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    set.unwrap_or_else(|| project_folder().unwrap_or_else(|error| panic!("{error:#}")).join("target"))
+}

@@ -1,0 +1,88 @@
+//! New releases of the operating system: those that do well stay, and from the others the machine goes back.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use hivemind_init::boot_menu::Assessment;
+use hivemind_qemu::Machine;
+use hivemind_tests::cluster::{Cluster, FORMING};
+use hivemind_tests::release::{self, Difference, Release};
+use hivemind_tests::wait;
+
+/// How long a machine may take to be back on the release that works.
+const BACK: Duration = Duration::from_secs(300);
+
+/// Machines with firmware that have been a cluster, and are off.
+fn machines(name: &str, count: usize) -> Cluster {
+    let mut cluster = Cluster::new(name, count);
+    cluster.image = cluster.image.clone().with_firmware();
+    let cluster = cluster.form(count);
+    cluster.machines.iter().for_each(Machine::power_cut);
+    cluster
+}
+
+#[test]
+fn a_release_is_good_once_the_node_is_healthy_and_stays_through_power_cuts() {
+    let cluster = machines("good", 1);
+    let machine = &cluster.machines[0];
+    let release = Release::build("0.0.0-good", &Difference::default());
+    release.install(machine, Assessment::Indeterminate { left: 3, done: 0 });
+    machine.power_on().unwrap();
+    machine.wait_for_line("is on trial", FORMING).unwrap();
+    machine.wait_for_line("the release is good", FORMING).unwrap();
+    for seconds in [4, 7, 10] {
+        machine.power_cut();
+        machine.power_on().unwrap();
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+    machine.power_cut();
+    assert_eq!(release::assessment(machine, release.id()), Some(Assessment::Good));
+    let lines = machine.serial().matches("root is /dev/vda3, verified").count();
+    machine.power_on().unwrap();
+    wait::until("it starts the release again", FORMING, || {
+        let now = machine.serial().matches("root is /dev/vda3, verified").count();
+        if now > lines { Ok(()) } else { Err(format!("{now} times")) }
+    });
+    cluster.wait_for_ready(1);
+}
+
+/// Two machines get a release that fails, each in its way; both are back on the one before within five minutes, and
+/// do not try it again.
+fn go_back(name: &str, ways: [(&Difference<'_>, &str); 2]) {
+    let cluster = machines(name, 2);
+    let started = Instant::now();
+    let mut releases = Vec::new();
+    for (machine, (difference, _)) in cluster.machines.iter().zip(&ways) {
+        let release = Release::build("0.0.0-failing", difference);
+        release.install(machine, Assessment::Indeterminate { left: 3, done: 0 });
+        releases.push(release);
+    }
+    cluster.machines.iter().for_each(|machine| machine.power_on().unwrap());
+    for (machine, (_, says)) in cluster.machines.iter().zip(&ways) {
+        machine.wait_for_line(says, BACK).unwrap();
+    }
+    cluster.wait_for_ready_within(2, BACK);
+    assert!(started.elapsed() < BACK, "{:?}", started.elapsed());
+    for (machine, release) in cluster.machines.iter().zip(&releases) {
+        machine.power_cut();
+        assert_eq!(release::assessment(machine, release.id()), Some(Assessment::Bad));
+    }
+}
+
+#[test]
+fn from_a_kernel_that_panics_and_an_init_that_ends_the_machine_goes_back() {
+    // A program that says how to call it, and ends.
+    let ends = fs::read(release::programs().agent).unwrap();
+    let panics = Difference { append: "panic=1 rdinit=/none", ..Difference::default() };
+    let ends = Difference { append: "panic=1", init: Some(&ends), ..Difference::default() };
+    go_back("init", [(&panics, "Kernel panic"), (&ends, "Attempted to kill init")]);
+}
+
+#[test]
+fn from_an_agent_that_crashes_and_a_network_that_does_not_come_the_machine_goes_back() {
+    let ends = fs::read(release::programs().init).unwrap();
+    let crashes = Difference { append: "hivemind.trial=20", agent: Some(&ends), ..Difference::default() };
+    let no_network =
+        Difference { append: "hivemind.trial=30 module_blacklist=virtio_net", ..Difference::default() };
+    go_back("agent", [(&crashes, "release-unhealthy"), (&no_network, "release-unhealthy")]);
+}
