@@ -18,7 +18,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 
-use fatfs::{FileSystem, FsOptions};
+use fatfs::{Date, DateTime, FileSystem, FsOptions, Time, TimeProvider};
 use fscommon::StreamSlice;
 
 const ENTRIES: &str = "loader/entries";
@@ -84,6 +84,24 @@ impl Entry {
             assessment,
             file: file.to_owned(),
         })
+    }
+}
+
+/// The date of every file. Without a clock the crate writes month 0 and day 0, and firmware refuses to rename such a
+/// file: no try would ever be counted.
+#[derive(Debug)]
+struct Dates;
+
+/// The first date that FAT knows.
+const DATE: Date = Date { year: 1980, month: 1, day: 1 };
+
+impl TimeProvider for Dates {
+    fn get_current_date(&self) -> Date {
+        DATE
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        DateTime { date: DATE, time: Time { hour: 0, min: 0, sec: 0, millis: 0 } }
     }
 }
 
@@ -228,7 +246,7 @@ impl BootMenu {
 
     fn volume(&self) -> io::Result<Volume> {
         let slice = StreamSlice::new(self.disk.try_clone()?, self.start, self.end)?;
-        FileSystem::new(slice, FsOptions::new())
+        FileSystem::new(slice, FsOptions::new().time_provider(&Dates))
     }
 
     /// Writes a file and has it on the disk.

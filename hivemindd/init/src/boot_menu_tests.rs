@@ -123,3 +123,17 @@ fn a_release_that_does_not_fit_leaves_the_menu_as_it_was() {
     menu.sweep().unwrap();
     menu.add(NEW, "Hivemind 2", io::repeat(7).take(LENGTH / 2)).unwrap();
 }
+
+#[test]
+fn every_file_has_a_date_that_firmware_accepts() {
+    let menu = menu();
+    menu.add(NEW, "Hivemind 2", &b"new"[..]).unwrap();
+    let volume = menu.volume().unwrap();
+    for folder in [ENTRIES, IMAGES] {
+        for found in volume.root_dir().open_dir(folder).unwrap().iter().map(Result::unwrap) {
+            for date in [found.created().date, found.modified().date, found.accessed()] {
+                assert!((1..=12).contains(&date.month) && (1..=31).contains(&date.day), "{date:?}");
+            }
+        }
+    }
+}
