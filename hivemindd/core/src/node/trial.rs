@@ -60,7 +60,7 @@ impl Node {
         else {
             return;
         };
-        if self.unwell(facts).is_some() {
+        if !self.is_well(facts) {
             self.trial.well_since_ms = None;
             return;
         }
@@ -78,28 +78,20 @@ impl Node {
         }
     }
 
-    /// What keeps a release from being called good; none when nothing does. The API answers before the node starts.
-    fn unwell(&self, facts: &NodeFacts) -> Option<String> {
-        if let Some(problem) = facts.problems.first() {
-            return Some(problem.clone());
-        }
-        if facts.address.is_none() {
-            return Some("the node has no address".to_owned());
-        }
-        if !self.inventory_known {
-            return Some("containerd has not said what runs".to_owned());
-        }
+    /// Whether the node is what it was before. The API answers before the node starts.
+    fn is_well(&self, facts: &NodeFacts) -> bool {
         let back = self.trial.met.iter().filter(|id| self.liveness.alive.contains(id)).count();
         let revoked = self.trial.met.iter().filter(|id| self.is_revoked(id)).count();
         let met = self.trial.met.len() - revoked;
-        if 2 * back < met {
-            return Some(format!("of {met} nodes that it was connected with it has met {back} again"));
-        }
+        let runs = |id: &ReplicaId| {
+            let status = self.cluster.replicas.get(&(id.clone(), self.settings.me));
+            status.is_some_and(|status| status.phase == Phase::Running)
+        };
         let wanted = self.cluster.assignments(&self.settings.me);
-        let missing = wanted.keys().filter(|id| self.trial.ran.contains(id)).find(|id| {
-            let status = self.cluster.replicas.get(&((*id).clone(), self.settings.me));
-            status.is_none_or(|status| status.phase != Phase::Running)
-        });
-        missing.map(|id| format!("{id} ran before and does not run yet"))
+        facts.problems.is_empty()
+            && facts.address.is_some()
+            && self.inventory_known
+            && 2 * back >= met
+            && wanted.keys().filter(|id| self.trial.ran.contains(id)).all(runs)
     }
 }
