@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cluster;
 pub mod command;
+pub mod console;
 pub mod disk;
 pub mod health;
 pub mod probe;

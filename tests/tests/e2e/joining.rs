@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hivemind_qemu::MachineOptions;
 use hivemind_tests::cluster::{Cluster, FORMING};
 use hivemind_tests::command::{Run, items};
+use hivemind_tests::console::Console;
 use hivemind_tests::wait;
 
 #[test]
@@ -26,19 +27,9 @@ fn three_identical_machines_form_a_cluster_and_a_fourth_joins_within_five_second
     let networked = Instant::now();
     cluster.wait_for_ready(4);
     let took = networked.elapsed();
-    // What an emulated machine needs to start its agent's other parts comes on top of joining. The limit is for a
-    // computer that brings the emulated kernel to PID 1 in two seconds; a slower one is given as much more.
-    let limit = Duration::from_secs(5).mul_f64((kernel_seconds(&fourth.serial()) / KERNEL_S).max(1.0));
+    // What an emulated machine needs to start its agent's other parts comes on top of joining.
+    let limit = Duration::from_secs(5).mul_f64(Console::of(fourth).slowness());
     assert!(took < limit, "joined {took:?} after its network was up, of {limit:?}");
-}
-
-/// What the kernel takes to reach PID 1 on a computer that is as fast as the limits suppose, seconds.
-const KERNEL_S: f64 = 2.0;
-
-/// What it took on this one: the time before PID 1's first line.
-fn kernel_seconds(console: &str) -> f64 {
-    let first = console.lines().find(|line| line.contains("hivemindd: root is")).unwrap();
-    first.trim_start_matches('[').split(']').next().unwrap().trim().parse().unwrap()
 }
 
 #[test]
