@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
 use nix::errno::Errno;
@@ -16,6 +17,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 
 use super::client::transient;
 
@@ -28,6 +30,13 @@ const LOOPBACK_INDEX: u32 = 1;
 /// Digits of the container id in the name of the machine's end: 15 characters is the kernel's
 /// limit, 52 bits are enough to be unique on a node.
 const NAME_DIGITS: usize = 13;
+
+/// How long a container waits for the bridge. At boot containerd may be up before the kernel's modules for it are loaded,
+/// by half a minute on a slow machine; a failure would be waited for longer each time.
+const BRIDGE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it looks.
+const BRIDGE_POLL: Duration = Duration::from_millis(100);
 
 /// Where named network namespaces are, and which bridge they join.
 #[derive(Debug, Clone)]
@@ -73,19 +82,31 @@ impl Networks {
         result
     }
 
+    /// The bridge, as soon as it is there.
+    async fn bridge_by(&self, handle: &Handle) -> Result<u32, OperationError> {
+        let since = Instant::now();
+        loop {
+            let found = index_of(handle, &self.bridge).await.map_err(failed("looking for the bridge"))?;
+            match found {
+                Some(index) => return Ok(index),
+                None if since.elapsed() > BRIDGE_PATIENCE => {
+                    return Err(transient(format!(
+                        "the bridge {} is not there: this node's overlay network is not up yet",
+                        self.bridge
+                    )));
+                }
+                None => sleep(BRIDGE_POLL).await,
+            }
+        }
+    }
+
     async fn connect_by(
         &self,
         handle: &Handle,
         plan: &ContainerPlan,
         path: &Path,
     ) -> Result<(), OperationError> {
-        let bridge = index_of(handle, &self.bridge).await.map_err(failed("looking for the bridge"))?;
-        let bridge = bridge.ok_or_else(|| {
-            transient(format!(
-                "the bridge {} is not there: this node's overlay network is not up yet",
-                self.bridge
-            ))
-        })?;
+        let bridge = self.bridge_by(handle).await?;
         let namespace = fs::File::open(path).map_err(failed("opening the namespace"))?;
         let inside = LinkUnspec::new_with_name(INTERFACE)
             .setns_by_fd(namespace.as_fd().as_raw_fd())
@@ -203,7 +224,6 @@ async fn configure(
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
 
     use hivemind_core::event::ContainerLabels;
     use hivemind_core::record::{ReplicaId, WorkloadId};
@@ -271,6 +291,22 @@ mod tests {
             for container in [&other, &restarted] {
                 networks.remove(&container.id).await.unwrap();
             }
+        });
+    }
+
+    #[test]
+    fn a_container_that_comes_before_the_bridge_waits_for_it_and_does_not_fail() {
+        in_own_namespace(|| async {
+            let folder = Folder::new("netns-early");
+            let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
+            let early = plan("hm-3000000000000000", Ipv4Addr::new(10, 42, 1, 4));
+            let bridge = async {
+                sleep(5 * BRIDGE_POLL).await;
+                output("ip", "link add hive0 type bridge");
+            };
+            let (made, ()) = tokio::join!(networks.create(&early), bridge);
+            made.unwrap();
+            networks.remove(&early.id).await.unwrap();
         });
     }
 
