@@ -70,9 +70,16 @@ fn a_replica_that_is_not_healthy_is_not_named_and_gets_no_traffic(cluster: &Clus
     assert_eq!(named(2), all);
     wait::until("it serves", NOTICED, || cluster.get(&url("/do/unhealthy")));
     let left = named(1);
-    let (healthy, unhealthy): (Vec<Replica>, Vec<Replica>) =
-        cluster.replicas("pool").unwrap().into_iter().partition(|r| r.phase == "running");
-    let [unhealthy] = unhealthy.as_slice() else { panic!("{unhealthy:#?}") };
+    // The node that is asked may hear of it a moment after the one that resolved the name.
+    let told = wait::until("it is told", NOTICED, || {
+        let (healthy, unhealthy): (Vec<Replica>, Vec<Replica>) =
+            cluster.replicas("pool")?.into_iter().partition(|r| r.phase == "running");
+        match unhealthy.as_slice() {
+            [one] => Ok((healthy, one.clone())),
+            _ => Err(format!("{unhealthy:#?}")),
+        }
+    });
+    let (healthy, unhealthy) = told.0;
     assert_eq!((unhealthy.phase.as_str(), unhealthy.restarts), ("unhealthy", 0), "it may not be restarted");
     assert!(unhealthy.reason.contains("health check failed"), "{unhealthy:?}");
     assert_eq!(left, healthy.iter().map(|r| r.ip.clone()).collect());
