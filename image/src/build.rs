@@ -7,8 +7,12 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use hivemind_init::boot_menu::{self, Assessment};
+use hivemind_spec::id::ReleaseId;
+use hivemind_spec::release::version;
+use semver::Version;
 
 use crate::apt::{self, Mirrors, hex_sha256};
+use crate::bundle::{self, Names};
 use crate::cache::{Cache, Key};
 use crate::debian::{self, Keep, Parts};
 use crate::layout::{self, Role};
@@ -43,9 +47,14 @@ pub struct Options {
     pub daemon: Option<PathBuf>,
     /// The release's version, to use instead of the project's.
     pub version: Option<String>,
+    /// The oldest version that may take this release's place, to use instead of [`MINIMUM_VERSION`].
+    pub minimum: Option<String>,
     /// Words for the end of the kernel's command line.
     pub append: Option<String>,
 }
+
+/// The oldest version that understands what this one leaves on a machine's disk and says to its peers.
+const MINIMUM_VERSION: &str = "0.1.0";
 
 /// The finished files.
 #[derive(Clone, Debug)]
@@ -76,6 +85,11 @@ impl Output {
     #[must_use]
     pub fn unified(&self) -> PathBuf {
         self.0.join("hivemind.efi")
+    }
+    /// The update bundle: an OCI image layout.
+    #[must_use]
+    pub fn bundle(&self) -> PathBuf {
+        self.0.join("bundle")
     }
     /// The release's name, 16 hexadecimal digits.
     #[must_use]
@@ -115,21 +129,22 @@ fn verified_command_line(verity: &Verity, append: Option<&str>) -> String {
     format!("{} root=PARTUUID={slot_b} {}{append}", command_line(), verity.command_line())
 }
 
-/// Longest version: it is shown in lists.
-const MAX_VERSION_BYTES: usize = 40;
-
-fn check_version(version: &str) -> Result<()> {
-    let is_plain = version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+~_".contains(&byte));
-    ensure!(
-        is_plain && !version.is_empty() && version.len() <= MAX_VERSION_BYTES,
-        "a version has 1 to {MAX_VERSION_BYTES} letters, digits, and characters of `.-+~_`: {version:?}"
-    );
-    Ok(())
+/// What a release is called, and which older ones may take its place: itself at least.
+fn versions(options: &Options) -> Result<(Version, Version)> {
+    let read = |text: &str| version(text).map_err(anyhow::Error::msg);
+    let own = read(options.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION")))?;
+    let minimum = match &options.minimum {
+        Some(minimum) => read(minimum)?,
+        None => read(MINIMUM_VERSION)?.min(own.clone()),
+    };
+    ensure!(minimum <= own, "the minimum {minimum} is more than the version itself, {own}");
+    Ok((own, minimum))
 }
 
-fn os_release(version: &str, build_id: &str) -> String {
+fn os_release(version: &Version, minimum: &Version, build_id: &str) -> String {
     format!(
-        "ID=hivemind\nNAME=Hivemind\nPRETTY_NAME=\"Hivemind {version}\"\nVERSION_ID={version}\nBUILD_ID={build_id}\n"
+        "ID=hivemind\nNAME=Hivemind\nPRETTY_NAME=\"Hivemind {version}\"\nVERSION_ID={version}\nBUILD_ID={build_id}\n\
+         HIVEMIND_MINIMUM={minimum}\n"
     )
 }
 
@@ -160,9 +175,8 @@ fn rootfs_file(checkout: &Path, name: &str) -> Result<String> {
 /// # Errors
 /// When a step fails.
 pub fn build(options: &Options) -> Result<Output> {
-    let version = options.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
-    check_version(version)?;
-    let mut progress = Progress::new(9);
+    let (version, minimum) = versions(options)?;
+    let mut progress = Progress::new(10);
     let lock_text = rootfs_file(&options.checkout, "packages.lock")?;
     let keep_text = rootfs_file(&options.checkout, "keep.toml")?;
     let containerd = rootfs_file(&options.checkout, "containerd.toml")?;
@@ -208,7 +222,7 @@ pub fn build(options: &Options) -> Result<Output> {
         Ok((made.dir.join("base.squashfs"), Outcome::of(made.reused)))
     })?;
     let build_id = Key::new("build").with(base_key.finish().as_bytes()).with(&agent).with(&init).finish();
-    let release_text = os_release(version, &build_id[..16]);
+    let release_text = os_release(&version, &minimum, &build_id[..16]);
     let root = progress.step("root file system, daemon", || {
         let key = Key::new("root").with(base_key.finish().as_bytes()).with(release_text.as_bytes());
         let key = key.with(SEAL_RECIPE.as_bytes());
@@ -234,9 +248,14 @@ pub fn build(options: &Options) -> Result<Output> {
 
     fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
     let output = Output(options.out.clone());
-    progress.step("disk image", || {
-        let release = Release { version, os_release: &release_text, append: options.append.as_deref() };
-        write_disk(&output, &parts, &root, &initrd, &release, lock.as_of)?;
+    let release = progress.step("disk image", || {
+        let release =
+            Release { version: &version, os_release: &release_text, append: options.append.as_deref() };
+        Ok((write_disk(&output, &parts, &root, &initrd, &release, lock.as_of)?, Outcome::Done))
+    })?;
+    progress.step("update bundle", || {
+        let names = Names { version: &version.to_string(), minimum: &minimum.to_string(), release };
+        bundle::write(&output.bundle(), &names, &output.root(), &output.unified())?;
         Ok(((), Outcome::Done))
     })?;
     progress.step("compressed image", || {
@@ -259,7 +278,7 @@ struct Root {
 
 /// What a release is called.
 struct Release<'a> {
-    version: &'a str,
+    version: &'a Version,
     os_release: &'a str,
     append: Option<&'a str>,
 }
@@ -271,7 +290,7 @@ fn write_disk(
     initrd: &Path,
     release: &Release<'_>,
     as_of: u64,
-) -> Result<()> {
+) -> Result<ReleaseId> {
     let verified = verified_command_line(&root.verity, release.append);
     let kernel = read(&parts.kernel())?;
     let initrd = read(initrd)?;
@@ -305,7 +324,8 @@ fn write_disk(
     replace(&output.release(), |path| Ok(fs::write(path, format!("{name}\n"))?))?;
     replace(&output.kernel(), |path| Ok(fs::write(path, &kernel)?))?;
     replace(&output.initramfs(), |path| Ok(fs::write(path, &initrd)?))?;
-    replace(&output.command_line(), |path| Ok(fs::write(path, command_line() + "\n")?))
+    replace(&output.command_line(), |path| Ok(fs::write(path, command_line() + "\n")?))?;
+    Ok(name.parse()?)
 }
 
 /// Writes a file beside its place and moves it there: a machine that runs from the old file keeps it, and an
@@ -353,17 +373,34 @@ mod tests {
     }
 
     #[test]
-    fn a_version_has_no_character_that_means_something_in_a_file() {
-        for good in ["0.1.0", "1.2~rc1+2026-11", "x"] {
-            check_version(good).unwrap();
-        }
-        for bad in ["", "1 2", "1\n2", "a/b", "\"", &"1".repeat(41)] {
-            check_version(bad).unwrap_err();
+    fn a_release_says_which_may_take_its_place_and_takes_no_version_that_is_none() {
+        let said = |own: &str, minimum: Option<&str>| {
+            let (version, minimum) = (Some(own.to_owned()), minimum.map(str::to_owned));
+            let none = PathBuf::new();
+            let options = Options {
+                checkout: none.clone(),
+                out: none.clone(),
+                cache: none.clone(),
+                target: none,
+                daemon: None,
+                version,
+                minimum,
+                append: None,
+            };
+            versions(&options).map(|(_, minimum)| minimum.to_string())
+        };
+        assert_eq!(said("0.2.0", None).unwrap(), MINIMUM_VERSION);
+        assert_eq!(said("0.0.9-test", None).unwrap(), "0.0.9-test");
+        assert_eq!(said("0.2.0", Some("0.1.5")).unwrap(), "0.1.5");
+        for (own, minimum) in [("", None), ("1.2", None), ("1.2.3\nID=x", None), ("1.0.0", Some("1.0.1"))] {
+            said(own, minimum).unwrap_err();
         }
     }
 
     #[test]
     fn os_release_names_the_build() {
-        assert!(os_release("1", "abc").contains("\nBUILD_ID=abc\n"));
+        let version = Version::new(1, 2, 3);
+        let text = os_release(&version, &version, "abc");
+        assert!(text.contains("\nVERSION_ID=1.2.3\nBUILD_ID=abc\nHIVEMIND_MINIMUM=1.2.3\n"));
     }
 }

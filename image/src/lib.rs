@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rootfs/packages.lock -> apt -> debian (mmdebstrap, keep.toml) -> root (squashfs, verity) -.
-//! hivemindd, shim ------> programs ------------------------------> initramfs, uki ----------+-> disk
+//! hivemindd, shim ------> programs ------------------------------> initramfs, uki ----------+-> disk, bundle
 //! ```
 //!
 //! Nothing here needs privileges, loop devices or a network beyond the download of packages, and equal inputs give
@@ -10,6 +10,7 @@
 
 pub mod apt;
 pub mod build;
+mod bundle;
 pub mod cache;
 pub mod check;
 pub mod debian;

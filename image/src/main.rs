@@ -28,6 +28,10 @@ struct Arguments {
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
 
+    /// The oldest version that may take this release's place [default: the project's]
+    #[arg(long, value_name = "VERSION")]
+    minimum: Option<String>,
+
     /// Words for the end of the kernel's command line when the machine is started by its firmware
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
@@ -53,6 +57,7 @@ fn main() -> Result<()> {
         target,
         daemon: arguments.daemon,
         version: arguments.version,
+        minimum: arguments.minimum,
         append: arguments.append,
     };
     build(&options)?;

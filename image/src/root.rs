@@ -4,7 +4,7 @@
 //! commit, the daemon, lies in `/opt/hivemind` and is appended to a copy of the base, which takes a few seconds.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -98,7 +98,10 @@ pub fn with_daemon(
 ) -> Result<()> {
     let tree = work.join("tree");
     let home = tree.join("opt/hivemind");
-    copy_file(&daemon.agent, &home.join("bin/hivemindd"))?;
+    let agent = home.join("bin/hivemindd");
+    copy_file(&daemon.agent, &agent)?;
+    // Whatever it was copied from: results are kept by content, and modes are none.
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755))?;
     fs::write(home.join("os-release"), os_release)?;
     let root = out.join("root.squashfs");
     copy_file(base, &root)?;
@@ -123,7 +126,6 @@ fn squash(tree: &Path, to: &Path, as_of: u64, mode: &[&str]) -> Result<()> {
 
 /// Folders are made with the caller's umask; in the image all are readable.
 fn open_to_all(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -34,6 +34,7 @@ fn options(out: &Path, cache: &Path, daemon: &Path) -> Options {
         target: target(),
         daemon: Some(daemon.to_owned()),
         version: None,
+        minimum: None,
         append: None,
     }
 }

@@ -105,6 +105,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Nodes>,
     },
+    /// Give the machines a new release of the operating system, or show how far it has come
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  hivemind upgrade bundle --from registry.example.org/hivemind/os\n  hivemind upgrade bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade\n  hivemind upgrade pause"
+    )]
+    Upgrade(Upgrade),
     /// Show the cluster at a glance
     #[command(after_help = "Example:\n  hivemind status")]
     Status,
@@ -123,6 +129,35 @@ pub enum Command {
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  hivemind completions bash > /etc/bash_completion.d/hivemind")]
     Completions(Completions),
+}
+
+/// See [`Command::Upgrade`].
+#[derive(Debug, Args)]
+pub struct Upgrade {
+    /// What to do with the release there is; shows how far it has come if nothing is given
+    #[command(subcommand)]
+    pub command: Option<UpgradeCommand>,
+    /// The update bundle: the folder that the image's build writes
+    #[arg(requires = "sources")]
+    pub bundle: Option<PathBuf>,
+    /// Where machines fetch the bundle's files: its folder on a web server (http:// or https://), or the reference in
+    /// a registry that it was pushed to; repeat for several, tried in turn
+    #[arg(long = "from", id = "sources", value_name = "URL|REF", requires = "bundle")]
+    pub sources: Vec<String>,
+}
+
+/// See [`Upgrade::command`].
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum UpgradeCommand {
+    /// No other machine takes the release until it is resumed
+    #[command(after_help = "Example:\n  hivemind upgrade pause")]
+    Pause,
+    /// Go on after a pause
+    #[command(after_help = "Example:\n  hivemind upgrade resume")]
+    Resume,
+    /// Take the release back: machines that have it keep it, no other takes it
+    #[command(after_help = "Example:\n  hivemind upgrade abort")]
+    Abort,
 }
 
 /// See [`Command::Init`].

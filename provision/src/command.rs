@@ -11,6 +11,7 @@ mod remove;
 mod show;
 mod source;
 mod token;
+mod upgrade;
 mod watch;
 
 use std::future::Future;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Convert(options) => plan::convert(&global, &options),
         Command::Ps(options) => show::ps(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
+        Command::Upgrade(options) => upgrade::run(&global, &options),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),

@@ -13,3 +13,4 @@ pub mod release;
 pub mod scale;
 pub mod sim;
 pub mod wait;
+pub mod web;

@@ -1,6 +1,7 @@
 //! Releases of the operating system that differ from the image's, and the slots and boot menus of machines that are
 //! off.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,9 @@ use hivemind_image::cache::project_folder;
 use hivemind_image::programs;
 use hivemind_init::boot_menu::{Assessment, BootMenu};
 use hivemind_qemu::Machine;
+use hivemind_spec::id::Digest;
+use hivemind_spec::release::OsReleaseSpec;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::disk;
@@ -63,6 +67,7 @@ impl Release {
             target: target(),
             daemon: Some(dir.path().to_owned()),
             version: Some(version.to_owned()),
+            minimum: None,
             append: Some(difference.append.to_owned()),
         };
         let output = build(&options).unwrap_or_else(|error| panic!("{error:#}"));
@@ -73,6 +78,18 @@ impl Release {
     /// Its name, 16 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The update bundle.
+    pub fn bundle(&self) -> PathBuf {
+        self.output.bundle()
+    }
+
+    /// Bytes of its two files together.
+    pub fn bytes(&self) -> u64 {
+        let size = |path: PathBuf| fs::metadata(path).map(|meta| meta.len());
+        let sizes = [self.output.root(), self.output.unified()].map(size);
+        sizes.into_iter().map(|size| size.unwrap_or_else(|error| panic!("{error}"))).sum()
     }
 
     /// Writes it to the second slot of a machine that is off, to be tried; or as if it had been.
@@ -88,6 +105,28 @@ impl Release {
         menu.add(&self.id, "Hivemind under test", File::open(self.output.unified())?)?;
         menu.assess(&self.id, assessment)
     }
+}
+
+/// The description of the release in an update bundle.
+pub fn description(bundle: &Path) -> OsReleaseSpec {
+    let read = |path: PathBuf| fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let blob = |digest: &Value| {
+        let digest = digest.as_str().and_then(|digest| digest.strip_prefix("sha256:")).unwrap_or_default();
+        read(bundle.join("blobs/sha256").join(digest))
+    };
+    let json =
+        |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error}")) };
+    let index = json(&read(bundle.join("index.json")));
+    let manifest = json(&blob(&index["manifests"][0]["digest"]));
+    serde_json::from_slice(&blob(&manifest["config"]["digest"])).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// How many bytes of a release a machine has not got that runs another.
+pub fn missing_bytes(new: &OsReleaseSpec, running: &OsReleaseSpec) -> u64 {
+    let chunks = |spec: &OsReleaseSpec| [spec.root.chunks.0.clone(), spec.kernel.chunks.0.clone()].concat();
+    let known: BTreeSet<Digest> = chunks(running).iter().map(|chunk| chunk.digest).collect();
+    let missing = chunks(new).into_iter().filter(|chunk| !known.contains(&chunk.digest));
+    missing.map(|chunk| u64::from(chunk.bytes)).sum()
 }
 
 /// What the boot menu of a machine that is off says of a release; none when it is not in it.

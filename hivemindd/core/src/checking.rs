@@ -220,7 +220,9 @@ fn carried_key(document: &Document) -> Option<PublicKey> {
 fn is_on(decision: &Decision, matter: &Matter) -> bool {
     matches!(
         (decision, matter),
-        (Decision::Placement(_), Matter::Placement(_)) | (Decision::Forgotten(_), Matter::Forgotten)
+        (Decision::Placement(_), Matter::Placement(_))
+            | (Decision::Forgotten(_), Matter::Forgotten)
+            | (Decision::Rollout(_), Matter::Rollout(_))
     )
 }
 

@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use hivemind_spec::api::Phase;
-use hivemind_spec::document::{NodeIntentSpec, SpecKey};
+use hivemind_spec::api::{Phase, UpdatePhase};
+use hivemind_spec::document::{Kind, NodeIntentSpec, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
-use hivemind_spec::workload::{Protocol, WorkloadSpec};
+use hivemind_spec::release::{Architecture, OsReleaseSpec};
+use hivemind_spec::workload::{Protocol, Takeover, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{
-    Doubled, Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, WorkloadId,
+    Doubled, Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, Rollout,
+    WorkloadId,
 };
 use crate::time::{Hlc, Time};
 
@@ -32,6 +34,26 @@ pub struct Cluster {
     pub doubled: BTreeMap<NodeId, Doubled>,
     /// Which old deletions are forgotten.
     pub forgotten: Forgotten,
+    /// Releases of the operating system that count.
+    pub os_releases: BTreeMap<Architecture, OsRelease>,
+    /// How far they are rolled out.
+    pub rollouts: BTreeMap<Architecture, Rollout>,
+}
+
+/// A release of the operating system that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OsRelease {
+    /// Digest of its document.
+    pub digest: Digest,
+    /// Its content.
+    pub spec: OsReleaseSpec,
+}
+
+impl OsRelease {
+    /// The name of the document of an architecture's release.
+    pub fn name(architecture: Architecture) -> SpecKey {
+        SpecKey { kind: Kind::OsRelease, namespace: String::new(), name: architecture.name().to_owned() }
+    }
 }
 
 /// A workload that counts.
@@ -51,6 +73,11 @@ impl Workload {
     /// From a document's revision, digest and content.
     pub fn new(revision: u64, digest: Digest, spec: WorkloadSpec) -> Self {
         Self { revision, digest, template: spec.template(), spec }
+    }
+
+    /// Whether its replicas may go elsewhere when their node starts anew.
+    pub fn may_leave(&self) -> bool {
+        self.spec.takeover != Takeover::Never
     }
 }
 
@@ -186,6 +213,14 @@ impl Cluster {
     /// Whether a node may be spoken to and is heard of.
     pub fn is_live(&self, liveness: &Liveness, id: &NodeId) -> bool {
         liveness.alive.contains(id) && self.nodes.get(id).is_some_and(|node| !node.is_revoked())
+    }
+
+    /// Whether a node has all of a new release and only waits for its replicas to leave before it starts it.
+    pub fn is_leaving(&self, id: &NodeId) -> bool {
+        let has_a_turn = || self.rollouts.values().any(|rollout| rollout.turns.contains(id));
+        let status = self.nodes.get(id).and_then(|node| node.status.as_ref());
+        let update = status.and_then(|status| status.update.as_ref());
+        update.is_some_and(|update| update.phase == UpdatePhase::Ready) && has_a_turn()
     }
 
     /// The replicas of a workload that can serve: running, on a live node, and placed there, so that

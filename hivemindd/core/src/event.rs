@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use hivemind_spec::api::{Accepted, Capacity, PullProgress};
+use hivemind_spec::api::{Accepted, Capacity, PullProgress, Release, Update};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::NodeId;
+use hivemind_spec::id::{NodeId, ReleaseId};
 use hivemind_spec::problem::Problem;
+use hivemind_spec::release::OsReleaseSpec;
 use hivemind_spec::workload::{ContainerSpec, HealthCheck, Protocol};
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +102,11 @@ pub enum Event {
         /// Its output or error, shortened.
         detail: String,
     },
+    /// How far the node is with the release it is to take ([`Action::Update`]).
+    Updating {
+        /// The release, what is done, and what stands against it.
+        update: Update,
+    },
     /// What the node is, on start and on every change.
     Facts {
         /// The facts.
@@ -119,12 +125,13 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
     /// What workloads may use in all.
     pub capacity: Capacity,
-    /// The daemon's version.
+    /// The version of the operating system, of which the daemon is a part.
     pub version: String,
+    /// The release of the operating system; absent without a boot menu. While it is on trial it may have to be called
+    /// good ([`Action::CallReleaseGood`]).
+    pub release: Option<Release>,
     /// What keeps the node from running workloads (containerd down, disk full), in words.
     pub problems: Vec<String>,
-    /// Whether the release of the operating system still has to prove itself ([`Action::CallReleaseGood`]).
-    pub on_trial: bool,
 }
 
 /// A peer and where it is.
@@ -189,6 +196,11 @@ pub enum Action {
     RememberSubnet(u16),
     /// The node is well on the release of the operating system that is on trial: it is to be started from now on.
     CallReleaseGood,
+    /// Write this release into the spare slot, and tell [`Event::Updating`]; what is already there need not come
+    /// again. None: leave the spare slot alone. Sent when it changes.
+    Update(Option<Box<UpdateOrder>>),
+    /// The release that was written is to be tried: enter it in the boot menu and start the machine anew.
+    StartRelease(ReleaseId),
     /// Answer a push.
     Reply {
         /// Which.
@@ -203,6 +215,15 @@ pub enum Action {
     },
     /// Tell people.
     Note(Note),
+}
+
+/// A release to be written into the spare slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateOrder {
+    /// What it is, and where it comes from.
+    pub spec: OsReleaseSpec,
+    /// Nodes that run it: to be asked before anybody else.
+    pub peers: Vec<Peer>,
 }
 
 /// Where `Node::step` puts what it wants done.

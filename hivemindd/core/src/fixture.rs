@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use hivemind_spec::api::{Capacity, Phase};
 use hivemind_spec::document::NodeIntentSpec;
-use hivemind_spec::id::{Digest, NodeId, TokenId};
+use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
+use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
 use hivemind_spec::workload::{ContainerSpec, Resources, RestartPolicy, Takeover, WorkloadSpec};
 
-use crate::cluster::{Cluster, LastSeen, Liveness, Node, Workload};
+use crate::cluster::{Cluster, LastSeen, Liveness, Node, OsRelease, Workload};
 use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
 use crate::time::Time;
 
@@ -47,6 +48,8 @@ pub(crate) fn node(n: u8) -> Node {
             address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),
             vtep_mac: [2, 0, 0, 0, 0, n],
             version: "0.1.0".into(),
+            release: None,
+            update: None,
             labels: Default::default(),
             capacity: Capacity { cpu_millis: 4000, memory_bytes: 1024 * MIB },
             problems: Vec::new(),
@@ -127,4 +130,20 @@ pub(crate) fn place(cluster: &mut Cluster, name: &str, slot: u32, n: u8) {
     let digest = cluster.workloads.get(&id).map(|workload| workload.digest);
     let placed = cluster.placements.entry(id).or_insert_with(|| Placement { digest, ..Placement::default() });
     placed.slots.insert(slot, node_id(n));
+}
+
+/// The `n`th release of the operating system.
+pub(crate) fn os_release(n: u8) -> OsRelease {
+    let file = ReleaseFile::of(&[n][..]).unwrap();
+    let spec = OsReleaseSpec {
+        version: format!("1.0.{n}"),
+        release: ReleaseId::of(&[n]),
+        architecture: Architecture::Amd64,
+        minimum: "1.0.0".into(),
+        root: file.clone(),
+        kernel: file,
+        sources: vec!["https://example.org/os".into()],
+        paused: false,
+    };
+    OsRelease { digest: Digest::of(&[n]), spec }
 }

@@ -27,6 +27,7 @@ pub mod picture;
 pub mod record;
 pub mod replica;
 pub mod report;
+pub mod rollout;
 pub mod scheduler;
 pub mod state;
 pub mod statement;

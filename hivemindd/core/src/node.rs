@@ -21,6 +21,7 @@ mod pushing;
 mod replication;
 mod store;
 mod trial;
+mod updating;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -56,6 +57,7 @@ use pushing::PendingPush;
 use store::Store;
 pub use trial::STEADY_MS;
 use trial::Trial;
+use updating::Updating;
 
 /// How long a node that has just started waits for a first peer before it starts or places
 /// anything that may have moved while it was off, milliseconds.
@@ -218,6 +220,8 @@ pub struct Node {
 
     /// Whether a new release of the operating system does well.
     trial: Trial,
+    /// The new release that this node takes.
+    updating: Updating,
 
     // When to do what comes by itself, monotonic milliseconds.
     grace_until_ms: Option<u64>,
@@ -296,6 +300,7 @@ impl Node {
             stirred: true,
             unplaced: true,
             trial: Trial::default(),
+            updating: Updating::default(),
             grace_until_ms: Some(now.mono_ms + GRACE_MS),
             sync_at_ms: now.mono_ms + SYNC_AT_START_MS,
             changed_ms: now.mono_ms,
@@ -350,6 +355,7 @@ impl Node {
                 self.replicas.health_checked(now, &container, healthy, &detail);
                 self.stirred = true;
             }
+            Event::Updating { update } => self.learn_update(update),
             Event::Facts { facts } => self.learn_facts(now, facts, out),
         }
         self.finish(now, out);
@@ -417,6 +423,7 @@ impl Node {
         }
         if self.leader.wake_at_ms().is_some_and(|at| at <= now.mono_ms)
             || self.replica_wake_ms.is_some_and(|at| at <= now.mono_ms)
+            || self.updating.wake_at_ms().is_some_and(|at| at <= now.mono_ms)
         {
             self.stirred = true;
         }
@@ -452,6 +459,7 @@ impl Node {
             self.leader.wake_at_ms(),
             self.replica_wake_ms,
             self.trial.wake_at_ms(),
+            self.updating.wake_at_ms(),
             self.waiting_until(),
             self.disk_pause_ends_ms(),
             self.pushes.values().map(PendingPush::wake_at_ms).min(),

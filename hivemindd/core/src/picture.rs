@@ -9,7 +9,7 @@ use hivemind_spec::api::Phase;
 use hivemind_spec::document::Spec;
 use hivemind_spec::id::NodeId;
 
-use crate::cluster::{Cluster, Node, Workload};
+use crate::cluster::{Cluster, Node, OsRelease, Workload};
 use crate::enrolment;
 use crate::record::{
     Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, WorkloadId,
@@ -30,6 +30,10 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
                 let revision = document.value().metadata.revision;
                 let workload = Workload::new(revision, document.digest(), (**spec).clone());
                 cluster.workloads.insert(id, workload);
+            }
+            Some(Spec::OsRelease(spec)) => {
+                let release = OsRelease { digest: document.digest(), spec: (**spec).clone() };
+                cluster.os_releases.insert(spec.architecture, release);
             }
             Some(Spec::NodeIntent(intent)) => {
                 intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
@@ -105,6 +109,10 @@ fn follow_one(cluster: &mut Cluster, map: &Map, key: &RecordKey) -> bool {
             cluster.forgotten = Forgotten::default();
             add_entry(cluster, key, entry);
         }
+        (RecordKey::Decision(Matter::Rollout(architecture)), _) => {
+            cluster.rollouts.remove(architecture);
+            add_entry(cluster, key, entry);
+        }
         _ => return false,
     }
     true
@@ -175,6 +183,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             if decides(cluster, entry) =>
         {
             cluster.forgotten = forgotten.clone();
+        }
+        (
+            RecordKey::Decision(Matter::Rollout(architecture)),
+            Content::Decision(Some(Decision::Rollout(rollout))),
+        ) if decides(cluster, entry) => {
+            cluster.rollouts.insert(*architecture, rollout.clone());
         }
         _ => {}
     }

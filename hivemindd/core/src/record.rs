@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use hivemind_spec::api::{Capacity, Phase, PullProgress};
+use hivemind_spec::api::{Capacity, Phase, PullProgress, Release, Update};
 use hivemind_spec::document::{Ancestor, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, NodeId, TokenId};
+use hivemind_spec::release::Architecture;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Hlc;
@@ -51,6 +52,8 @@ pub enum Matter {
     Placement(WorkloadId),
     /// [`Decision::Forgotten`].
     Forgotten,
+    /// [`Decision::Rollout`] of the release for an architecture.
+    Rollout(Architecture),
 }
 
 /// A workload's name.
@@ -214,8 +217,12 @@ pub struct NodeStatus {
     pub address: IpAddr,
     /// MAC address of its VXLAN device.
     pub vtep_mac: [u8; 6],
-    /// The daemon's version.
+    /// The version of its operating system.
     pub version: String,
+    /// The release it was started with; absent without a boot menu.
+    pub release: Option<Release>,
+    /// The release that it is taking.
+    pub update: Option<Update>,
     /// Labels from its machine configuration.
     pub labels: BTreeMap<String, String>,
     /// What its workloads may use in all.
@@ -252,6 +259,19 @@ pub enum Decision {
     Placement(Placement),
     /// Which old deletions need not be remembered any longer.
     Forgotten(Forgotten),
+    /// Which nodes may take a release of the operating system.
+    Rollout(Rollout),
+}
+
+/// How far a release of the operating system is rolled out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The version of its document.
+    pub digest: Digest,
+    /// The nodes that may take it now.
+    pub turns: BTreeSet<NodeId>,
+    /// Why nobody may any longer, in words; empty while it goes on.
+    pub stopped: String,
 }
 
 /// Deletions that are old and known to every node, and what they hid.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use hivemind_spec::api::{self, Capacity, NodeState, Phase};
+use hivemind_spec::api::{self, Capacity, NodeState, Phase, RolloutState};
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::{ClusterId, NodeId};
 use hivemind_spec::machine::API_PORT;
+use hivemind_spec::release::Architecture;
 use hivemind_spec::workload::{Protocol, Takeover};
 
-use crate::cluster::{self, Cluster, ContainerRange, Liveness};
+use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
 use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::rollout::{self, Standing};
 use crate::time::Time;
 
 /// Problems listed in a status, at most: a cluster in trouble must not drown the first cause.
@@ -80,6 +82,8 @@ impl View<'_> {
                 .unwrap_or_default(),
             subnet: subnet.map(|s| format!("{s}/{}", ContainerRange::SUBNET_PREFIX)).unwrap_or_default(),
             version: status.map(|status| status.version.clone()).unwrap_or_default(),
+            release: status.and_then(|status| status.release.clone()),
+            update: status.and_then(|status| status.update.clone()),
             labels: node.labels(),
             capacity: status.map(|status| status.capacity).unwrap_or_default(),
             requested,
@@ -105,6 +109,41 @@ impl View<'_> {
         match self.liveness.last_seen.get(id).map(|seen| seen.wall_ms) {
             Some(seen) => format!("last heard of {} ago", duration(self.now.wall_ms.saturating_sub(seen))),
             None => "never heard of since this node started".to_owned(),
+        }
+    }
+
+    /// `GET /v1/releases`, by architecture.
+    pub fn releases(&self) -> Vec<api::Rollout> {
+        let releases = self.cluster.os_releases.iter();
+        releases.map(|(architecture, release)| self.rollout(*architecture, release)).collect()
+    }
+
+    fn rollout(&self, architecture: Architecture, release: &OsRelease) -> api::Rollout {
+        let standings: Vec<Standing> =
+            rollout::standings(self.cluster, release).map(|(_, how)| how).collect();
+        let done = standings.iter().filter(|how| **how == Standing::Done).count();
+        let decided =
+            self.cluster.rollouts.get(&architecture).filter(|rollout| rollout.digest == release.digest);
+        let reason = decided.map(|rollout| rollout.stopped.clone()).unwrap_or_default();
+        let state = if release.spec.paused {
+            RolloutState::Paused
+        } else if !reason.is_empty() {
+            RolloutState::Stopped
+        } else if done == standings.len() {
+            RolloutState::Done
+        } else {
+            RolloutState::Rolling
+        };
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        api::Rollout {
+            architecture,
+            version: release.spec.version.clone(),
+            release: release.spec.release,
+            state,
+            reason,
+            done: count(done),
+            nodes: count(standings.len()),
+            turns: decided.map(|rollout| rollout.turns.iter().copied().collect()).unwrap_or_default(),
         }
     }
 
@@ -292,6 +331,11 @@ impl View<'_> {
         }
         for (id, doubled) in &self.cluster.doubled {
             problems.push(format!("node {}: {}", self.cluster.hostname(id), doubled_text(doubled)));
+        }
+        for rollout in self.releases().iter().filter(|rollout| rollout.state == RolloutState::Stopped) {
+            let name = rollout.architecture.name();
+            problems
+                .push(format!("release {} for {name} goes no further: {}", rollout.version, rollout.reason));
         }
         let owners = self.cluster.port_owners();
         for (id, workload) in &self.cluster.workloads {

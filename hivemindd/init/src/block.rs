@@ -124,6 +124,19 @@ pub fn all() -> Vec<Device> {
 /// # Errors
 /// When the root is not on a disk, or `/sys` does not know it.
 pub fn boot_disk() -> Result<Disk, Error> {
+    disk_at(&root_device()?)
+}
+
+/// The kernel's name of the partition that the root file system lies on.
+///
+/// # Errors
+/// When the root is not on a disk, or `/sys` does not know it.
+pub(super) fn root_partition() -> Result<String, Error> {
+    Ok(root_device()?.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+/// The folder in `/sys` of the partition that the root file system lies on.
+fn root_device() -> Result<PathBuf, Error> {
     let dev = std::fs::metadata("/").map_err(Error::io("looking at", "/"))?.dev();
     let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
     let mut sys = resolve(&PathBuf::from(format!("/sys/dev/block/{major}:{minor}")))?;
@@ -131,7 +144,7 @@ pub fn boot_disk() -> Result<Disk, Error> {
     if let Some(below) = std::fs::read_dir(sys.join("slaves")).ok().and_then(|mut list| list.next()) {
         sys = resolve(&below.map_err(Error::io("reading", &sys))?.path())?;
     }
-    disk_at(&sys)
+    Ok(sys)
 }
 
 /// The disk a partition is on.

@@ -16,7 +16,7 @@
 //! after a power cut there are both or one, and never none.
 
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek, Write as _};
 
 use fatfs::{Date, DateTime, FileSystem, FsOptions, Time, TimeProvider};
 use fscommon::StreamSlice;
@@ -30,6 +30,14 @@ const SUFFIX: &str = ".conf";
 
 /// How often a new release may be tried: once for each kind of bad luck that is not its fault, such as a power cut.
 pub const TRIES: u32 = 3;
+
+/// Entries of bad releases that are kept, the newest: as many as an operator would try in a bad month.
+const MAX_BAD: usize = 8;
+
+/// An image that can be read at any place.
+pub trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
 
 /// Largest entry that is read. Ours have about a hundred bytes.
 const MAX_ENTRY_BYTES: u64 = 4096;
@@ -212,6 +220,42 @@ impl BootMenu {
         self.write(&image_path(release), image)?;
         let (path, text) = entry(release, title, order, Assessment::Indeterminate { left: TRIES, done: 0 });
         self.write(&path, text.as_bytes())
+    }
+
+    /// Hands the image of a release to `look`.
+    ///
+    /// # Errors
+    /// When the partition cannot be read or has no such image, and what `look` says.
+    pub fn with_image<T>(
+        &self,
+        release: &str,
+        look: impl FnOnce(&mut dyn ReadSeek) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let volume = self.volume()?;
+        let mut image = volume.root_dir().open_file(&image_path(release))?;
+        look(&mut image)
+    }
+
+    /// Makes room for a new release beside one: the others' images go, and their entries, but for those that tell
+    /// of a release that it is bad. The boot manager passes over an entry without an image.
+    ///
+    /// # Errors
+    /// When the partition cannot be read or written.
+    pub fn keep_only(&self, release: &str) -> io::Result<()> {
+        let (bad, others): (Vec<Entry>, Vec<Entry>) = self
+            .entries()?
+            .into_iter()
+            .filter(|entry| entry.release != release)
+            .partition(|entry| entry.assessment == Assessment::Bad);
+        for (index, entry) in bad.iter().enumerate() {
+            if index < MAX_BAD {
+                self.remove_file(&image_path(&entry.release))?;
+            } else {
+                self.remove(&entry.release)?;
+            }
+        }
+        others.iter().try_for_each(|entry| self.remove(&entry.release))?;
+        self.sweep()
     }
 
     /// Takes a release out of the menu, and its image off the partition: the entry first.

@@ -137,3 +137,21 @@ fn every_file_has_a_date_that_firmware_accepts() {
         }
     }
 }
+
+#[test]
+fn before_another_release_comes_only_the_running_one_and_the_names_of_bad_ones_stay() {
+    let menu = menu();
+    let id = |number: usize| format!("{number:016x}");
+    for number in 0..MAX_BAD + 2 {
+        menu.add(&id(number), "Hivemind", &b"image"[..]).unwrap();
+        menu.assess(&id(number), Assessment::Bad).unwrap();
+    }
+    menu.add(NEW, "Hivemind 2", &b"new"[..]).unwrap();
+    menu.keep_only(OLD).unwrap();
+    let entries = menu.entries().unwrap();
+    assert_eq!(entries[0].release, OLD);
+    let bad: Vec<&str> = entries[1..].iter().map(|entry| entry.release.as_str()).collect();
+    let newest: Vec<String> = (2..MAX_BAD + 2).rev().map(id).collect();
+    assert_eq!(bad, newest, "the newest");
+    assert_eq!(files(&menu, IMAGES), [format!("{OLD}.efi")]);
+}

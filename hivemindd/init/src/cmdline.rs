@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::verity::BLOCK_BYTES;
+
 /// Where the kernel shows it.
 pub(super) const PATH: &str = "/proc/cmdline";
 
@@ -12,6 +14,20 @@ pub(super) struct Verity {
     pub(super) root_hash: String,
     /// Blocks of the file system, of 4096 bytes; the tree lies behind them.
     pub(super) blocks: u64,
+}
+
+impl Verity {
+    /// The size of the whole file in the slot, bytes: the file system, a superblock, and the tree, of which every
+    /// block holds as many hashes as fit.
+    pub(super) fn file_bytes(&self) -> u64 {
+        const HASHES: u64 = BLOCK_BYTES / 64;
+        let (mut level, mut tree) = (self.blocks, 0);
+        while level > 1 {
+            level = level.div_ceil(HASHES);
+            tree += level;
+        }
+        (self.blocks + 1 + tree) * BLOCK_BYTES
+    }
 }
 
 /// The last word with this beginning, without it: the last one wins, as in the kernel.
@@ -70,6 +86,13 @@ mod tests {
         assert_eq!(roots(line, false), ["bb-2"]);
         assert_eq!(roots(line, true), ["aa-1", "bb-2"]);
         assert!(roots("root=/dev/vda1 xroot=PARTUUID=cc root=PARTUUID=", true).is_empty());
+    }
+
+    #[test]
+    fn a_slots_file_is_as_long_as_the_build_makes_it() {
+        let verity = |blocks| Verity { root_hash: String::new(), blocks };
+        assert_eq!(verity(8821).file_bytes(), 36_716_544);
+        assert_eq!(verity(245).file_bytes(), (245 + 1 + 5) * 4096);
     }
 
     #[test]

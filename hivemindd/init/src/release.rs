@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::block::{self, Disk};
@@ -19,11 +20,23 @@ pub const TRIAL: Duration = Duration::from_secs(180);
 /// The partition's name in the table.
 const PARTNAME: &str = "esp";
 
+/// Where roots are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slots {
+    /// The partition whose root runs.
+    pub running: PathBuf,
+    /// How many of its bytes are the root's file.
+    pub running_bytes: u64,
+    /// The other one.
+    pub spare: PathBuf,
+}
+
 /// A release in its boot menu.
 #[derive(Debug)]
 pub struct Release {
     id: String,
     trial: Duration,
+    root_bytes: u64,
     menu: BootMenu,
 }
 
@@ -54,7 +67,8 @@ impl Release {
             Ok(BootMenu::new(file, 0, length))
         });
         let menu = opened.map_err(Error::io("opening", &node))?;
-        Ok(Some(Self { id: id.to_owned(), trial: cmdline::trial(cmdline, TRIAL), menu }))
+        let root_bytes = cmdline::verity(cmdline)?.map_or(0, |verity| verity.file_bytes());
+        Ok(Some(Self { id: id.to_owned(), trial: cmdline::trial(cmdline, TRIAL), root_bytes, menu }))
     }
 
     /// Its name, 16 hexadecimal digits.
@@ -67,9 +81,62 @@ impl Release {
         self.trial
     }
 
-    /// The menu it was started from.
-    pub fn menu(&self) -> &BootMenu {
-        &self.menu
+    /// The releases in the menu that failed, 16 hexadecimal digits each.
+    ///
+    /// # Errors
+    /// When the menu cannot be read.
+    pub fn failed(&self) -> std::io::Result<Vec<String>> {
+        let entries = self.menu.entries()?.into_iter();
+        Ok(entries.filter(|e| e.assessment == Assessment::Bad).map(|e| e.release).collect())
+    }
+
+    /// The slots of the disk.
+    ///
+    /// # Errors
+    /// When the disk has no two of them, or the root is not in one.
+    pub fn slots(&self) -> Result<Slots, Error> {
+        let disk = block::boot_disk()?;
+        let own = block::root_partition()?;
+        let table = |message: &str| Error::Table {
+            disk: disk.node().display().to_string(),
+            message: message.to_owned(),
+        };
+        let slot =
+            |name| disk.partition(name).ok_or_else(|| table(&format!("there is no partition `{name}`")));
+        let (a, b) = (slot("root-a")?, slot("root-b")?);
+        let (running, spare) = match (a.name == own, b.name == own) {
+            (true, false) => (a, b),
+            (false, true) => (b, a),
+            _ => return Err(table("the root is in none of its two slots")),
+        };
+        Ok(Slots { running: running.node(), running_bytes: self.root_bytes, spare: spare.node() })
+    }
+
+    /// Hands its own image in the menu to `look`.
+    ///
+    /// # Errors
+    /// When the menu cannot be read, and what `look` says.
+    pub fn with_image<T>(
+        &self,
+        look: impl FnOnce(&mut dyn super::boot_menu::ReadSeek) -> std::io::Result<T>,
+    ) -> std::io::Result<T> {
+        self.menu.with_image(&self.id, look)
+    }
+
+    /// Takes every other release out of the menu, before the spare slot is written to.
+    ///
+    /// # Errors
+    /// When the menu cannot be read or written.
+    pub fn stay_alone(&self) -> std::io::Result<()> {
+        self.menu.keep_only(&self.id)
+    }
+
+    /// Enters another release, whose root is in the spare slot, to be tried at the next start.
+    ///
+    /// # Errors
+    /// When the menu cannot be read or written, or has no room.
+    pub fn enter(&self, id: &str, title: &str, image: impl std::io::Read) -> std::io::Result<()> {
+        self.menu.add(id, title, image)
     }
 
     /// Whether it still has to prove itself.

@@ -21,7 +21,7 @@ const CONTROL: &str = "/dev/mapper/control";
 const NAME: &[u8] = b"root";
 
 /// Bytes in a block of data and of hashes: the page, and what everybody uses.
-const BLOCK_BYTES: u64 = 4096;
+pub(super) const BLOCK_BYTES: u64 = 4096;
 
 /// Bytes in a sector, which the device mapper counts in.
 const SECTOR_BYTES: u64 = 512;

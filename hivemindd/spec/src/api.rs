@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use crate::document::{Ancestor, Document, MAX_ANCESTORS, SpecKey};
 use crate::dsse::Envelope;
-use crate::id::{ClusterId, Digest, NodeId};
+use crate::id::{ClusterId, Digest, NodeId, ReleaseId};
+use crate::release::Architecture;
 
 /// `GET /v1/health`, unsigned: answers as soon as the node can serve requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -102,6 +103,91 @@ pub enum NodeState {
     Revoked,
 }
 
+/// The release of the operating system that a node was started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Release {
+    /// Which.
+    #[schema(value_type = String)]
+    pub id: ReleaseId,
+    /// The machines it is for.
+    pub architecture: Architecture,
+    /// The oldest version that may take its place.
+    pub minimum: String,
+    /// Whether it still has to prove itself: else the node goes back to the one before.
+    pub on_trial: bool,
+    /// The releases in the node's boot menu that failed on it, and are not tried again.
+    #[schema(value_type = Vec<String>)]
+    pub failed: Vec<ReleaseId>,
+}
+
+/// How far a node is with a release that it is to take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Update {
+    /// Which.
+    #[schema(value_type = String)]
+    pub release: ReleaseId,
+    /// What it does.
+    pub phase: UpdatePhase,
+    /// Bytes that are in their place.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub total_bytes: u64,
+    /// Why it does not get further, in words.
+    pub reason: String,
+}
+
+/// What a node does to take a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UpdatePhase {
+    /// It writes the release into its spare slot.
+    Fetching,
+    /// All of it is there. The node starts it once its replicas have left.
+    Ready,
+    /// It cannot take it, and trying again would not help.
+    Failed,
+}
+
+/// One item of `GET /v1/releases`: how far a release of the operating system has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollout {
+    /// The machines it is for.
+    pub architecture: Architecture,
+    /// Its version.
+    pub version: String,
+    /// What it is.
+    #[schema(value_type = String)]
+    pub release: ReleaseId,
+    /// How it goes.
+    pub state: RolloutState,
+    /// Why it goes no further, in words; empty while it does.
+    pub reason: String,
+    /// Nodes that run it and are well.
+    pub done: u32,
+    /// Nodes that it is for.
+    pub nodes: u32,
+    /// Nodes whose turn it is.
+    #[schema(value_type = Vec<String>)]
+    pub turns: Vec<NodeId>,
+}
+
+/// How a rollout goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RolloutState {
+    /// From node to node.
+    Rolling,
+    /// All nodes run it.
+    Done,
+    /// An operator paused it.
+    Paused,
+    /// It failed on a node.
+    Stopped,
+}
+
 /// One item of `GET /v1/nodes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -125,8 +211,14 @@ pub struct Node {
     pub api: String,
     /// The subnet of its containers, CIDR; empty until it has one.
     pub subnet: String,
-    /// The daemon's version.
+    /// The version of its operating system, of which the daemon is a part.
     pub version: String,
+    /// The release it was started with; absent without a boot menu, and then it cannot be updated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+    /// The release that it is taking; absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
     /// Labels from machine configuration and node intent.
     pub labels: BTreeMap<String, String>,
     /// What it can run in all.

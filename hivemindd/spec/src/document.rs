@@ -11,6 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::id::{Digest, NodeId, TokenId};
+use crate::release::OsReleaseSpec;
 use crate::workload::WorkloadSpec;
 
 /// The only API version there is.
@@ -34,6 +35,8 @@ pub enum Kind {
     NodeIntent,
     /// Containers to run.
     Workload,
+    /// The operating system's release that machines of one architecture are to have.
+    OsRelease,
 }
 
 impl Kind {
@@ -75,7 +78,7 @@ impl fmt::Display for SpecKey {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// A DNS label (RFC 1123): at most 63 lower-case letters, digits and inner hyphens. For a
-    /// `NodeIntent` the node id.
+    /// `NodeIntent` the node id, for an `OsRelease` the architecture.
     pub name: String,
     /// The namespace, a DNS label; empty for kinds that belong to the whole cluster.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -138,6 +141,8 @@ pub enum Spec {
     NodeIntent(NodeIntentSpec),
     /// See [`Kind::Workload`].
     Workload(Box<WorkloadSpec>),
+    /// See [`Kind::OsRelease`].
+    OsRelease(Box<OsReleaseSpec>),
 }
 
 /// The three built-in roles.
@@ -356,6 +361,7 @@ impl Document {
         }
         match &self.spec {
             Some(Spec::Workload(workload)) => workload.validate(),
+            Some(Spec::OsRelease(release)) => release.validate(&self.metadata.name),
             Some(Spec::NodeIntent(intent)) if intent.node.to_string() != self.metadata.name => {
                 Err(DocumentError::new("/spec/node", "must be the same id as the document's name"))
             }
@@ -389,6 +395,7 @@ fn parse_spec(kind: Kind, value: Value) -> Result<Spec, DocumentError> {
         Kind::Token => Spec::Token(typed(value)?),
         Kind::NodeIntent => Spec::NodeIntent(typed(value)?),
         Kind::Workload => Spec::Workload(Box::new(typed(value)?)),
+        Kind::OsRelease => Spec::OsRelease(Box::new(typed(value)?)),
     })
 }
 

@@ -129,6 +129,12 @@ hash_id!(
     "a token id"
 );
 hash_id!(
+    /// A release of the operating system: the hash of all that the boot loader is given.
+    ReleaseId,
+    8,
+    "a release"
+);
+hash_id!(
     /// The SHA-256 of a document's signed bytes.
     Digest,
     32,

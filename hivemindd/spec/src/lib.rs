@@ -13,4 +13,5 @@ pub mod id;
 pub mod key;
 pub mod machine;
 pub mod problem;
+pub mod release;
 pub mod workload;

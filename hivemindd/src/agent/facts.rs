@@ -4,10 +4,11 @@
 use std::fs;
 
 use hivemind_core::event::NodeFacts;
-use hivemind_spec::api::Capacity;
+use hivemind_spec::api::{Capacity, Release};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::machine;
 
+use crate::release;
 use crate::underlay::Underlay;
 
 /// The control group of all workloads; PID 1 sets its limits.
@@ -18,22 +19,22 @@ pub(super) fn hostname(config: &machine::Node, node: NodeId) -> String {
     config.hostname.clone().unwrap_or_else(|| format!("hive-{}", node.short()))
 }
 
-/// All that is known now. `problems` are those of the other parts, in words; `on_trial` tells of the release.
+/// All that is known now. `problems` are those of the other parts, in words.
 pub(super) fn gather(
     config: &machine::Node,
     node: NodeId,
     underlay: Option<&Underlay>,
     problems: Vec<String>,
-    on_trial: bool,
+    release: Option<Release>,
 ) -> NodeFacts {
     NodeFacts {
         hostname: hostname(config, node),
         address: underlay.map(|underlay| underlay.address),
         labels: config.labels.clone(),
         capacity: capacity(),
-        version: crate::VERSION.to_owned(),
+        version: release::os_release("VERSION_ID").unwrap_or_else(|| crate::VERSION.to_owned()),
+        release,
         problems,
-        on_trial,
     }
 }
 

@@ -4,22 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use hivemind_core::event::{Action, ContainerId, Event, NetworkPlan, OperationId, RuntimeOp, Zone};
 use hivemind_init::fence;
-use hivemind_init::release::{self, Release};
 use hivemind_spec::workload::HealthCheck;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::identity;
+use crate::release::{Running, Taking};
 use crate::runtime::Runtime;
 use crate::store::StoreHandle;
 use crate::transport::Transport;
-
-/// How long to wait before the boot menu is written to again, after an error.
-const MENU_PAUSE: Duration = Duration::from_secs(5);
 
 /// The ways out into the world.
 pub(super) struct Hands {
@@ -29,7 +25,8 @@ pub(super) struct Hands {
     pub(super) network: watch::Sender<NetworkPlan>,
     pub(super) zone: watch::Sender<Arc<Zone>>,
     pub(super) health_checks: watch::Sender<BTreeMap<ContainerId, HealthCheck>>,
-    pub(super) release: Option<Arc<Release>>,
+    pub(super) running: Running,
+    pub(super) taking: Taking,
     pub(super) clock: Arc<Clock>,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -52,7 +49,15 @@ impl Hands {
                     tracing::warn!(%error, "the subnet is not remembered outside the store");
                 }
             }
-            Action::CallReleaseGood => self.call_release_good(),
+            Action::CallReleaseGood => {
+                let running = self.running.clone();
+                tokio::task::spawn_blocking(move || running.call_good());
+            }
+            Action::Update(order) => self.taking.set(order.map(|order| *order)),
+            Action::StartRelease(release) => {
+                let taking = self.taking.clone();
+                tokio::spawn(async move { taking.start(release).await });
+            }
             Action::Reply { .. } | Action::WakeAt { .. } | Action::Note(_) => {}
         }
     }
@@ -67,22 +72,6 @@ impl Hands {
                 std::process::exit(1);
             }
         }
-    }
-
-    /// Writes to the boot menu; what fails is tried again for as long as PID 1 waits for it.
-    fn call_release_good(&self) {
-        let Some(release) = self.release.clone() else { return };
-        tokio::task::spawn_blocking(move || {
-            let since = Instant::now();
-            while let Err(error) = release.call_good() {
-                tracing::warn!(%error, release = release.id(), "the release cannot be called good in the boot menu");
-                if since.elapsed() > release::TRIAL {
-                    return;
-                }
-                std::thread::sleep(MENU_PAUSE);
-            }
-            tracing::info!(release = release.id(), "the release is good");
-        });
     }
 
     fn persist(&self, batch: u64, writes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {

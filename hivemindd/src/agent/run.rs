@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use hivemind_core::cluster::ContainerRange;
 use hivemind_core::event::{Event, NetworkPlan, Zone};
 use hivemind_core::node::{Node, Settings};
+use hivemind_spec::api::Release;
 use hivemind_spec::certificate::verify_node_chain;
 use hivemind_spec::document::{Document, Spec};
 use hivemind_spec::dsse::Envelope;
@@ -31,13 +32,13 @@ use super::turn::Turn;
 use crate::clock::Clock;
 use crate::discovery::{Announcement, Discovery};
 use crate::identity::{self, Identity, IdentityError};
+use crate::release::{Running, Sources, Taking};
 use crate::runtime::{self, Runtime, Seen};
 use crate::store::{self, StoreHandle};
 use crate::transport::Transport;
 use crate::underlay::Underlay;
 use crate::{api, discovery, dns, network, underlay};
 use hivemind_init::config;
-use hivemind_init::release::Release;
 
 /// Events waiting for the loop. Sources wait when it is full; the core takes well under a
 /// millisecond for most.
@@ -110,12 +111,17 @@ async fn serve() -> anyhow::Result<()> {
     let (zone_tx, zone) = watch::channel(Arc::new(Zone::default()));
     let (checks_tx, checks) = watch::channel(BTreeMap::new());
 
+    let (running, release) = Running::look();
+    let sources = Sources::new(transport.clone(), config.registries.insecure.clone());
+    let taking = Taking::new(running.clone(), sources, events.clone());
+
     let mut tasks = JoinSet::new();
     let listener = TcpListener::bind(api::listen_address()).await.context("the API's port is taken")?;
     let router = api::router(api::Context {
         agent: agent.clone(),
         clock: clock.clone(),
         transport: transport.clone(),
+        running: running.clone(),
         runtime: runtime.clone(),
         seen: Arc::new(api::Seen::since(now)),
         bodies: Arc::default(),
@@ -129,14 +135,8 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(keep_time(clock.clone(), config.network.ntp.clone(), underlay.clone()));
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
-    let release = running_release();
-    let watch = NodeWatch {
-        config,
-        identity,
-        on_trial: is_on_trial(release.as_deref()),
-        clock: clock.clone(),
-        transport: transport.clone(),
-    };
+    tasks.spawn(taking.clone().run());
+    let watch = NodeWatch { config, identity, release, clock: clock.clone(), transport: transport.clone() };
     tasks.spawn(watch.run(runtime.clone(), underlay, events.clone()));
 
     let hands = Hands {
@@ -146,7 +146,8 @@ async fn serve() -> anyhow::Result<()> {
         network: network_tx,
         zone: zone_tx,
         health_checks: checks_tx,
-        release,
+        running,
+        taking,
         clock: Arc::clone(&clock),
         events,
     };
@@ -155,28 +156,6 @@ async fn serve() -> anyhow::Result<()> {
     transport.close().await;
     tasks.shutdown().await;
     Ok(())
-}
-
-/// The release this machine was started with; none for one that was started without a boot menu, or whose menu cannot
-/// be read: such a one cannot be updated.
-fn running_release() -> Option<Arc<Release>> {
-    match Release::running() {
-        Ok(release) => release.map(Arc::new),
-        Err(error) => {
-            tracing::error!(%error, "the boot menu cannot be opened");
-            None
-        }
-    }
-}
-
-fn is_on_trial(release: Option<&Release>) -> bool {
-    release.is_some_and(|release| match release.is_on_trial() {
-        Ok(is) => is,
-        Err(error) => {
-            tracing::error!(%error, "the boot menu cannot be read");
-            false
-        }
-    })
 }
 
 async fn keep_time(clock: Arc<Clock>, servers: Vec<String>, underlay: watch::Receiver<Option<Underlay>>) {
@@ -325,14 +304,14 @@ fn names(config: &MachineConfig, identity: &Identity) -> Vec<String> {
 struct NodeWatch {
     config: MachineConfig,
     identity: Identity,
-    on_trial: bool,
+    release: watch::Receiver<Option<Release>>,
     clock: Arc<Clock>,
     transport: Transport,
 }
 
 impl NodeWatch {
     async fn run(
-        self,
+        mut self,
         runtime: Runtime,
         mut underlay: watch::Receiver<Option<Underlay>>,
         events: mpsc::Sender<Event>,
@@ -355,7 +334,7 @@ impl NodeWatch {
                 self.identity.node(),
                 current.as_ref(),
                 problems.clone(),
-                self.on_trial,
+                self.release.borrow_and_update().clone(),
             );
             if events.send(Event::Facts { facts }).await.is_err() {
                 return;
@@ -367,6 +346,7 @@ impl NodeWatch {
                         Ok(()) => break,
                         Err(_) => pending().await,
                     },
+                    Ok(()) = self.release.changed() => break,
                     Some(news) = seen.recv() => match news {
                         Seen::Inventory(inventory) => {
                             let recovered = !std::mem::take(&mut problems).is_empty();

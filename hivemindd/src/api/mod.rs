@@ -12,6 +12,7 @@ mod logs;
 mod openapi;
 mod reads;
 mod refusal;
+mod releases;
 mod server;
 mod specs;
 
@@ -29,6 +30,7 @@ pub use self::server::{listen_address, serve, serve_peers, tls_config};
 use self::refusal::Refusal;
 use crate::agent::AgentHandle;
 use crate::clock::Clock;
+use crate::release::Running;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
 
@@ -41,6 +43,8 @@ pub struct Context {
     pub clock: Arc<Clock>,
     /// The way to other nodes.
     pub transport: Transport,
+    /// The release of this node.
+    pub running: Running,
     /// The containers of this node.
     pub runtime: Runtime,
     /// Signed requests seen lately.
@@ -56,6 +60,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/nodes", get(reads::nodes))
         .route("/v1/workloads", get(reads::workloads))
         .route("/v1/replicas", get(reads::replicas))
+        .route("/v1/releases", get(reads::releases))
         .route("/v1/status", get(reads::status))
         .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));
@@ -63,7 +68,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/specs", post(specs::push))
         .route("/v1/health", get(reads::health))
         .route("/v1/version", get(reads::version))
-        .route("/v1/openapi.json", get(openapi::serve));
+        .route("/v1/openapi.json", get(openapi::serve))
+        .route("/peer/releases/{release}/{part}", get(releases::read));
     signed.merge(open).fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(context)
 }
 

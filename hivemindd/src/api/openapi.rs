@@ -21,6 +21,7 @@ use super::{logs, reads, specs};
         reads::nodes,
         reads::workloads,
         reads::replicas,
+        reads::releases,
         reads::status,
         reads::health,
         reads::version,

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use hivemind_spec::api::{Health, Node, Replica, Status, Version, Workload};
+use hivemind_spec::api::{Health, Node, Replica, Rollout, Status, Version, Workload};
 use hivemind_spec::document::API_VERSION;
 use hivemind_spec::problem::Problem;
 use serde::Deserialize;
@@ -57,6 +57,14 @@ pub(super) async fn replicas(
         .agent
         .read(move |node, now| node.view(now, "").replicas(namespace.as_deref(), workload.as_deref()))
         .await?;
+    Ok(Json(Items { items }))
+}
+
+/// The operating system's releases, and how far each has come.
+#[utoipa::path(get, path = "/v1/releases",
+    responses((status = 200, body = Items<Rollout>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn releases(State(context): State<Context>) -> Result<Json<Items<Rollout>>, Refusal> {
+    let items = context.agent.read(|node, now| node.view(now, "").releases()).await?;
     Ok(Json(Items { items }))
 }
 

@@ -122,6 +122,8 @@ mod tests {
             api: String::new(),
             subnet: String::new(),
             version: String::new(),
+            release: None,
+            update: None,
             labels: BTreeMap::new(),
             capacity: Capacity::default(),
             requested: Capacity::default(),

@@ -1,7 +1,7 @@
 //! `hivemind ps`, `nodes` and `status`.
 
 use anstyle::Style;
-use hivemind_spec::api::{Node, NodeState, Phase, Replica, Status};
+use hivemind_spec::api::{Node, NodeState, Phase, Replica, Status, Update, UpdatePhase};
 
 use super::watch::phase_name;
 use crate::cli::{Global, Output, Ps};
@@ -73,8 +73,9 @@ pub(super) fn nodes(global: &Global) -> Result<Exit> {
 }
 
 fn node_table(nodes: &[Node], now_ms: u64) -> String {
-    let mut table =
-        Table::new(&["NODE", "STATE", "UP", "REPLICAS", "CPU", "MEMORY", "ADDRESS", "ID", "NOTES"]);
+    let mut table = Table::new(&[
+        "NODE", "STATE", "UP", "REPLICAS", "CPU", "MEMORY", "VERSION", "ADDRESS", "ID", "NOTES",
+    ]);
     for node in nodes {
         let (style, state) = match node.state {
             NodeState::Ready => (GOOD, "ready"),
@@ -89,6 +90,11 @@ fn node_table(nodes: &[Node], now_ms: u64) -> String {
         let mut notes: Vec<String> = Vec::new();
         notes.extend(node.leader.then(|| "leader".to_owned()));
         notes.extend(node.cordoned.then(|| "cordoned".to_owned()));
+        notes.extend(node.update.as_ref().map(update_note));
+        if let Some(release) = &node.release {
+            notes.extend(release.on_trial.then(|| "release on trial".to_owned()));
+            notes.extend(release.failed.iter().map(|failed| format!("release {} failed", failed.short())));
+        }
         notes.extend(node.problems.iter().cloned());
         let cpu = |millis: u64| format!("{:.1}", millis as f64 / 1000.0);
         table.row([
@@ -99,12 +105,27 @@ fn node_table(nodes: &[Node], now_ms: u64) -> String {
             format!("{}/{}", cpu(node.requested.cpu_millis), cpu(node.capacity.cpu_millis)).into(),
             format!("{}/{}", show_bytes(node.requested.memory_bytes), show_bytes(node.capacity.memory_bytes))
                 .into(),
+            dash(&node.version).into(),
             node.address.as_str().into(),
             node.id.short().into(),
             notes.join(", ").into(),
         ]);
     }
     table.render()
+}
+
+/// How far a node is with a release.
+fn update_note(update: &Update) -> String {
+    let release = update.release.short();
+    let text = match update.phase {
+        UpdatePhase::Fetching => {
+            let percent = update.done_bytes.saturating_mul(100) / update.total_bytes.max(1);
+            format!("takes release {release} ({percent} %)")
+        }
+        UpdatePhase::Ready => format!("is about to start release {release}"),
+        UpdatePhase::Failed => format!("cannot take release {release}"),
+    };
+    if update.reason.is_empty() { text } else { format!("{text}: {}", update.reason) }
 }
 
 pub(super) fn status(global: &Global) -> Result<Exit> {
@@ -142,8 +163,9 @@ fn status_text(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hivemind_spec::api::Capacity;
-    use hivemind_spec::id::{ClusterId, NodeId};
+    use hivemind_spec::api::{Capacity, Release};
+    use hivemind_spec::id::{ClusterId, NodeId, ReleaseId};
+    use hivemind_spec::release::Architecture;
 
     use super::*;
 
@@ -188,6 +210,20 @@ mod tests {
             api: "192.0.2.1:7443".into(),
             subnet: "10.42.1.0/24".into(),
             version: "0.1.0".into(),
+            release: Some(Release {
+                id: ReleaseId::of(b"new"),
+                architecture: Architecture::Amd64,
+                minimum: "0.1.0".into(),
+                on_trial: true,
+                failed: vec![ReleaseId([0xab; 8])],
+            }),
+            update: Some(Update {
+                release: ReleaseId([0xcd; 8]),
+                phase: UpdatePhase::Fetching,
+                done_bytes: 30,
+                total_bytes: 120,
+                reason: "the server is away".into(),
+            }),
             labels: Default::default(),
             capacity: Capacity { cpu_millis: 2000, memory_bytes: 1 << 30 },
             requested: Capacity { cpu_millis: 100, memory_bytes: 64 << 20 },
@@ -196,7 +232,18 @@ mod tests {
             enrolled_ms: 0,
         };
         let text = plain(&node_table(&[node], 60_000));
-        for part in ["edge-1", "ready", "60s", "0.1/2.0", "64 MiB/1 GiB", "leader"] {
+        for part in [
+            "edge-1",
+            "ready",
+            "60s",
+            "0.1/2.0",
+            "64 MiB/1 GiB",
+            "0.1.0",
+            "leader",
+            "release on trial",
+            "release abababab failed",
+            "takes release cdcdcdcd (25 %): the server is away",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

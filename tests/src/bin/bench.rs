@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use hivemind_qemu::{Image, Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::command::Run;
+use hivemind_tests::console::Console;
 use hivemind_tests::health::Asker;
-use hivemind_tests::{probe, wait};
+use hivemind_tests::release::{Difference, Release};
+use hivemind_tests::{probe, release, wait};
 
 /// Idle time before something idle is measured.
 const SETTLING: Duration = Duration::from_secs(30);
@@ -60,6 +62,25 @@ fn image() {
     let path = built().disk.with_extension("img.zst");
     let size = std::fs::metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).len();
     report("image_compressed", size as f64 / 1e6, "MB", 56.0);
+    update();
+}
+
+/// What an update moves that changes the agent and nothing else, in the worst case: every page of it.
+fn update() {
+    let mut agent = std::fs::read(release::programs().agent).unwrap_or_else(|error| panic!("{error}"));
+    for page in agent.chunks_mut(4096) {
+        let middle = page.len() / 2;
+        page[middle] ^= 0x55;
+    }
+    let changed = Release::build("0.2.0", &Difference { agent: Some(&agent), ..Difference::default() });
+    let bundle = built().disk.with_file_name("bundle");
+    let (old, new) = (release::description(&bundle), release::description(&changed.bundle()));
+    let (missing, all) = (release::missing_bytes(&new, &old), changed.bytes());
+    eprintln!(
+        "   {missing} of {all} bytes, in {} chunks",
+        new.root.chunks.0.len() + new.kernel.chunks.0.len()
+    );
+    report("update_moves", 100.0 * missing as f64 / all as f64, "%", 15.0);
 }
 
 /// Power-on to the API's first answer, over power-on to an init that only says that it runs. At its
@@ -260,6 +281,10 @@ fn idle() {
         rss = rss.max(sum(&memory, 1) as f64 / 1024.0);
         machine_used = machine_used.max(used_memory(&ask(machine, &["cat", "/proc/meminfo"])) / 1024.0);
     }
+    let slowness = Console::of(first).slowness();
+    eprintln!(
+        "   this computer is {slowness:.2} times slower than one that brings the kernel to PID 1 in 2 s"
+    );
     report("hivemindd_rss", rss, "MB", 32.0);
     report("machine_used", machine_used, "MB", 110.0);
     report("idle_cpu", busiest, "%", 1.0);

@@ -598,8 +598,8 @@ fn facts(me: &Person) -> NodeFacts {
         labels: BTreeMap::new(),
         capacity: CAPACITY,
         version: "0.1.0".to_owned(),
+        release: None,
         problems: Vec::new(),
-        on_trial: false,
     }
 }
 
@@ -609,6 +609,8 @@ fn status(person: &Person) -> Observation {
         address: person.address.ip(),
         vtep_mac: vtep_mac(&person.id),
         version: "0.1.0".to_owned(),
+        release: None,
+        update: None,
         labels: BTreeMap::new(),
         capacity: CAPACITY,
         problems: Vec::new(),

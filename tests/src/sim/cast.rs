@@ -8,8 +8,9 @@ use hivemind_core::record::WorkloadId;
 use hivemind_spec::certificate::{CertificateError, NodeIdentity};
 use hivemind_spec::document::{DEFAULT_NAMESPACE, Document, Kind, Role, Spec, SpecKey, TokenSpec};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::{Digest, NodeId, TokenId};
+use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::key::{PublicKey, SigningKey};
+use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
 use hivemind_spec::workload::WorkloadSpec;
 
 /// Wall time at the beginning, milliseconds since 1970: in January 2027.
@@ -168,6 +169,30 @@ impl KeyShape {
     pub fn live(role: Role, namespaces: &'static [&'static str]) -> Self {
         Self { role, namespaces, retired: false, revoked: false }
     }
+}
+
+/// The `number`th release of the operating system, not to go on if `paused`.
+pub fn release(number: u8, revision: u64, paused: bool) -> Envelope {
+    let file = ReleaseFile::of(&[number][..]).unwrap_or_else(|error| panic!("{error}"));
+    let spec = OsReleaseSpec {
+        version: format!("1.0.{number}"),
+        release: ReleaseId::of(&[number]),
+        architecture: Architecture::Amd64,
+        minimum: "1.0.0".to_owned(),
+        root: file.clone(),
+        kernel: file,
+        sources: vec!["https://example.org/os".to_owned()],
+        paused,
+    };
+    let mut document = Document::tombstone(&release_key(), revision);
+    document.metadata.deleted = false;
+    document.spec = Some(Spec::OsRelease(Box::new(spec)));
+    sign(&document, &root_key())
+}
+
+/// The name of the document of the machines' release.
+pub fn release_key() -> SpecKey {
+    SpecKey { kind: Kind::OsRelease, namespace: String::new(), name: Architecture::Amd64.name().to_owned() }
 }
 
 /// A node cut off for good by the root key.

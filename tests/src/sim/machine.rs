@@ -8,11 +8,12 @@ use hivemind_core::cluster::ContainerRange;
 use hivemind_core::event::{BatchId, ContainerId, NetworkPlan, NodeFacts, Note, RequestId};
 use hivemind_core::node::{Node, Settings};
 use hivemind_core::time::Time;
-use hivemind_spec::api::{Accepted, Capacity};
+use hivemind_spec::api::{Accepted, Capacity, Release};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::{ClusterId, NodeId, TokenId};
+use hivemind_spec::id::{ClusterId, NodeId, ReleaseId, TokenId};
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Problem;
+use hivemind_spec::release::Architecture;
 
 use super::cast::{self, START_MS};
 use super::runtime::Runtime;
@@ -62,8 +63,16 @@ pub struct Machine {
     pub drift_ppm: i64,
     /// Whether its network cable is out: it has no address then.
     pub unplugged: bool,
-    /// Whether the release of its operating system still has to prove itself.
+    /// The release of its operating system.
+    pub release: ReleaseId,
+    /// Whether that still has to prove itself.
     pub on_trial: bool,
+    /// The release it goes back to.
+    pub(super) release_before: ReleaseId,
+    /// Releases that failed on it.
+    pub failed_releases: Vec<ReleaseId>,
+    /// Releases that do not do well on it.
+    pub unfit: BTreeSet<ReleaseId>,
     /// How long writing to its boot menu may take, milliseconds. What is not written when the power goes is lost.
     pub menu_late_ms: u64,
     /// Messages to and from it that are lost, in percent, and how much longer the others take,
@@ -100,6 +109,9 @@ pub struct Machine {
     document: Option<Envelope>,
 }
 
+/// What machines come with.
+pub const FIRST_RELEASE: ReleaseId = ReleaseId([1; 8]);
+
 impl Machine {
     pub(super) fn new(index: usize, token: &str, document: Option<Envelope>) -> Self {
         let number = u16::try_from(index + 1).unwrap_or(u16::MAX);
@@ -125,7 +137,11 @@ impl Machine {
             clock_offset_ms: 0,
             drift_ppm: 0,
             unplugged: false,
+            release: FIRST_RELEASE,
             on_trial: false,
+            release_before: FIRST_RELEASE,
+            failed_releases: Vec::new(),
+            unfit: BTreeSet::new(),
             menu_late_ms: 1,
             bad_cable: (0, 0),
             starved_ms: 0,
@@ -258,8 +274,19 @@ impl Machine {
             labels: self.labels.clone(),
             capacity: self.capacity,
             version: "0.1.0".to_owned(),
-            problems: Vec::new(),
-            on_trial: self.on_trial,
+            release: Some(Release {
+                id: self.release,
+                architecture: Architecture::Amd64,
+                minimum: "1.0.0".to_owned(),
+                on_trial: self.on_trial,
+                failed: self.failed_releases.clone(),
+            }),
+            problems: self
+                .unfit
+                .contains(&self.release)
+                .then(|| "containerd does not answer".to_owned())
+                .into_iter()
+                .collect(),
         }
     }
 

@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use hivemind_core::event::{Action, Actions, Event, Message, OperationId, Peer, RequestId, RuntimeOp};
 use hivemind_core::node::Node;
 use hivemind_core::time::Time;
-use hivemind_spec::api::Accepted;
+use hivemind_spec::api::{Accepted, Update, UpdatePhase};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::NodeId;
+use hivemind_spec::id::{NodeId, ReleaseId};
 use hivemind_spec::problem::Problem;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::cast::token_document;
 use super::ledger::Ledger;
-use super::machine::Machine;
+use super::machine::{FIRST_RELEASE, Machine};
 use super::network::{Network, chance};
 use super::trace::Trace;
 
@@ -46,6 +46,9 @@ pub struct Counted {
     pub writes: u64,
 }
 
+/// How long PID 1 waits for a release to do well.
+const TRIAL_MS: u64 = 180_000;
+
 enum Happening {
     Event(Event),
     Written(u64),
@@ -54,6 +57,10 @@ enum Happening {
     Look,
     /// The release was written down as good.
     Good,
+    /// The machine is started anew, with this release.
+    Start(ReleaseId),
+    /// PID 1 waits no longer for the release to do well.
+    TrialEnds,
     /// A connection may have been silent for too long.
     Idle(usize),
     /// The end of a connection is noticed, unless there is another one by now.
@@ -205,6 +212,9 @@ impl World {
         let facts = self.facts(index);
         self.happen(index, 10, Happening::Event(Event::Facts { facts }));
         self.happen(index, 20, Happening::Look);
+        if self.machines[index].on_trial && self.machines[index].release != FIRST_RELEASE {
+            self.happen(index, TRIAL_MS, Happening::TrialEnds);
+        }
     }
 
     /// Parts two machines in both directions; their connection ends after its idle timeout.
@@ -435,7 +445,29 @@ impl World {
                 self.tell_inventory(index);
                 self.happen(index, INVENTORY_EVERY_MS, Happening::Look);
             }
-            Happening::Good => self.machines[index].on_trial = false,
+            Happening::Good => {
+                self.machines[index].on_trial = false;
+                let facts = self.facts(index);
+                self.tell(index, Event::Facts { facts });
+            }
+            Happening::Start(release) => {
+                self.say(&format!("m{index} starts release {release}"));
+                self.power_off(index);
+                let machine = &mut self.machines[index];
+                machine.release_before = std::mem::replace(&mut machine.release, release);
+                machine.on_trial = true;
+                self.power_on(index);
+            }
+            Happening::TrialEnds if self.machines[index].on_trial => {
+                self.say(&format!("m{index} goes back from its release"));
+                self.power_off(index);
+                let machine = &mut self.machines[index];
+                let failed = std::mem::replace(&mut machine.release, machine.release_before);
+                machine.failed_releases.push(failed);
+                machine.on_trial = false;
+                self.power_on(index);
+            }
+            Happening::TrialEnds => {}
             Happening::Fence => {}
             Happening::Idle(other) => self.end_silent(index, other),
             Happening::Lost(other) if self.machines[index].connected.contains(&other) => {}
@@ -532,6 +564,16 @@ impl World {
                     let after_ms = self.rng.random_range(0..self.machines[index].menu_late_ms);
                     self.happen(index, after_ms, Happening::Good);
                 }
+                Action::Update(order) => {
+                    if let Some(order) = order {
+                        let (release, phase) = (order.spec.release, UpdatePhase::Ready);
+                        let (done_bytes, total_bytes, reason) = (1, 1, String::new());
+                        let update = Update { release, phase, done_bytes, total_bytes, reason };
+                        let after_ms = self.rng.random_range(1000..20_000);
+                        self.happen(index, after_ms, Happening::Event(Event::Updating { update }));
+                    }
+                }
+                Action::StartRelease(release) => self.happen(index, 1, Happening::Start(release)),
                 Action::Zone(_) | Action::HealthChecks(_) => {}
             }
         }

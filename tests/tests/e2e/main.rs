@@ -19,4 +19,5 @@ mod power;
 mod releases;
 mod revocation;
 mod supervisor;
+mod upgrade;
 mod workloads;

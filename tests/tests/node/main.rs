@@ -2,6 +2,7 @@
 
 mod limits;
 mod members;
+mod rollout;
 mod scale;
 mod takeover;
 mod trial;

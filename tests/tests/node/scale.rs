@@ -33,6 +33,8 @@ fn node(number: u16) -> Node {
         address: IpAddr::V4(Ipv4Addr::new(198, 18, high, low)),
         vtep_mac: [2, 0, 0, 0, high, low],
         version: "0.1.0".to_owned(),
+        release: None,
+        update: None,
         labels: BTreeMap::new(),
         capacity: Capacity { cpu_millis: 64_000, memory_bytes: 256 << 30 },
         problems: Vec::new(),

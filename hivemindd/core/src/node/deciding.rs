@@ -8,16 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::Phase;
 use hivemind_spec::document::{Kind, SpecKey};
+use hivemind_spec::release::Architecture;
 
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NetworkPlan};
 use crate::record::{
-    Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Topic, WorkloadId,
+    Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Rollout, Topic,
+    WorkloadId,
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dns, overlay, scheduler, statement};
+use crate::{dns, overlay, rollout, scheduler, statement};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -77,6 +79,7 @@ impl Node {
             self.speak_for_self(now, out);
             self.remember_subnet(out);
             self.lead(now, out);
+            self.update(now, out);
             self.plan_network(out);
             self.run_replicas(now, out);
         }
@@ -124,6 +127,8 @@ impl Node {
             address: facts.address.filter(|_| !self.is_revoked(&me))?,
             vtep_mac: overlay::vtep_mac(&me),
             version: facts.version.clone(),
+            release: facts.release.clone(),
+            update: self.updating.status(),
             labels: facts.labels.clone(),
             capacity: facts.capacity,
             problems: facts.problems.iter().cloned().chain(refuses).collect(),
@@ -156,6 +161,28 @@ impl Node {
         self.unplaced = self.disk_pauses(now);
         for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
             self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
+        }
+        for (architecture, rollout) in rollout::plan(&self.cluster, &self.liveness, self.settings.me, now) {
+            self.note_rollout(now, architecture, rollout.as_ref(), out);
+            self.decide(now, Matter::Rollout(architecture), rollout.map(Decision::Rollout));
+        }
+    }
+
+    /// Tells of a rollout that goes no further.
+    fn note_rollout(
+        &self,
+        now: Time,
+        architecture: Architecture,
+        rollout: Option<&Rollout>,
+        out: &mut Actions,
+    ) {
+        let before = self.cluster.rollouts.get(&architecture).map(|before| before.stopped.as_str());
+        if let Some(rollout) = rollout.filter(|rollout| !rollout.stopped.is_empty())
+            && before != Some(&rollout.stopped)
+        {
+            let text =
+                format!("the release for {} goes no further: {}", architecture.name(), rollout.stopped);
+            self.note(now, Level::Warning, "rollout-stopped", text, out);
         }
     }
 

@@ -8,6 +8,8 @@
 //!   being copied --enough holders, or time is up--> answered
 //! ```
 
+use std::collections::BTreeSet;
+
 use hivemind_spec::api::Accepted;
 use hivemind_spec::document::{Document, MAX_DOCUMENT_BYTES, Spec, SpecKey};
 use hivemind_spec::dsse::{Envelope, EnvelopeError, Verified};
@@ -94,6 +96,7 @@ impl Node {
         self.check_right(&document)?;
         check_content(document.value())?;
         self.check_exclusive(document.value())?;
+        self.check_release(document.value())?;
         let place = checking::spec_key(envelope, &document);
         if let Some(held) = self.check_current(&document)?
             && held.record == Record::Spec(envelope.clone())
@@ -118,6 +121,41 @@ impl Node {
             ));
         }
         Ok((place, changed))
+    }
+
+    /// Refuses a release that no node could take.
+    fn check_release(&self, document: &Document) -> Result<(), Box<Problem>> {
+        let Some(Spec::OsRelease(spec)) = &document.spec else { return Ok(()) };
+        let refuse = |place: &str, detail: String, advice: &str| {
+            Err(Box::new(Problem::new(Code::InvalidDocument, detail).advice(advice).at(place)))
+        };
+        let nodes = self.cluster.nodes.iter().filter(|(_, node)| !node.is_revoked());
+        let running = nodes.filter_map(|(id, node)| Some((id, node.status.as_ref()?.release.as_ref()?)));
+        let (own, others): (Vec<_>, Vec<_>) =
+            running.partition(|(_, release)| release.architecture == spec.architecture);
+        if own.is_empty() {
+            let there: BTreeSet<&str> =
+                others.iter().map(|(_, release)| release.architecture.name()).collect();
+            let there = if there.is_empty() {
+                "no node was started from a boot menu".to_owned()
+            } else {
+                format!("all nodes are {}", there.into_iter().collect::<Vec<_>>().join(" or "))
+            };
+            let detail = format!("the release is for {}, and {there}", spec.architecture.name());
+            return refuse("/spec/architecture", detail, "push a release for the machines there are");
+        }
+        match own.iter().find(|(_, release)| !spec.may_follow(&release.minimum)) {
+            Some((id, release)) => {
+                let detail = format!(
+                    "{} is older than {}, the oldest version that may follow what {} runs",
+                    spec.version,
+                    release.minimum,
+                    self.name(id)
+                );
+                refuse("/spec/version", detail, "push that version or a newer one")
+            }
+            None => Ok(()),
+        }
     }
 
     fn current_digest(&self, name: &SpecKey) -> Option<Digest> {

@@ -8,7 +8,7 @@ use rand::seq::SliceRandom as _;
 
 use super::store::{self, Stored};
 use super::{Content, Node, Unplanned};
-use crate::cluster::LastSeen;
+use crate::cluster::{LastSeen, OsRelease};
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
@@ -207,7 +207,7 @@ impl Node {
     }
 
     /// Whether a record is about a document of which nothing is held, not even its deletion: how its
-    /// replicas are, who lost it, or that nothing is decided about it any more. What was said goes with
+    /// replicas are, who lost it, or that nothing is decided about it any longer. What was said goes with
     /// the document, everywhere alike, and comes again if the document does. A placement may come
     /// before its document and is kept.
     fn is_moot(&self, key: &RecordKey, content: &Content) -> bool {
@@ -215,6 +215,9 @@ impl Node {
             (RecordKey::Observation(_, Topic::Overtaken(name)), _) => return !self.map.has_document(name),
             (RecordKey::Observation(_, Topic::Replica(replica)), _) => &replica.workload,
             (RecordKey::Decision(Matter::Placement(workload)), Content::Decision(None)) => workload,
+            (RecordKey::Decision(Matter::Rollout(architecture)), Content::Decision(None)) => {
+                return !self.map.has_document(&OsRelease::name(*architecture));
+            }
             _ => return false,
         };
         let (namespace, name) = (workload.namespace.clone(), workload.name.clone());
@@ -567,6 +570,9 @@ pub(super) fn describe(key: &RecordKey) -> String {
         RecordKey::Observation(node, _) => format!("a statement of node {}", node.short()),
         RecordKey::Decision(Matter::Placement(workload)) => {
             format!("the placement of {}/{}", workload.namespace, workload.name)
+        }
+        RecordKey::Decision(Matter::Rollout(architecture)) => {
+            format!("the rollout of the release for {}", architecture.name())
         }
         RecordKey::Decision(Matter::Forgotten) => "the list of forgotten deletions".to_owned(),
     }

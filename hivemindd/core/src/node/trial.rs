@@ -56,8 +56,8 @@ impl Node {
 
     /// Has the release called good that is on trial, once all has been well for long enough.
     pub(super) fn judge_release(&mut self, now: Time, out: &mut Actions) {
-        let Some(facts) = self.facts.as_ref().filter(|facts| facts.on_trial && !self.trial.called_good)
-        else {
+        let on_trial = |facts: &&NodeFacts| facts.release.as_ref().is_some_and(|release| release.on_trial);
+        let Some(facts) = self.facts.as_ref().filter(on_trial).filter(|_| !self.trial.called_good) else {
             return;
         };
         if !self.is_well(facts) {

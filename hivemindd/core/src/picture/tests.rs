@@ -2,11 +2,13 @@ use hivemind_spec::document::{Ancestor, Document, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, TokenId};
 use hivemind_spec::key::SigningKey;
+use hivemind_spec::release::Architecture;
 use proptest::prelude::*;
 
 use super::*;
 use crate::checking::spec_key;
 use crate::fixture::{node, node_id, replica_id, workload_id};
+use crate::record::Rollout;
 use crate::record::{Overtaken, Record, Statement};
 use crate::state::{Version, encode};
 use crate::time::Hlc;
@@ -110,6 +112,16 @@ fn record(what: u8, n: u8, m: u8, says: bool, salt: u64) -> (RecordKey, Entry) {
             decision(n, Matter::Forgotten, says.then_some(Decision::Forgotten(forgotten)), salt)
         }
         8 => intent(n, says, salt),
+        9 => {
+            let turns = [node_id(n), node_id(m)].into();
+            let rollout = Rollout { digest: Digest::of(b"release"), turns, stopped: String::new() };
+            decision(
+                n,
+                Matter::Rollout(Architecture::Amd64),
+                says.then_some(Decision::Rollout(rollout)),
+                salt,
+            )
+        }
         _ => workload(name, salt),
     }
 }
@@ -127,7 +139,7 @@ struct Change {
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
-    let change = (0u8..10, 1u8..4, 1u8..4, any::<bool>(), 1u64..9, 0u8..4, any::<bool>()).prop_map(
+    let change = (0u8..11, 1u8..4, 1u8..4, any::<bool>(), 1u64..9, 0u8..4, any::<bool>()).prop_map(
         |(what, n, m, says, salt, drops, looks)| Change {
             what,
             n,

@@ -120,6 +120,8 @@ impl<'a> Draft<'a> {
                 Some(Refusal::Down)
             } else if node.is_cordoned() {
                 Some(Refusal::Cordoned)
+            } else if cluster.is_leaving(id) {
+                Some(Refusal::Leaving)
             } else if !node.is_ready() {
                 Some(Refusal::NotReady)
             } else {
@@ -174,6 +176,21 @@ impl<'a> Draft<'a> {
     /// Finds the best node for a replica and puts it there, making room if need be. False when
     /// none fits.
     pub(super) fn place(&mut self, id: &'a WorkloadId, workload: &Workload, slot: u32) -> bool {
+        self.place_if(id, workload, slot, |_| true)
+    }
+
+    /// The same where there is room.
+    pub(super) fn place_in_room(&mut self, id: &'a WorkloadId, workload: &Workload, slot: u32) -> bool {
+        self.place_if(id, workload, slot, |victims| victims.is_empty())
+    }
+
+    fn place_if(
+        &mut self,
+        id: &'a WorkloadId,
+        workload: &Workload,
+        slot: u32,
+        may_end: impl Fn(&[Resident<'_>]) -> bool,
+    ) -> bool {
         let empty = BTreeMap::new();
         let mut same = BTreeMap::<NodeId, usize>::new();
         for node in self.slots.get(id).unwrap_or(&empty).values() {
@@ -184,7 +201,7 @@ impl<'a> Draft<'a> {
             .hosts
             .iter()
             .filter_map(|(node, host)| {
-                let victims = victims(node, host, workload)?;
+                let victims = victims(node, host, workload).filter(|victims| may_end(victims))?;
                 Some(Score {
                     evicts_priority: victims.iter().map(|victim| victim.priority).max(),
                     evicts: victims.len(),

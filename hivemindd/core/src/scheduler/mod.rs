@@ -8,6 +8,7 @@
 //!             where nothing fits, lower priorities make room; else they are pending, with a reason
 //! ```
 //!
+//! From a node that is about to start a new release its replicas go where there is room, and stay where there is none.
 //! It will not rebalance: nothing moves because another node became emptier.
 
 mod draft;
@@ -94,6 +95,8 @@ struct Open {
     missing: BTreeSet<u32>,
     /// On a node that is down, and to be taken over if another can; else they stay.
     orphaned: BTreeMap<u32, NodeId>,
+    /// On a node that is about to start anew, and to go where there is room; else they stay.
+    leaving: BTreeMap<u32, NodeId>,
 }
 
 /// Keeps what may stay, and says which slots are open.
@@ -120,6 +123,9 @@ fn keep<'a>(
             None => {
                 open.missing.insert(slot);
             }
+            Some(node) if cluster.is_live(liveness, node) && may_leave(cluster, node, workload) => {
+                open.leaving.insert(slot, *node);
+            }
             Some(node) if cluster.is_live(liveness, node) => {
                 if !draft.keep_if_it_may_stay(id, workload, slot, node) {
                     open.missing.insert(slot);
@@ -136,6 +142,11 @@ fn keep<'a>(
         }
     }
     open
+}
+
+/// Whether a replica is to leave its node if there is room elsewhere.
+fn may_leave(cluster: &Cluster, node: &NodeId, workload: &Workload) -> bool {
+    workload.may_leave() && cluster.is_leaving(node)
 }
 
 /// The numbers of the replicas to have. Surplus ones go: pending before placed, on dead nodes
@@ -176,6 +187,11 @@ fn place<'a>(
             draft.assign(id, workload, slot, home);
         }
         refused.insert(slot, home);
+    }
+    for (slot, home) in &open.leaving {
+        if !draft.place_in_room(id, workload, *slot) {
+            draft.assign(id, workload, *slot, *home);
+        }
     }
     refused
 }

@@ -23,6 +23,8 @@ pub(super) enum Refusal {
     Constraint(usize),
     /// It says that it cannot run workloads.
     NotReady,
+    /// It is about to start a new release of the operating system.
+    Leaving,
     /// Operators want nothing new on it.
     Cordoned,
     /// It is not heard of.
@@ -114,6 +116,7 @@ fn describe(refusal: Refusal, refusing: &[&Host], workload: &Workload) -> String
             None => format!("{} a constraint not met", verb("has", "have")),
         },
         Refusal::NotReady => format!("{} not ready ({})", verb("is", "are"), names()),
+        Refusal::Leaving => format!("{} about to start anew ({})", verb("is", "are"), names()),
         Refusal::Cordoned => format!("{} cordoned ({})", verb("is", "are"), names()),
         Refusal::Down => format!("{} down ({})", verb("is", "are"), names()),
     }

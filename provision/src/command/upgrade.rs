@@ -1,0 +1,243 @@
+//! `hivemind upgrade`: releases of the operating system.
+
+use std::fs;
+use std::path::Path;
+
+use hivemind_spec::api::{Rollout, RolloutState, SpecItem};
+use hivemind_spec::document::{Document, Kind, Spec};
+use hivemind_spec::id::Digest;
+use hivemind_spec::release::OsReleaseSpec;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::push::{held, send};
+use crate::cli::{Global, Output, Upgrade, UpgradeCommand};
+use crate::client::Client;
+use crate::deploy;
+use crate::failure::{Exit, Failure, Result};
+use crate::terminal::{BAD, CHANGING, GOOD, STRONG, Table, paint, say, say_json, styled};
+
+const UNCHANGED: &str = "stopped; look with `hivemind upgrade`";
+
+pub(super) fn run(global: &Global, options: &Upgrade) -> Result<Exit> {
+    match (&options.bundle, options.command) {
+        (Some(bundle), _) => start(global, bundle, &options.sources),
+        (None, Some(UpgradeCommand::Pause)) => change(global, "is paused", |spec| spec.paused = true),
+        (None, Some(UpgradeCommand::Resume)) => change(global, "goes on", |spec| spec.paused = false),
+        (None, Some(UpgradeCommand::Abort)) => abort(global),
+        (None, None) => show(global),
+    }
+}
+
+fn start(global: &Global, bundle: &Path, sources: &[String]) -> Result<Exit> {
+    let mut spec = read(bundle)?;
+    spec.sources = sources.to_vec();
+    let client = super::client(global)?;
+    let what = format!("Release {} for {}", paint(STRONG, &spec.version), spec.architecture.name());
+    let accepted = super::block_on(UNCHANGED, async {
+        let items = held_releases(&client).await?;
+        let name = spec.architecture.name();
+        let before = items.iter().find(|item| item.key.name == name);
+        let spec = Spec::OsRelease(Box::new(spec));
+        let document = deploy::of_cluster(Kind::OsRelease, name.to_owned(), spec, before, client.now_ms());
+        send(&client, &document).await
+    })?;
+    if global.output == Output::Json {
+        say_json(&json!({ "accepted": [accepted] }));
+    } else {
+        say(&format!("{what} goes from machine to machine, {}", held(&accepted)));
+        say("`hivemind upgrade` shows how far it has come.");
+    }
+    Ok(Exit::Success)
+}
+
+/// Changes what is wanted of every release.
+fn change(global: &Global, what: &str, change: impl Fn(&mut OsReleaseSpec)) -> Result<Exit> {
+    let client = super::client(global)?;
+    let accepted = super::block_on(UNCHANGED, async {
+        let mut accepted = Vec::new();
+        for item in standing(&client).await? {
+            let held = item.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
+            let Some(Spec::OsRelease(mut spec)) = held.and_then(|document| document.spec) else { continue };
+            change(&mut spec);
+            let name = item.key.name.clone();
+            let spec = Spec::OsRelease(spec);
+            let document = deploy::of_cluster(Kind::OsRelease, name, spec, Some(&item), client.now_ms());
+            accepted.push(send(&client, &document).await?);
+        }
+        Ok(accepted)
+    })?;
+    if global.output == Output::Json {
+        say_json(&json!({ "accepted": accepted }));
+    } else {
+        for accepted in &accepted {
+            say(&format!("The release for {} {what}, {}", accepted.key.name, held(accepted)));
+        }
+    }
+    Ok(Exit::Success)
+}
+
+fn abort(global: &Global) -> Result<Exit> {
+    let client = super::client(global)?;
+    let removed = super::block_on(UNCHANGED, async {
+        let mut removed = Vec::new();
+        for item in standing(&client).await? {
+            removed.push(send(&client, &deploy::removal(&item, client.now_ms())).await?);
+        }
+        Ok(removed)
+    })?;
+    if global.output == Output::Json {
+        say_json(&json!({ "removed": removed }));
+    } else {
+        for removed in &removed {
+            say(&format!("The release for {} is taken back, {}", removed.key.name, held(removed)));
+        }
+    }
+    Ok(Exit::Success)
+}
+
+fn show(global: &Global) -> Result<Exit> {
+    let client = super::client(global)?;
+    let rollouts: Vec<Rollout> = super::block_on(UNCHANGED, client.list("/v1/releases"))?;
+    if global.output == Output::Json {
+        say_json(&json!({ "items": rollouts }));
+    } else if rollouts.is_empty() {
+        say(
+            "No release was pushed: the machines run what they were flashed with. `hivemind nodes` shows what that is.",
+        );
+    } else {
+        say(&table(&rollouts));
+    }
+    Ok(Exit::Success)
+}
+
+fn table(rollouts: &[Rollout]) -> String {
+    let mut table = Table::new(&["RELEASE", "FOR", "STATE", "MACHINES", "ID", "NOTES"]);
+    for rollout in rollouts {
+        let (style, state) = match rollout.state {
+            RolloutState::Rolling => (CHANGING, "rolling"),
+            RolloutState::Done => (GOOD, "done"),
+            RolloutState::Paused => (CHANGING, "paused"),
+            RolloutState::Stopped => (BAD, "stopped"),
+        };
+        let turns: Vec<String> =
+            rollout.turns.iter().map(|node| format!("node {} takes it", node.short())).collect();
+        let notes = if rollout.reason.is_empty() { turns.join(", ") } else { rollout.reason.clone() };
+        table.row([
+            rollout.version.as_str().into(),
+            rollout.architecture.name().into(),
+            styled(style, state),
+            format!("{}/{}", rollout.done, rollout.nodes).into(),
+            rollout.release.to_string().into(),
+            notes.into(),
+        ]);
+    }
+    table.render()
+}
+
+/// Current documents of releases, deleted ones included.
+async fn held_releases(client: &Client) -> Result<Vec<SpecItem>> {
+    client.list(&format!("/v1/specs?kind={}", Kind::OsRelease)).await
+}
+
+/// Those that are not deleted; an error when there is none.
+async fn standing(client: &Client) -> Result<Vec<SpecItem>> {
+    let items: Vec<SpecItem> =
+        held_releases(client).await?.into_iter().filter(|item| !item.deleted).collect();
+    if items.is_empty() {
+        return Err(Failure::new(Exit::Refused, "not-found", "there is no release that was pushed")
+            .advice("push one with `hivemind upgrade BUNDLE --from URL`"));
+    }
+    Ok(items)
+}
+
+/// What an OCI image layout says of its content, as far as it matters here.
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    config: Descriptor,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    digest: String,
+}
+
+/// The description of the release in a bundle.
+fn read(bundle: &Path) -> Result<OsReleaseSpec> {
+    let index: Index = parse(bundle, "index.json", &open(bundle, "index.json")?)?;
+    let [manifest] = index.manifests.as_slice() else {
+        return Err(no_bundle(bundle, "index.json", &"it names not one manifest"));
+    };
+    let manifest: Manifest = parse(bundle, "the manifest", &blob(bundle, manifest)?)?;
+    parse(bundle, "the description", &blob(bundle, &manifest.config)?)
+}
+
+fn open(bundle: &Path, name: &str) -> Result<Vec<u8>> {
+    fs::read(bundle.join(name)).map_err(|error| no_bundle(bundle, name, &error))
+}
+
+/// Reads a blob, which has to be what it is called.
+fn blob(bundle: &Path, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    let hex = descriptor.digest.strip_prefix("sha256:").unwrap_or_default();
+    let digest: Digest = hex.parse().map_err(|error| no_bundle(bundle, &descriptor.digest, &error))?;
+    let name = format!("blobs/sha256/{digest}");
+    let bytes = open(bundle, &name)?;
+    if Digest::of(&bytes) != digest {
+        return Err(no_bundle(bundle, &name, &"it was changed: its content has another digest"));
+    }
+    Ok(bytes)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bundle: &Path, name: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| no_bundle(bundle, name, &error))
+}
+
+fn no_bundle(bundle: &Path, name: &str, why: &dyn std::fmt::Display) -> Failure {
+    Failure::input("not-a-bundle", format!("{} is no update bundle: {name}: {why}", bundle.display()))
+        .advice("give the folder `bundle` that `image/build` writes")
+}
+
+#[cfg(test)]
+mod tests {
+    use hivemind_spec::id::ReleaseId;
+    use hivemind_spec::release::Architecture;
+
+    use super::*;
+
+    #[test]
+    fn a_rollout_that_stopped_is_shown_with_the_reason() {
+        let rollout = Rollout {
+            architecture: Architecture::Amd64,
+            version: "0.2.0".into(),
+            release: ReleaseId([0xab; 8]),
+            state: RolloutState::Stopped,
+            reason: "edge-1: it went back".into(),
+            done: 1,
+            nodes: 3,
+            turns: vec![],
+        };
+        let text = anstream::adapter::strip_str(&table(&[rollout])).to_string();
+        for part in ["0.2.0", "amd64", "stopped", "1/3", "abababababababab", "edge-1: it went back"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_no_bundle_is_refused_with_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = || read(folder.path()).unwrap_err().detail;
+        assert!(said().contains("index.json"));
+        let digest = Digest::of(b"manifest");
+        let index = json!({ "manifests": [{ "digest": format!("sha256:{digest}") }] });
+        fs::write(folder.path().join("index.json"), index.to_string()).unwrap();
+        let blobs = folder.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join(digest.to_string()), "another").unwrap();
+        assert!(said().contains("another digest"), "{}", said());
+    }
+}
