@@ -68,24 +68,11 @@ impl Taking {
 
     /// Takes what is ordered, for as long as it is.
     pub async fn run(self) {
-        let mut orders = self.order.subscribe();
-        loop {
-            let release = |order: &Option<UpdateOrder>| order.as_ref().map(|order| order.spec.clone());
-            let spec = release(&orders.borrow_and_update());
-            // Other peers are no other release.
-            let other = async {
-                let is_other = |order: &Option<UpdateOrder>| release(order) != spec;
-                // It ends with the agent.
-                drop(orders.wait_for(is_other).await);
-            };
-            match &spec {
-                Some(wanted) => tokio::select! {
-                    () = other => {}
-                    () = self.take(wanted) => std::future::pending().await,
-                },
-                None => other.await,
-            }
-        }
+        let take = |spec| {
+            let taking = self.clone();
+            async move { taking.take(&spec).await }
+        };
+        follow(self.order.subscribe(), take).await;
     }
 
     /// Enters the release in the boot menu and has the machine started anew. Without one that is whole it says why.
@@ -213,6 +200,30 @@ impl Taking {
     }
 }
 
+/// Does `work` on the release that is ordered. Gives it up when another is, or none; begins anew for each.
+async fn follow<F: Future<Output = ()>>(
+    mut orders: watch::Receiver<Option<UpdateOrder>>,
+    work: impl Fn(OsReleaseSpec) -> F,
+) {
+    let wanted = |order: &Option<UpdateOrder>| order.as_ref().map(|order| order.spec.clone());
+    loop {
+        let spec = wanted(&orders.borrow_and_update());
+        let done = async {
+            if let Some(spec) = spec.clone() {
+                work(spec).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        // Other peers are no other release.
+        tokio::select! {
+            changed = orders.wait_for(|order| wanted(order) != spec) => if changed.is_err() {
+                return;
+            },
+            () = done => {}
+        }
+    }
+}
+
 fn total(spec: &OsReleaseSpec) -> u64 {
     spec.root.bytes + spec.kernel.bytes
 }
@@ -238,13 +249,51 @@ fn ranges(missing: &[Missing]) -> Vec<&[Missing]> {
 
 #[cfg(test)]
 mod tests {
-    use hivemind_spec::release::Chunk;
+    use std::cell::RefCell;
+
+    use hivemind_spec::id::ReleaseId;
+    use hivemind_spec::release::{Architecture, Chunk, ReleaseFile};
 
     use super::*;
     use crate::release::source::Part;
 
     fn missing(part: Part, place: u64, bytes: u32) -> Missing {
         Missing { part, place, chunk: Chunk { bytes, digest: Digest([0; 32]) } }
+    }
+
+    fn order(number: u8) -> Option<UpdateOrder> {
+        let file = ReleaseFile::of(&[number][..]).unwrap();
+        let spec = OsReleaseSpec {
+            version: "1.0.0".to_owned(),
+            release: ReleaseId([number; 8]),
+            architecture: Architecture::Amd64,
+            minimum: "1.0.0".to_owned(),
+            root: file.clone(),
+            kernel: file,
+            sources: Vec::new(),
+            paused: false,
+        };
+        Some(UpdateOrder { spec, peers: Vec::new() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_release_that_is_ordered_is_taken_once_also_after_one_that_was_done_with() {
+        let (orders, receiver) = watch::channel(None);
+        let begun = RefCell::new(Vec::new());
+        let work = follow(receiver, |spec| {
+            begun.borrow_mut().push(spec.release.0[0]);
+            // The second one never ends by itself.
+            sleep(if spec.release.0[0] == 2 { Duration::from_secs(1_000_000) } else { Duration::ZERO })
+        });
+        let give = async {
+            for order in [order(1), order(1), order(2), None, order(2), order(3), order(1)] {
+                orders.send_replace(order);
+                sleep(Duration::from_secs(1)).await;
+            }
+            drop(orders);
+        };
+        tokio::join!(work, give);
+        assert_eq!(*begun.borrow(), [1, 2, 2, 3, 1]);
     }
 
     #[test]
