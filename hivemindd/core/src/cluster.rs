@@ -134,8 +134,8 @@ pub struct Liveness {
     pub alive: BTreeSet<NodeId>,
     /// When each enrolled node was last alive; absent: never seen here.
     pub last_seen: BTreeMap<NodeId, LastSeen>,
-    /// Those of `alive` whose connection ended and was not made again. SWIM has not given them up yet,
-    /// but they are no evidence that this side is the larger one.
+    /// Those of `alive` to which there is no connection: it ended and was not made again, or they are known by
+    /// hearsay only. SWIM has not given them up, but they are no evidence that this side is the larger one.
     pub silent: BTreeSet<NodeId>,
     /// The reverse: those that SWIM has given up and whose connection has not ended. Nobody takes
     /// over from them yet.

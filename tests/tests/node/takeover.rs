@@ -39,6 +39,32 @@ fn one_isolated_node_of_ten_takes_nothing_over() {
 }
 
 #[test]
+fn one_that_knows_another_by_hearsay_only_does_not_take_it_for_its_side_when_cut_off() {
+    for seed in 0..60 {
+        let mut world = World::with_machines(seed, 3);
+        assert!(world.run_until(10_000, World::agrees), "seed {seed}");
+        world.push(0, workload("web", 5, 6, &root_key())).unwrap();
+        assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 6)), "seed {seed}");
+        // Machine 2 comes back without its cable to machine 0, of which it hears from machine 1.
+        world.part(0, 2);
+        world.power_off(2);
+        world.run(500);
+        world.power_on(2);
+        let knows_all = |world: &World| {
+            world.machines[2].node.as_ref().is_some_and(|node| node.liveness().alive.len() == 3)
+        };
+        assert!(world.run_until(30_000, knows_all), "seed {seed}");
+        // Slow, so that it finds the others dead one long after the other.
+        world.machines[2].starved_ms = 100;
+        world.run(15_000);
+        let own = runs_on(&world, |index| index == 2);
+        world.part(1, 2);
+        world.run(30_000);
+        assert_eq!(runs_on(&world, |index| index == 2), own, "seed {seed}: {:?}", running(&world));
+    }
+}
+
+#[test]
 fn what_always_may_be_taken_over_runs_in_full_on_both_sides() {
     let mut world = World::with_machines(31, 4);
     let alone = cut_off(&mut world, Takeover::Always);

@@ -545,9 +545,10 @@ impl Node {
 
     /// Brings [`crate::cluster::Liveness`] up to date.
     pub(super) fn look_around(&mut self, now: Time) {
+        let me = self.settings.me;
         let mut alive = self.membership.as_ref().map(Membership::alive).unwrap_or_default();
         alive.retain(|node| self.members.contains(node));
-        alive.insert(self.settings.me);
+        alive.insert(me);
         for node in alive.union(&self.liveness.alive) {
             self.liveness.last_seen.insert(*node, LastSeen::now(now));
         }
@@ -558,6 +559,9 @@ impl Node {
             let came: Vec<_> = alive.difference(&self.liveness.alive).copied().collect();
             self.meet_anew(now, &came);
             let was_majority = self.cluster.side(&self.liveness, now).is_majority();
+            // Who is known by hearsay only, or was not heard again yet.
+            let heard = |node: &NodeId| self.peers.get(node).is_some_and(|state| state.connected);
+            self.liveness.silent.extend(came.into_iter().filter(|node| *node != me && !heard(node)));
             self.unplanned.network = true;
             for node in alive.symmetric_difference(&self.liveness.alive) {
                 self.map.observations(*node).for_each(|(key, _)| self.unplanned.add(key));
@@ -573,8 +577,8 @@ impl Node {
         self.save_seen(now, changed);
     }
 
-    /// The connection to a member is made anew that SWIM never gave up. If that makes this side the
-    /// larger one, the others are about to come back as well.
+    /// There is a connection to a member that SWIM has for alive. If that makes this side the larger one, the others
+    /// are about to come back as well.
     fn hear_again(&mut self, now: Time, node: NodeId) {
         let was_majority = self.cluster.side(&self.liveness, now).is_majority();
         if self.liveness.silent.remove(&node) {
