@@ -3,7 +3,7 @@
 //! ```text
 //!   first one node;  once it is well, a fifth of them at a time;  the leader last
 //!   a node that fails ends the rollout: nobody else gets a turn until another document is pushed
-//!   a node that does not come back holds it up until it does
+//!   a node that does not come back, or is not ready on the release, holds it up until it does, or is
 //! ```
 //!
 //! A node is well when it says that it runs the release, that the release is on trial no longer (see
@@ -89,27 +89,40 @@ fn advance(
     }
     let live = |id: &NodeId| cluster.is_live(liveness, id);
     let had = before.filter(|before| before.digest == release.digest).map(|before| &before.turns);
-    let lost = |id: &&NodeId| {
-        let missed = liveness.last_seen.get(*id).is_some_and(|seen| seen.missed_ms(now) > BACK_WITHIN_MS);
-        all.contains_key(*id) && !live(id) && missed
-    };
-    let lost: BTreeSet<NodeId> = had.into_iter().flatten().filter(lost).copied().collect();
-    if let Some(first) = lost.first() {
-        let minutes = BACK_WITHIN_MS / 60_000;
-        let stopped = format!("{}: it has not come back for {minutes} minutes", cluster.hostname(first));
-        return Rollout { turns: lost, stopped, ..none };
-    }
+    // Who was well on the release and then died may have died of it. It holds up those that wait, and nobody else.
+    let anybody_waits = all.iter().any(|(id, standing)| *standing == Standing::Before && live(id));
     // A turn ends when its node is well on the release. Who runs it and is not well yet has one in any case.
     let mut turns: BTreeSet<NodeId> = all
         .iter()
         .filter(|(id, standing)| match standing {
-            Standing::Done => !live(id),
+            // Who was well on it and then died may have died of it. It holds up those that wait, and nobody else.
+            Standing::Done => !live(id) && anybody_waits,
             Standing::Proving => true,
             Standing::Before => had.is_some_and(|had| had.contains(id)),
             Standing::Failed(_) => false,
         })
         .map(|(id, _)| *id)
         .collect();
+    let lost = |id: &&NodeId| {
+        let missed = liveness.last_seen.get(*id).is_some_and(|seen| seen.missed_ms(now) > BACK_WITHIN_MS);
+        !live(id) && missed
+    };
+    let lost: BTreeSet<NodeId> = turns.iter().filter(lost).copied().collect();
+    if let Some(first) = lost.first() {
+        let minutes = BACK_WITHIN_MS / 60_000;
+        let stopped = format!("{}: it has not come back for {minutes} minutes", cluster.hostname(first));
+        return Rollout { turns: lost, stopped, ..none };
+    }
+    let unwell = turns.iter().find_map(|id| {
+        let status = cluster.nodes.get(id)?.status.as_ref()?;
+        let proven = status.release.as_ref().is_some_and(|running| !running.on_trial);
+        let runs_it = all.get(id) == Some(&Standing::Proving) && proven && live(id);
+        let problem = status.problems.first().filter(|_| runs_it)?;
+        Some(format!("{}: it runs the release, but {problem}", cluster.hostname(id)))
+    });
+    if let Some(stopped) = unwell {
+        return Rollout { turns, stopped, ..none };
+    }
     let is_proven = all.iter().any(|(id, standing)| *standing == Standing::Done && live(id));
     let limit = if is_proven { (all.len() / BATCHES).max(1) } else { 1 };
     let ready = |id: &NodeId| live(id) && cluster.nodes.get(id).is_some_and(Node::is_ready);
@@ -271,6 +284,34 @@ mod tests {
         release(&mut cluster, 2).id = new;
         assert_eq!(look(&mut cluster, &liveness), [node_id(3)]);
         assert!(cluster.rollouts[&Architecture::Amd64].stopped.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_dies_after_all_have_the_release_holds_nothing_up_and_before_that_it_does() {
+        let (mut cluster, mut liveness) = updating(3);
+        let new = wanted(&cluster);
+        let away = LastSeen { wall_ms: 0, missed_ms: BACK_WITHIN_MS + 1, counted_ms: at(100).mono_ms };
+        release(&mut cluster, 2).id = new;
+        assert_eq!(look(&mut cluster, &liveness), [node_id(3)]);
+        liveness.alive.remove(&node_id(2));
+        liveness.last_seen.insert(node_id(2), away);
+        assert!(look(&mut cluster, &liveness).contains(&node_id(2)), "it was the first to have it");
+        release(&mut cluster, 1).id = new;
+        release(&mut cluster, 3).id = new;
+        assert!(look(&mut cluster, &liveness).is_empty());
+        assert_eq!(cluster.rollouts[&Architecture::Amd64].stopped, "");
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_on_the_release_holds_the_rollout_up_and_says_why() {
+        let (mut cluster, liveness) = updating(3);
+        release(&mut cluster, 2).id = wanted(&cluster);
+        status(cluster.nodes.get_mut(&node_id(2)).unwrap()).problems = vec!["there is no disk".to_owned()];
+        assert_eq!(look(&mut cluster, &liveness), [node_id(2)]);
+        let stopped = &cluster.rollouts[&Architecture::Amd64].stopped;
+        assert_eq!(stopped, "hive-2: it runs the release, but there is no disk");
+        status(cluster.nodes.get_mut(&node_id(2)).unwrap()).problems.clear();
+        assert_eq!(look(&mut cluster, &liveness), [node_id(3)]);
     }
 
     #[test]
