@@ -108,7 +108,7 @@ pub enum Command {
     /// Give the machines a new release of the operating system, or show how far it has come
     #[command(
         args_conflicts_with_subcommands = true,
-        after_help = "Examples:\n  hivemind upgrade bundle --from registry.example.org/hivemind/os\n  hivemind upgrade bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade\n  hivemind upgrade pause"
+        after_help = "Examples:\n  hivemind upgrade registry.example.org/hivemind/os:0.2.0\n  hivemind upgrade build/bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade\n  hivemind upgrade pause"
     )]
     Upgrade(Upgrade),
     /// Show the cluster at a glance
@@ -137,13 +137,16 @@ pub struct Upgrade {
     /// What to do with the release there is; shows how far it has come if nothing is given
     #[command(subcommand)]
     pub command: Option<UpgradeCommand>,
-    /// The update bundle: the folder that the image's build writes
-    #[arg(requires = "sources")]
-    pub bundle: Option<PathBuf>,
-    /// Where machines fetch the bundle's files: its folder on a web server (http:// or https://), or the reference in
-    /// a registry that it was pushed to; repeat for several, tried in turn
+    /// The update bundle: the folder that the image's build writes, or where it was put: its folder on a web server
+    /// (http:// or https://), or the reference in a registry (HOST/REPOSITORY:TAG) that it was pushed to
+    #[arg(value_name = "FOLDER|URL|REF")]
+    pub bundle: Option<String>,
+    /// Where machines fetch the bundle's files; repeat for several, tried in turn. Without it from where the bundle is
     #[arg(long = "from", id = "sources", value_name = "URL|REF", requires = "bundle")]
     pub sources: Vec<String>,
+    /// A registry to read the bundle from by plain HTTP, HOST:PORT; machines have their own list
+    #[arg(long = "insecure-registry", value_name = "HOST:PORT", value_delimiter = ',', requires = "bundle")]
+    pub insecure_registries: Vec<String>,
 }
 
 /// See [`Upgrade::command`].

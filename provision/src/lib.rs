@@ -13,6 +13,7 @@ pub mod deploy;
 pub mod failure;
 pub mod image;
 pub mod quantity;
+pub mod release;
 pub mod secret;
 pub mod terminal;
 pub mod token;

@@ -12,7 +12,7 @@ use crate::forward::Forward;
 use crate::governor::{self, Slots};
 use crate::machine::{Machine, MachineOptions};
 use crate::network::{Door, FIRST_MACHINE, GATEWAY, LAST_MACHINE, Network, Site};
-use crate::registry::TestRegistry;
+use crate::registry::{EmptyRegistry, TestRegistry};
 use crate::services::Services;
 use crate::state::StateDir;
 use crate::wire::{Cuts, Mac};
@@ -161,6 +161,11 @@ impl Lab {
     /// Starts a registry with the test images, which are made first if this computer has never made them.
     pub fn registry(&self) -> Result<TestRegistry> {
         TestRegistry::start(self, &self.inner.network)
+    }
+
+    /// Starts a registry without anything.
+    pub fn empty_registry(&self) -> Result<EmptyRegistry> {
+        EmptyRegistry::start(self, &self.inner.network)
     }
 
     /// Makes a name resolve to an address for everybody in the lab, within a second or so.

@@ -16,6 +16,9 @@ use crate::sys::ChildSetup;
 
 const PORT: u16 = 5000;
 
+/// Of the one that can be pushed to.
+const EMPTY_PORT: u16 = 5001;
+
 /// What it says, in the folder of its lab.
 const LOG: &str = "registry.log";
 
@@ -36,14 +39,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A read-only registry for everybody in the network.
-    pub(crate) fn start(network: &Network, dir: &Path, storage: &Path) -> Result<Server> {
-        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
-        let mut command = prepare(dir, &configuration(storage, address, Access::ReadOnly))?;
+    /// A registry for everybody in the network.
+    fn start(network: &Network, dir: &Path, storage: &Path, port: u16, access: Access) -> Result<Server> {
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let mut command = prepare(dir, &configuration(storage, address, access))?;
         network.label(&mut command);
         let setup = ChildSetup { network: Some(Arc::clone(&network.namespace)), ..ChildSetup::default() };
         setup.apply(&mut command);
-        Server::wait(command, dir, || network.enter(|| answers(PORT)))
+        Server::wait(command, dir, || network.enter(|| answers(port)))
     }
 
     /// A registry of this process alone that can be pushed to, and its address. It needs no privileges.
@@ -125,7 +128,7 @@ pub struct TestRegistry {
 impl TestRegistry {
     pub(crate) fn start(lab: &Lab, network: &Network) -> Result<TestRegistry> {
         let images = images::ensure()?;
-        let server = Server::start(network, lab.path(), &images.storage)?;
+        let server = Server::start(network, lab.path(), &images.storage, PORT, Access::ReadOnly)?;
         Ok(TestRegistry { _server: server, images, log: lab.path().join(LOG) })
     }
 
@@ -147,5 +150,32 @@ impl TestRegistry {
     /// What was asked of it, one line per request.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// A registry that has nothing at first and takes what is pushed, at `registry.lab:5001` and port 5001 of the lab's
+/// gateway, plain HTTP.
+#[derive(Debug)]
+pub struct EmptyRegistry {
+    _server: Server,
+}
+
+impl EmptyRegistry {
+    pub(crate) fn start(lab: &Lab, network: &Network) -> Result<EmptyRegistry> {
+        let dir = lab.path().join("empty-registry");
+        let storage = dir.join("storage");
+        fs::create_dir_all(&storage).context(format!("create {}", storage.display()))?;
+        let server = Server::start(network, &dir, &storage, EMPTY_PORT, Access::ReadWrite)?;
+        Ok(EmptyRegistry { _server: server })
+    }
+
+    /// What nodes call it.
+    pub fn name(&self) -> String {
+        format!("registry.lab:{EMPTY_PORT}")
+    }
+
+    /// Where this computer finds it, from inside the lab's network ([`Lab::enter`]).
+    pub fn address(&self, lab: &Lab) -> SocketAddr {
+        SocketAddr::from((lab.gateway(), EMPTY_PORT))
     }
 }

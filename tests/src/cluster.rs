@@ -23,6 +23,9 @@ const READY_POLL: Duration = Duration::from_millis(200);
 /// How long replicas may take from push to running, pull included.
 pub const STARTING: Duration = Duration::from_secs(120);
 
+/// The registries of a lab, which speak plain HTTP.
+const INSECURE: &str = "registry.lab:5000,registry.lab:5001";
+
 /// A cluster in a lab of its own.
 pub struct Cluster {
     /// Its machines, in the order they were added.
@@ -88,7 +91,7 @@ impl Cluster {
     /// Writes this cluster's configuration, with the newest token, onto an image file.
     pub fn configure(&self, disk: &Path, more: &[&str]) {
         let disk = disk.to_string_lossy();
-        let mut arguments = vec!["image", "configure", &disk, "--insecure-registry", "registry.lab:5000"];
+        let mut arguments = vec!["image", "configure", &disk, "--insecure-registry", INSECURE];
         arguments.extend(more);
         self.hivemind(arguments).ok();
     }

@@ -14,3 +14,8 @@ pub mod scale;
 pub mod sim;
 pub mod wait;
 pub mod web;
+
+/// A number from the environment, for runs that are longer than usual or have another seed.
+pub fn setting(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}

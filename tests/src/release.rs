@@ -10,10 +10,12 @@ use hivemind_image::build::{Options, Output, build};
 use hivemind_image::cache::project_folder;
 use hivemind_image::programs;
 use hivemind_init::boot_menu::{Assessment, BootMenu};
-use hivemind_qemu::Machine;
+use hivemind_qemu::{EmptyRegistry, Lab, Machine};
 use hivemind_spec::id::Digest;
 use hivemind_spec::release::OsReleaseSpec;
-use serde_json::Value;
+use oci_client::Reference;
+use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::manifest::{OciImageIndex, OciImageManifest, OciManifest};
 use tempfile::TempDir;
 
 use crate::disk;
@@ -85,6 +87,15 @@ impl Release {
         self.output.bundle()
     }
 
+    /// Puts the bundle into a registry of a lab, and says what it is called there.
+    pub fn push(&self, lab: &Lab, registry: &EmptyRegistry) -> String {
+        const REPOSITORY: &str = "hivemind/os:0.2.0";
+        let address = registry.address(lab).to_string();
+        let push = || push(&self.bundle(), &address, &format!("{address}/{REPOSITORY}"));
+        lab.enter(push).unwrap_or_else(|error| panic!("{error}"));
+        format!("{}/{REPOSITORY}", registry.name())
+    }
+
     /// Bytes of its two files together.
     pub fn bytes(&self) -> u64 {
         let size = |path: PathBuf| fs::metadata(path).map(|meta| meta.len());
@@ -109,16 +120,38 @@ impl Release {
 
 /// The description of the release in an update bundle.
 pub fn description(bundle: &Path) -> OsReleaseSpec {
-    let read = |path: PathBuf| fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let blob = |digest: &Value| {
-        let digest = digest.as_str().and_then(|digest| digest.strip_prefix("sha256:")).unwrap_or_default();
-        read(bundle.join("blobs/sha256").join(digest))
+    serde_json::from_slice(&blob(bundle, &manifest(bundle).config.digest))
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn manifest(bundle: &Path) -> OciImageManifest {
+    let index = fs::read(bundle.join("index.json")).unwrap_or_else(|error| panic!("{error}"));
+    let index: OciImageIndex = serde_json::from_slice(&index).unwrap_or_else(|error| panic!("{error}"));
+    serde_json::from_slice(&blob(bundle, &index.manifests[0].digest))
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn blob(bundle: &Path, digest: &str) -> Vec<u8> {
+    let path = bundle.join("blobs").join(digest.replace(':', "/"));
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn push(bundle: &Path, registry: &str, name: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let client = oci_client::Client::new(ClientConfig {
+        protocol: ClientProtocol::HttpsExcept(vec![registry.to_owned()]),
+        ..Default::default()
+    });
+    let reference: Reference = name.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let manifest = manifest(bundle);
+    let pushed = async {
+        for part in manifest.layers.iter().chain([&manifest.config]) {
+            client.push_blob(&reference, blob(bundle, &part.digest), &part.digest).await?;
+        }
+        client.push_manifest(&reference, &OciManifest::Image(manifest.clone())).await
     };
-    let json =
-        |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error}")) };
-    let index = json(&read(bundle.join("index.json")));
-    let manifest = json(&blob(&index["manifests"][0]["digest"]));
-    serde_json::from_slice(&blob(&manifest["config"]["digest"])).unwrap_or_else(|error| panic!("{error}"))
+    let runtime = runtime.unwrap_or_else(|error| panic!("{error}"));
+    runtime.block_on(pushed).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
 /// How many bytes of a release a machine has not got that runs another.

@@ -1,13 +1,8 @@
 //! `hivemind upgrade`: releases of the operating system.
 
-use std::fs;
-use std::path::Path;
-
 use hivemind_spec::api::{Rollout, RolloutState, SpecItem};
 use hivemind_spec::document::{Document, Kind, Spec};
-use hivemind_spec::id::Digest;
 use hivemind_spec::release::OsReleaseSpec;
-use serde::Deserialize;
 use serde_json::json;
 
 use super::push::{held, send};
@@ -15,13 +10,14 @@ use crate::cli::{Global, Output, Upgrade, UpgradeCommand};
 use crate::client::Client;
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
+use crate::release::{self, Place};
 use crate::terminal::{BAD, CHANGING, GOOD, STRONG, Table, paint, say, say_json, styled};
 
 const UNCHANGED: &str = "stopped; look with `hivemind upgrade`";
 
 pub(super) fn run(global: &Global, options: &Upgrade) -> Result<Exit> {
     match (&options.bundle, options.command) {
-        (Some(bundle), _) => start(global, bundle, &options.sources),
+        (Some(bundle), _) => start(global, &Place::parse(bundle), options),
         (None, Some(UpgradeCommand::Pause)) => change(global, "is paused", |spec| spec.paused = true),
         (None, Some(UpgradeCommand::Resume)) => change(global, "goes on", |spec| spec.paused = false),
         (None, Some(UpgradeCommand::Abort)) => abort(global),
@@ -29,9 +25,20 @@ pub(super) fn run(global: &Global, options: &Upgrade) -> Result<Exit> {
     }
 }
 
-fn start(global: &Global, bundle: &Path, sources: &[String]) -> Result<Exit> {
-    let mut spec = read(bundle)?;
-    spec.sources = sources.to_vec();
+fn start(global: &Global, bundle: &Place, options: &Upgrade) -> Result<Exit> {
+    let mut sources = options.sources.clone();
+    if sources.is_empty() {
+        let found = bundle.source().ok_or_else(|| {
+            let text = format!("machines cannot fetch anything from {bundle}, a folder of this machine");
+            Failure::input("no-source", text).advice(
+                "put it on a web server or into a registry, and give that place, or `--from` that place",
+            )
+        });
+        sources.push(found?);
+    }
+    let read = release::read(bundle, &options.insecure_registries);
+    let mut spec = super::block_on("stopped; nothing was pushed", read)?;
+    spec.sources = sources;
     let client = super::client(global)?;
     let what = format!("Release {} for {}", paint(STRONG, &spec.version), spec.architecture.name());
     let accepted = super::block_on(UNCHANGED, async {
@@ -151,57 +158,6 @@ async fn standing(client: &Client) -> Result<Vec<SpecItem>> {
     Ok(items)
 }
 
-/// What an OCI image layout says of its content, as far as it matters here.
-#[derive(Deserialize)]
-struct Index {
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    config: Descriptor,
-}
-
-#[derive(Deserialize)]
-struct Descriptor {
-    digest: String,
-}
-
-/// The description of the release in a bundle.
-fn read(bundle: &Path) -> Result<OsReleaseSpec> {
-    let index: Index = parse(bundle, "index.json", &open(bundle, "index.json")?)?;
-    let [manifest] = index.manifests.as_slice() else {
-        return Err(no_bundle(bundle, "index.json", &"it names not one manifest"));
-    };
-    let manifest: Manifest = parse(bundle, "the manifest", &blob(bundle, manifest)?)?;
-    parse(bundle, "the description", &blob(bundle, &manifest.config)?)
-}
-
-fn open(bundle: &Path, name: &str) -> Result<Vec<u8>> {
-    fs::read(bundle.join(name)).map_err(|error| no_bundle(bundle, name, &error))
-}
-
-/// Reads a blob, which has to be what it is called.
-fn blob(bundle: &Path, descriptor: &Descriptor) -> Result<Vec<u8>> {
-    let hex = descriptor.digest.strip_prefix("sha256:").unwrap_or_default();
-    let digest: Digest = hex.parse().map_err(|error| no_bundle(bundle, &descriptor.digest, &error))?;
-    let name = format!("blobs/sha256/{digest}");
-    let bytes = open(bundle, &name)?;
-    if Digest::of(&bytes) != digest {
-        return Err(no_bundle(bundle, &name, &"it was changed: its content has another digest"));
-    }
-    Ok(bytes)
-}
-
-fn parse<T: serde::de::DeserializeOwned>(bundle: &Path, name: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| no_bundle(bundle, name, &error))
-}
-
-fn no_bundle(bundle: &Path, name: &str, why: &dyn std::fmt::Display) -> Failure {
-    Failure::input("not-a-bundle", format!("{} is no update bundle: {name}: {why}", bundle.display()))
-        .advice("give the folder `bundle` that `image/build` writes")
-}
-
 #[cfg(test)]
 mod tests {
     use hivemind_spec::id::ReleaseId;
@@ -225,19 +181,5 @@ mod tests {
         for part in ["0.2.0", "amd64", "stopped", "1/3", "abababababababab", "edge-1: it went back"] {
             assert!(text.contains(part), "{text}");
         }
-    }
-
-    #[test]
-    fn a_folder_that_is_no_bundle_is_refused_with_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let said = || read(folder.path()).unwrap_err().detail;
-        assert!(said().contains("index.json"));
-        let digest = Digest::of(b"manifest");
-        let index = json!({ "manifests": [{ "digest": format!("sha256:{digest}") }] });
-        fs::write(folder.path().join("index.json"), index.to_string()).unwrap();
-        let blobs = folder.path().join("blobs/sha256");
-        fs::create_dir_all(&blobs).unwrap();
-        fs::write(blobs.join(digest.to_string()), "another").unwrap();
-        assert!(said().contains("another digest"), "{}", said());
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hivemind_qemu::{DiskCache, Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::{compose, items};
+use hivemind_tests::setting;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -20,10 +21,6 @@ const PAUSE_MS: u64 = 5000;
 
 /// What follows the last cut may take that long: pulls begin anew, and backoffs end.
 const COME_BACK: Duration = Duration::from_secs(180);
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// A Compose file with a workload for each number, which runs nothing: pushing is what matters here.
 fn pushed(cluster: &Cluster, numbers: impl IntoIterator<Item = u64>) -> String {
@@ -41,7 +38,7 @@ fn nodes(cluster: &Cluster) -> BTreeSet<String> {
 
 #[test]
 fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
-    let seed = number("HIVEMIND_POWER_SEED", 1);
+    let seed = setting("HIVEMIND_POWER_SEED", 1);
     eprintln!("seed {seed}");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut cluster = Cluster::new("cuts", 2);
@@ -61,7 +58,7 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
     cluster.push(app).ok();
 
     let mut acknowledged = BTreeSet::new();
-    let wanted = number("HIVEMIND_POWER_CUTS", CUTS);
+    let wanted = setting("HIVEMIND_POWER_CUTS", CUTS);
     let (mut cuts, mut pushes) = (0, 0);
     while cuts < wanted {
         let this = pushes;
