@@ -137,6 +137,8 @@ fn blob(bundle: &Path, digest: &str) -> Vec<u8> {
 }
 
 fn push(bundle: &Path, registry: &str, name: &str) {
+    // The client asks for the provider even where it speaks no TLS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let client = oci_client::Client::new(ClientConfig {
         protocol: ClientProtocol::HttpsExcept(vec![registry.to_owned()]),
