@@ -108,7 +108,7 @@ pub enum Command {
     /// Give the machines a new release of the operating system, or show how far it has come
     #[command(
         args_conflicts_with_subcommands = true,
-        after_help = "Examples:\n  hivemind upgrade registry.example.org/hivemind/os:0.2.0\n  hivemind upgrade build/bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade\n  hivemind upgrade pause"
+        after_help = "Examples:\n  hivemind upgrade registry.example.org/hivemind/os:0.2.0 --wait\n  hivemind upgrade build/bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade\n  hivemind upgrade pause"
     )]
     Upgrade(Upgrade),
     /// Show the cluster at a glance
@@ -144,6 +144,12 @@ pub struct Upgrade {
     /// Where machines fetch the bundle's files; repeat for several, tried in turn. Without it from where the bundle is
     #[arg(long = "from", id = "sources", value_name = "URL|REF", requires = "bundle")]
     pub sources: Vec<String>,
+    /// Wait until all machines run it and are well, and show how far it is
+    #[arg(long, short)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "1h", value_parser = quantity::duration_ms, requires = "wait")]
+    pub timeout: u64,
     /// A registry to read the bundle from by plain HTTP, HOST:PORT; machines have their own list
     #[arg(long = "insecure-registry", value_name = "HOST:PORT", value_delimiter = ',', requires = "bundle")]
     pub insecure_registries: Vec<String>,

@@ -8,6 +8,7 @@ mod nodes;
 mod plan;
 mod push;
 mod remove;
+mod rollout;
 mod show;
 mod source;
 mod token;

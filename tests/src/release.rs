@@ -77,6 +77,13 @@ impl Release {
         Self { output, id: id.trim().to_owned(), _dir: dir }
     }
 
+    /// Builds one with another agent, which does the same.
+    pub fn another(version: &str) -> Self {
+        let mut agent = fs::read(programs().agent).unwrap_or_else(|error| panic!("{error}"));
+        agent.extend_from_slice(version.as_bytes());
+        Self::build(version, &Difference { agent: Some(&agent), ..Difference::default() })
+    }
+
     /// Its name, 16 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.id

@@ -2,10 +2,12 @@
 
 use hivemind_spec::api::{Rollout, RolloutState, SpecItem};
 use hivemind_spec::document::{Document, Kind, Spec};
+use hivemind_spec::id::ReleaseId;
 use hivemind_spec::release::OsReleaseSpec;
 use serde_json::json;
 
 use super::push::{held, send};
+use super::rollout;
 use crate::cli::{Global, Output, Upgrade, UpgradeCommand};
 use crate::client::Client;
 use crate::deploy;
@@ -21,7 +23,7 @@ pub(super) fn run(global: &Global, options: &Upgrade) -> Result<Exit> {
         (None, Some(UpgradeCommand::Pause)) => change(global, "is paused", |spec| spec.paused = true),
         (None, Some(UpgradeCommand::Resume)) => change(global, "goes on", |spec| spec.paused = false),
         (None, Some(UpgradeCommand::Abort)) => abort(global),
-        (None, None) => show(global),
+        (None, None) => show(global, options),
     }
 }
 
@@ -40,6 +42,7 @@ fn start(global: &Global, bundle: &Place, options: &Upgrade) -> Result<Exit> {
     let mut spec = super::block_on("stopped; nothing was pushed", read)?;
     spec.sources = sources;
     let client = super::client(global)?;
+    let release = spec.release;
     let what = format!("Release {} for {}", paint(STRONG, &spec.version), spec.architecture.name());
     let accepted = super::block_on(UNCHANGED, async {
         let items = held_releases(&client).await?;
@@ -49,13 +52,29 @@ fn start(global: &Global, bundle: &Place, options: &Upgrade) -> Result<Exit> {
         let document = deploy::of_cluster(Kind::OsRelease, name.to_owned(), spec, before, client.now_ms());
         send(&client, &document).await
     })?;
-    if global.output == Output::Json {
-        say_json(&json!({ "accepted": [accepted] }));
-    } else {
+    let text = global.output == Output::Text;
+    if text {
         say(&format!("{what} goes from machine to machine, {}", held(&accepted)));
-        say("`hivemind upgrade` shows how far it has come.");
     }
-    Ok(Exit::Success)
+    if !options.wait {
+        if text {
+            say("`hivemind upgrade` shows how far it has come.");
+        } else {
+            say_json(&json!({ "accepted": [accepted] }));
+        }
+        return Ok(Exit::Success);
+    }
+    let outcome = wait(&client, &[release], options, text)?;
+    if !text {
+        say_json(&json!({ "accepted": [accepted], "items": outcome.rollouts }));
+    }
+    outcome.verdict
+}
+
+fn wait(client: &Client, releases: &[ReleaseId], options: &Upgrade, text: bool) -> Result<rollout::Outcome> {
+    const INTERRUPTED: &str =
+        "stopped watching; the release goes on. `hivemind upgrade` shows how far it has come";
+    super::block_on(INTERRUPTED, rollout::until_done(client, releases, options.timeout, text))
 }
 
 /// Changes what is wanted of every release.
@@ -103,9 +122,15 @@ fn abort(global: &Global) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn show(global: &Global) -> Result<Exit> {
+fn show(global: &Global, options: &Upgrade) -> Result<Exit> {
     let client = super::client(global)?;
-    let rollouts: Vec<Rollout> = super::block_on(UNCHANGED, client.list("/v1/releases"))?;
+    let mut rollouts: Vec<Rollout> = super::block_on(UNCHANGED, client.list("/v1/releases"))?;
+    let mut verdict = Ok(Exit::Success);
+    if options.wait && !rollouts.is_empty() {
+        let releases: Vec<ReleaseId> = rollouts.iter().map(|rollout| rollout.release).collect();
+        let outcome = wait(&client, &releases, options, global.output == Output::Text)?;
+        (rollouts, verdict) = (outcome.rollouts, outcome.verdict);
+    }
     if global.output == Output::Json {
         say_json(&json!({ "items": rollouts }));
     } else if rollouts.is_empty() {
@@ -115,7 +140,7 @@ fn show(global: &Global) -> Result<Exit> {
     } else {
         say(&table(&rollouts));
     }
-    Ok(Exit::Success)
+    verdict
 }
 
 fn table(rollouts: &[Rollout]) -> String {

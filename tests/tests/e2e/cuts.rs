@@ -6,7 +6,9 @@ use std::time::Duration;
 use hivemind_qemu::{DiskCache, Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::{compose, items};
-use hivemind_tests::setting;
+use hivemind_tests::release::Release;
+use hivemind_tests::web::Web;
+use hivemind_tests::{setting, wait};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -21,6 +23,22 @@ const PAUSE_MS: u64 = 5000;
 
 /// What follows the last cut may take that long: pulls begin anew, and backoffs end.
 const COME_BACK: Duration = Duration::from_secs(180);
+
+/// Power cuts while a machine takes a release, in every run; set `HIVEMIND_UPDATE_CUTS` for more, and
+/// `HIVEMIND_POWER_SEED` for others.
+const UPDATE_CUTS: u64 = 4;
+
+/// So many for each release.
+const CUTS_EACH: u64 = 4;
+
+/// The first comes so soon after the machine begins to take it, milliseconds: while it copies, fetches and writes.
+const TAKING_MS: u64 = 3000;
+
+/// How long until the next one, milliseconds: into the firmware, boot, all of it again, the restart and the trial.
+const UPDATE_PAUSE_MS: u64 = 40_000;
+
+/// How long a machine whose power was cut may take until it is well on one release or the other.
+const SETTLED: Duration = Duration::from_secs(300);
 
 /// A Compose file with a workload for each number, which runs nothing: pushing is what matters here.
 fn pushed(cluster: &Cluster, numbers: impl IntoIterator<Item = u64>) -> String {
@@ -96,10 +114,70 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
             let lost = plan["changes"].as_array().map_or(0, Vec::len);
             if lost == 0 { Ok(()) } else { Err(format!("{lost} acknowledged pushes are lost: {plan:#}")) }
         };
-        hivemind_tests::wait::until(machine.name(), Duration::from_secs(30), held);
+        wait::until(machine.name(), Duration::from_secs(30), held);
     }
     let share = acknowledged.len();
     eprintln!("{cuts} cuts; {share} of {pushes} pushes were acknowledged");
     assert!(share > 5, "pushes were acknowledged between the cuts: {acknowledged:?}");
     cluster.wait_for_running("app", 2, COME_BACK.max(STARTING));
+}
+
+#[test]
+fn power_cuts_at_any_moment_of_an_update_leave_a_machine_that_runs_one_release_or_the_other() {
+    let seed = setting("HIVEMIND_POWER_SEED", 1);
+    eprintln!("seed {seed}");
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut cluster = Cluster::new("update-cuts", 1);
+    cluster.image = cluster.image.clone().with_firmware();
+    let mut options = MachineOptions::with_image("m1", &cluster.image);
+    if let Some(disk) = &mut options.disk {
+        disk.cache = DiskCache::Volatile { seed: rng.random() };
+    }
+    cluster.add_with(options);
+    let machine = &cluster.machines[0];
+    machine.power_on().unwrap();
+    cluster.wait_for_ready(1);
+    let node = || -> Result<serde_json::Value, String> { Ok(items(&cluster.json(&["nodes"])?).remove(0)) };
+    let id = node().unwrap()["id"].clone();
+
+    let wanted = setting("HIVEMIND_UPDATE_CUTS", UPDATE_CUTS);
+    let (mut cuts, mut taken, mut rounds, mut taking) = (0, 0, 0, 0);
+    while cuts < wanted {
+        rounds += 1;
+        let before = node().unwrap()["release"]["id"].clone();
+        let release = Release::another(&format!("0.2.{rounds}"));
+        let web = Web::serve(&cluster.lab, &release.bundle());
+        cluster.hivemind(["upgrade", &release.bundle().to_string_lossy(), "--from", web.url()]).ok();
+        let begun = || machine.serial().matches("takes a release").count();
+        let before_this = taking;
+        wait::until("it takes the release", SETTLED, || {
+            taking = begun();
+            if taking > before_this { Ok(()) } else { Err("not yet".to_owned()) }
+        });
+        for cut in 0..CUTS_EACH {
+            let within_ms = if cut == 0 { TAKING_MS } else { UPDATE_PAUSE_MS };
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..within_ms)));
+            machine.power_cut();
+            machine.power_on().unwrap();
+        }
+        cuts += CUTS_EACH;
+        // Cuts on trial count as tries: three of them, and the release is one that failed.
+        let (after, _) = wait::until("it runs one of the two and is well", SETTLED, || {
+            let node = node()?;
+            let running = &node["release"];
+            let failed = running["failed"].as_array().is_some_and(|f| f.iter().any(|id| id == release.id()));
+            let settled = running["onTrial"] != true && node["state"] == "ready";
+            let is_new = running["id"] == release.id();
+            if settled && (is_new || (failed && running["id"] == before)) {
+                Ok(is_new)
+            } else {
+                Err(node.to_string())
+            }
+        });
+        taken += u64::from(after);
+    }
+    assert_eq!(node().unwrap()["id"], id, "the same node");
+    let console = machine.serial();
+    assert!(!console.contains("root-corrupt"), "half a release was started: {console}");
+    eprintln!("{cuts} cuts; {taken} of {rounds} releases were taken all the same");
 }

@@ -6,10 +6,10 @@ use hivemind_qemu::Machine;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::compose;
 use hivemind_tests::console::Console;
-use hivemind_tests::wait;
+use hivemind_tests::{setting, wait};
 
 /// Power cuts of all machines together in every run; set `HIVEMIND_POWER_ROUNDS` for more.
-const ROUNDS: usize = 20;
+const ROUNDS: u64 = 20;
 
 /// From the agent's start to its last assignment running, with no network, seconds.
 const RUNS_AGAIN_WITHIN_S: f64 = 15.0;
@@ -73,9 +73,8 @@ fn machines_that_lose_power_together_run_their_own_assignments_alone_within_fift
         own.unwrap_or_else(|| panic!("nothing is placed on {}", machine.name())).slot
     };
     let (first_slot, second_slot) = (slot_of(first), slot_of(second));
-    let rounds = std::env::var("HIVEMIND_POWER_ROUNDS").ok().and_then(|count| count.parse().ok());
     let mut slowest_s: f64 = 0.0;
-    for round in 0..rounds.unwrap_or(ROUNDS) {
+    for round in 0..setting("HIVEMIND_POWER_ROUNDS", ROUNDS) {
         for machine in &cluster.machines {
             machine.power_cut();
             machine.link_down().unwrap();

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use hivemind_core::mutation::{self, Mutation};
+use hivemind_tests::setting;
 use hivemind_tests::sim::life::{Options, live};
 
-/// Seeds lived in every run of the tests.
+/// Seeds lived in every run of the tests; set `HIVEMIND_LIVES` for more.
 const SEEDS: u64 = 2000;
 
 /// One in so many seeds is lived twice.
@@ -41,7 +42,7 @@ fn first<T: Send>(seeds: u64, live: impl Fn(u64) -> Option<T> + Sync) -> Option<
 
 #[test]
 fn lives_under_every_fault_keep_every_promise() {
-    let broken = first(SEEDS, |seed| {
+    let broken = first(setting("HIVEMIND_LIVES", SEEDS), |seed| {
         let outcome = live(seed, &Options::default());
         outcome.broken.map(|broken| (seed, broken))
     });
