@@ -217,6 +217,10 @@ impl Client {
             return Ok(Attempt::Doubted(doubt));
         }
         Ok(match timeout(ANSWER_TIMEOUT, connected.sender.send_request(request)).await {
+            // It may have done what it was asked, and will not say so; the next one does it, or has heard of it.
+            Ok(Ok(response)) if response.status().as_u16() == Code::Stopping.status() => {
+                Attempt::Failed(problem(response).await.detail)
+            }
             Ok(Ok(response)) => Attempt::Answered(response),
             Ok(Err(error)) => Attempt::Failed(chain(&error)),
             Err(_) => Attempt::Failed("connected, but no answer in time".to_owned()),

@@ -69,6 +69,8 @@ codes! {
     Storage = "storage", 507, "The change could not be stored";
     /// The node concerned cannot be reached.
     Unreachable = "unreachable", 502, "The node cannot be reached";
+    /// The node is about to stop or to start anew; another node, or the same one later, answers.
+    Stopping = "stopping", 503, "The node is stopping";
     /// A fault of the node; its log says more.
     Internal = "internal", 500, "The node failed";
 }

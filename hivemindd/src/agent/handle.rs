@@ -71,7 +71,7 @@ impl AgentHandle {
 }
 
 fn stopped() -> Problem {
-    Problem::new(Code::Internal, "the node's agent is stopping").advice("try again, or ask another node")
+    Problem::new(Code::Stopping, "the node's agent is stopping").advice("try again, or ask another node")
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 
 #[test]
@@ -61,6 +63,8 @@ mod node {
         pub(super) address: String,
         /// What was asked, with its answer's status.
         pub(super) asked: Arc<Mutex<Vec<(String, u16)>>>,
+        /// Whether it is about to stop.
+        pub(super) stopping: Arc<AtomicBool>,
     }
 
     /// Starts a node of the cluster whose clock is `ahead_s` ahead.
@@ -77,14 +81,21 @@ mod node {
         let address = listener.local_addr().unwrap().to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (log, nonces) = (Arc::clone(&asked), Arc::new(Mutex::new(BTreeSet::new())));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stops = Arc::clone(&stopping);
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (acceptor, log, nonces) = (acceptor.clone(), Arc::clone(&log), Arc::clone(&nonces));
+                let stops = Arc::clone(&stops);
                 tokio::spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
                     let service = service_fn(|request: Request<Incoming>| {
                         let (log, nonces) = (Arc::clone(&log), Arc::clone(&nonces));
+                        let stops = stops.load(Ordering::Relaxed);
                         async move {
+                            if stops {
+                                return Ok(stopping_answer());
+                            }
                             Ok::<_, hyper::Error>(answer(request, operator, ahead_s, &log, &nonces).await)
                         }
                     });
@@ -94,7 +105,13 @@ mod node {
                 });
             }
         });
-        Node { address, asked }
+        Node { address, asked, stopping }
+    }
+
+    fn stopping_answer() -> Response<Full<Bytes>> {
+        let problem = Problem::new(Code::Stopping, "the node's agent is stopping");
+        let body = serde_json::to_vec(&problem).unwrap();
+        Response::builder().status(problem.status).body(Full::new(Bytes::from(body))).unwrap()
     }
 
     fn certificates(
@@ -170,6 +187,22 @@ async fn a_signed_request_is_answered_by_a_node_behind_any_address() {
     let asked = node.asked.lock().unwrap().clone();
     assert_eq!(asked, [("/v1/replicas?workload=a%20b".to_owned(), 200), ("/v1/specs".to_owned(), 200)]);
     assert_eq!(client.bundle().remembered_nodes(), [node.address], "only the one that answered");
+}
+
+#[tokio::test]
+async fn a_node_that_is_stopping_is_left_for_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bundle, keys) = cluster(dir.path());
+    let stops = node::start(&bundle, &keys.root_ca, keys.signer.public(), 0).await;
+    let stays = node::start(&bundle, &keys.root_ca, keys.signer.public(), 0).await;
+    let client = Client::new(bundle, keys.signer, &[stops.address.clone(), stays.address.clone()]).unwrap();
+    stops.stopping.store(true, Ordering::Relaxed);
+    client.list::<u32>("/v1/nodes").await.unwrap();
+    assert_eq!((stops.asked.lock().unwrap().len(), stays.asked.lock().unwrap().len()), (0, 1));
+    stays.stopping.store(true, Ordering::Relaxed);
+    let failure = client.list::<u32>("/v1/nodes").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Unreachable);
+    assert!(failure.detail.contains("agent is stopping"), "{}", failure.detail);
 }
 
 #[tokio::test]
