@@ -36,7 +36,7 @@ impl AgentHandle {
     /// Hands a document to the core and waits until it is held as the design promises.
     ///
     /// # Errors
-    /// The core's refusal, or [`Code::Busy`] and [`Code::Internal`] when the loop cannot answer.
+    /// The core's refusal, or [`Code::Busy`] and [`Code::Stopping`] when the loop cannot answer.
     pub async fn push(&self, envelope: Envelope) -> Result<Accepted, Problem> {
         let (answer, wait) = oneshot::channel();
         self.ask(Ask::Push { envelope, answer })?;
@@ -46,7 +46,7 @@ impl AgentHandle {
     /// Runs `look` on the state, inside the loop: it must be quick.
     ///
     /// # Errors
-    /// [`Code::Busy`] and [`Code::Internal`] when the loop cannot answer.
+    /// [`Code::Busy`] and [`Code::Stopping`] when the loop cannot answer.
     pub async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Node, Time) -> T + Send + 'static,
@@ -91,7 +91,7 @@ mod tests {
         assert!(waiting.iter().all(|asked| !asked.is_finished()));
         drop(questions);
         for asked in waiting {
-            assert_eq!(asked.await.unwrap().unwrap_err().code, Code::Internal);
+            assert_eq!(asked.await.unwrap().unwrap_err().code, Code::Stopping);
         }
     }
 }
