@@ -28,6 +28,7 @@ use hivemind_spec::id::hex;
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::machine::API_PORT;
 use hivemind_spec::problem::{Code, Problem};
+use hivemind_spec::words::chain;
 
 use crate::bundle::{self, Bundle};
 use crate::failure::{Exit, Failure, Result};
@@ -276,17 +277,6 @@ fn with_port(node: &str) -> String {
         }
         Err(_) => format!("{node}:{API_PORT}"),
     }
-}
-
-/// An error with its sources: hyper's own words rarely say what happened.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 fn unreachable_failure(reasons: &[String]) -> Failure {

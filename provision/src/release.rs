@@ -10,6 +10,7 @@ use futures_util::{Stream, StreamExt as _};
 use hivemind_spec::document::MAX_DOCUMENT_BYTES;
 use hivemind_spec::id::Digest;
 use hivemind_spec::release::OsReleaseSpec;
+use hivemind_spec::words::chain;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor};
 use oci_client::secrets::RegistryAuth;
@@ -221,17 +222,6 @@ impl Reader<'_> {
         Failure::input("not-a-bundle", format!("{} is no update bundle: {name}: {why}", self.place))
             .advice("give the folder `bundle` that `image/build` writes, or where it was put")
     }
-}
-
-/// What an error says, with what it came from.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -89,7 +89,6 @@ fn advance(
     }
     let live = |id: &NodeId| cluster.is_live(liveness, id);
     let had = before.filter(|before| before.digest == release.digest).map(|before| &before.turns);
-    // Who was well on the release and then died may have died of it. It holds up those that wait, and nobody else.
     let anybody_waits = all.iter().any(|(id, standing)| *standing == Standing::Before && live(id));
     // A turn ends when its node is well on the release. Who runs it and is not well yet has one in any case.
     let mut turns: BTreeSet<NodeId> = all

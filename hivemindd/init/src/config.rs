@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use hivemind_spec::machine::{
     FILE_NAME, FW_CFG_NAME, MAX_BYTES, MachineConfig, MachineConfigError, VOLUME_LABEL,
 };
+use hivemind_spec::words::chain;
 use nix::mount::{MntFlags, MsFlags, umount2};
 
 use super::block::{self, Disk};
@@ -117,14 +118,14 @@ pub(super) fn load(disk: Option<&Disk>) -> Option<MachineConfig> {
             Ok(Some(bytes)) => bytes,
             Ok(None) => continue,
             Err(error) => {
-                line(&format!("configuration from {name}: {}", super::chain(&error)));
+                line(&format!("configuration from {name}: {}", chain(&error)));
                 continue;
             }
         };
         match MachineConfig::parse_bytes(&bytes) {
             Ok(config) => {
                 if let Err(error) = put_in_use(&bytes, &source) {
-                    line(&format!("configuration from {name}: {}", super::chain(&error)));
+                    line(&format!("configuration from {name}: {}", chain(&error)));
                     continue;
                 }
                 line(&format!("configuration from {name}"));

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hivemind_spec::words::chain;
 use nix::mount::{MsFlags, mount};
 
 use super::block::Device;
@@ -61,7 +62,7 @@ impl Start {
         let release = Release::of(&text, disk);
         // A disk whose menu is damaged has still got a root.
         let release = release.unwrap_or_else(|error| {
-            line(&format!("there is no boot menu to go back to: {}", super::chain(&error)));
+            line(&format!("there is no boot menu to go back to: {}", chain(&error)));
             None
         });
         Ok(Self { slots, verity, release })

@@ -36,6 +36,7 @@ mod watchdog;
 use std::path::Path;
 use std::time::Duration;
 
+use hivemind_spec::words::chain;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -155,17 +156,6 @@ fn give_up(error: &Error) -> ! {
         let _ = reboot(RebootMode::RB_AUTOBOOT);
         std::thread::sleep(REBOOT_DELAY);
     }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 /// Why the machine cannot be brought up.

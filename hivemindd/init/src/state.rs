@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
+use hivemind_spec::words::chain;
 use nix::mount::MsFlags;
 
 use super::block::{Device, Disk, has_ext4, is_blank};
@@ -62,7 +63,7 @@ pub(super) fn bring_up(disk: &Disk) -> Result<u64, Error> {
         .partition(PARTNAME)
         .ok_or_else(|| table_error(disk, format!("there is no partition `{PARTNAME}`")))?;
     let grown = grow(disk, device).unwrap_or_else(|error| {
-        line(&format!("the state partition keeps its size: {}", super::chain(&error)));
+        line(&format!("the state partition keeps its size: {}", chain(&error)));
         false
     });
     let node = device.node();

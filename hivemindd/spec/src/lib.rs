@@ -14,4 +14,5 @@ pub mod key;
 pub mod machine;
 pub mod problem;
 pub mod release;
+pub mod words;
 pub mod workload;

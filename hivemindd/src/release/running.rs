@@ -9,6 +9,7 @@ use hivemind_init::release::{self, Release, Slots};
 use hivemind_spec::api;
 use hivemind_spec::id::ReleaseId;
 use hivemind_spec::release::Architecture;
+use hivemind_spec::words::chain;
 use tokio::sync::watch;
 
 use super::source::Part;
@@ -151,15 +152,4 @@ pub(crate) fn os_release(name: &str) -> Option<String> {
 /// The menu is for one at a time.
 fn lock(release: &Mutex<Release>) -> MutexGuard<'_, Release> {
     release.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

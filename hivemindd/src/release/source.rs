@@ -8,6 +8,7 @@ use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use hivemind_core::event::{Peer, UpdateOrder};
 use hivemind_spec::id::ReleaseId;
 use hivemind_spec::release::{OsReleaseSpec, ReleaseFile};
+use hivemind_spec::words::chain;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -16,7 +17,6 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 
-use super::running::chain;
 use crate::transport::Transport;
 
 /// Most bytes asked for at a time: a peer holds them in memory.
