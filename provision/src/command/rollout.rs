@@ -1,16 +1,14 @@
-//! Watches releases go through the machines: a progress bar for each on a terminal, lines elsewhere.
+//! Watches releases go through the machines.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use hivemind_spec::api::{Rollout, RolloutState};
 use hivemind_spec::id::ReleaseId;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::bars::Bars;
 use crate::client::Client;
 use crate::failure::{Exit, Failure, Result};
-use crate::terminal::{BAD, CHANGING, FAINT, GOOD, note, paint, printable};
+use crate::terminal::{BAD, CHANGING, FAINT, GOOD, paint, printable};
 
 /// How often the cluster is asked: a machine takes a minute.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -30,25 +28,27 @@ pub(super) async fn until_done(
     show: bool,
 ) -> Result<Outcome> {
     let end = Instant::now() + Duration::from_millis(timeout_ms);
-    let mut display = Display::new(show);
+    let mut bars = Bars::new(show, 0);
     let mut rollouts: Vec<Rollout> = Vec::new();
     let mut seen = false;
     loop {
         match client.list::<Rollout>("/v1/releases").await {
             Ok(all) => {
                 rollouts = all.into_iter().filter(|rollout| releases.contains(&rollout.release)).collect();
-                rollouts.iter().for_each(|rollout| display.update(rollout));
+                rollouts.iter().for_each(|rollout| show_one(&mut bars, rollout));
                 seen |= are_there(&rollouts, releases);
                 if let Some(verdict) = judge(&rollouts, releases, seen) {
-                    display.finish();
+                    bars.finish();
                     return Ok(Outcome { rollouts, verdict });
                 }
             }
-            Err(failure) if failure.exit == Exit::Unreachable => display.miss(),
+            Err(failure) if failure.exit == Exit::Unreachable => {
+                bars.message(&paint(FAINT, "no machine answers"))
+            }
             Err(failure) => return Err(failure),
         }
         if Instant::now() >= end {
-            display.finish();
+            bars.finish();
             let verdict =
                 Failure::new(Exit::NotRunning, "timeout", "not all machines have it yet, and the time is up")
                     .advice("it goes on; `hivemind upgrade` shows how far it has come");
@@ -96,52 +96,11 @@ fn message(rollout: &Rollout) -> String {
     }
 }
 
-/// A bar for each release on a terminal; elsewhere a line for each change.
-struct Display {
-    bars: BTreeMap<ReleaseId, ProgressBar>,
-    said: BTreeMap<ReleaseId, String>,
-    all: Option<MultiProgress>,
-    show: bool,
-}
-
-impl Display {
-    fn new(show: bool) -> Self {
-        let terminal = show && std::io::stderr().is_terminal();
-        let all = terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-        Self { bars: BTreeMap::new(), said: BTreeMap::new(), all, show }
-    }
-
-    fn update(&mut self, rollout: &Rollout) {
-        let name = format!("{} for {}", rollout.version, rollout.architecture.name());
-        if let Some(all) = &self.all {
-            let bar = self.bars.entry(rollout.release).or_insert_with(|| {
-                // A template of constant form; should it ever be wrong, the default shows the same.
-                let style = ProgressStyle::with_template("{prefix}  {bar:24} {pos}/{len}  {wide_msg}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("━╸─");
-                all.add(ProgressBar::new(0).with_style(style).with_prefix(name))
-            });
-            bar.set_length(u64::from(rollout.nodes));
-            bar.set_position(u64::from(rollout.done));
-            bar.set_message(message(rollout));
-        } else if self.show {
-            let line = format!("{name}  {}/{}  {}", rollout.done, rollout.nodes, message(rollout));
-            if self.said.get(&rollout.release) != Some(&line) {
-                note(&line);
-                self.said.insert(rollout.release, line);
-            }
-        }
-    }
-
-    fn miss(&mut self) {
-        for bar in self.bars.values() {
-            bar.set_message(paint(FAINT, "no machine answers"));
-        }
-    }
-
-    fn finish(&self) {
-        self.bars.values().for_each(ProgressBar::abandon);
-    }
+fn show_one(bars: &mut Bars<ReleaseId>, rollout: &Rollout) {
+    let name = format!("{} for {}", rollout.version, rollout.architecture.name());
+    let message = message(rollout);
+    let line = format!("{name}  {}/{}  {message}", rollout.done, rollout.nodes);
+    bars.update(&rollout.release, &name, (rollout.done.into(), rollout.nodes.into()), message, line);
 }
 
 #[cfg(test)]

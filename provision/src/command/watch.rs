@@ -1,19 +1,18 @@
-//! Watches pushed workloads until they run: progress bars on a terminal, lines elsewhere.
+//! Watches pushed workloads until they run.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use hivemind_spec::api::{Accepted, Phase, Replica};
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::Digest;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::bars::Bars;
 use crate::client::{Client, percent};
 use crate::deploy::Change;
 use crate::failure::{Exit, Failure, Result};
 use crate::quantity::show_bytes;
-use crate::terminal::{BAD, GOOD, note, paint, printable};
+use crate::terminal::{BAD, GOOD, paint, printable};
 
 /// How often the cluster is asked: often enough to look live, rarely enough to cost nothing.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -64,14 +63,15 @@ pub(super) async fn until_running(
     show: bool,
 ) -> Result<Outcome> {
     let end = Instant::now() + Duration::from_millis(timeout_ms);
-    let mut display = Display::new(&targets, show);
+    let width = targets.iter().map(|target| target.key.name.len()).max().unwrap_or_default();
+    let mut bars = Bars::new(show, width);
     let mut misses = 0;
     loop {
         match look(client, &targets).await {
             Ok(replicas) => {
                 misses = 0;
-                if let Some(verdict) = judge(&targets, &replicas, &mut display) {
-                    display.finish();
+                if let Some(verdict) = judge(&targets, &replicas, &mut bars) {
+                    bars.finish();
                     return Ok(Outcome { replicas, verdict });
                 }
             }
@@ -80,7 +80,7 @@ pub(super) async fn until_running(
             Err(failure) => return Err(failure),
         }
         if Instant::now() >= end {
-            display.finish();
+            bars.finish();
             let replicas = look(client, &targets).await.unwrap_or_default();
             let failure =
                 Failure::new(Exit::NotRunning, "timeout", "not everything runs yet, and the time is up")
@@ -103,13 +103,13 @@ async fn look(client: &Client, targets: &[Target]) -> Result<Vec<Replica>> {
     Ok(replicas)
 }
 
-fn judge(targets: &[Target], replicas: &[Replica], display: &mut Display) -> Option<Result<Exit>> {
+fn judge(targets: &[Target], replicas: &[Replica], bars: &mut Bars<SpecKey>) -> Option<Result<Exit>> {
     let mut running = 0;
     let mut hopeless = Vec::new();
     for target in targets {
         let own: Vec<&Replica> = replicas.iter().filter(|replica| target.owns(replica)).collect();
         let progress = target.progress(&own);
-        display.update(target, &own, &progress);
+        show_one(bars, target, &own, &progress);
         match progress {
             Progress::Running => running += 1,
             Progress::Hopeless(reason) => hopeless.push(format!("{}: {reason}", target.key.name)),
@@ -165,67 +165,23 @@ pub(super) fn phase_name(phase: Phase) -> String {
     format!("{phase:?}").to_lowercase()
 }
 
-/// One bar for each workload on a terminal; elsewhere a line for each change.
-struct Display {
-    bars: BTreeMap<SpecKey, ProgressBar>,
-    said: BTreeMap<SpecKey, String>,
-    show: bool,
-    terminal: bool,
-}
-
-impl Display {
-    fn new(targets: &[Target], show: bool) -> Self {
-        let terminal = show && std::io::stderr().is_terminal();
-        let mut bars = BTreeMap::new();
-        if terminal {
-            let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-            let width = targets.iter().map(|target| target.key.name.len()).max().unwrap_or_default();
-            let template = format!("{{prefix:<{width}}}  {{bar:24}} {{pos}}/{{len}}  {{wide_msg}}");
-            for target in targets {
-                // A template of constant form; should it ever be wrong, the default shows the same.
-                let style = ProgressStyle::with_template(&template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("━╸─");
-                let bar = all.add(ProgressBar::new(target.replicas.into()).with_style(style));
-                bar.set_prefix(target.key.name.clone());
-                bars.insert(target.key.clone(), bar);
-            }
-        }
-        Self { bars, said: BTreeMap::new(), show, terminal }
-    }
-
-    fn update(&mut self, target: &Target, replicas: &[&Replica], progress: &Progress) {
-        if !self.show {
-            return;
-        }
-        let running = replicas.iter().filter(|replica| replica.phase == Phase::Running).count();
-        let message = match progress {
-            Progress::Running => paint(GOOD, "running"),
-            Progress::Hopeless(reason) => paint(BAD, reason),
-            Progress::Waiting(phases) => match pulling(replicas) {
-                Some(bytes) => format!("{phases}, {bytes}"),
-                None => phases.clone(),
-            },
-        };
-        if let Some(bar) = self.bars.get(&target.key) {
-            bar.set_position(running as u64);
-            bar.set_message(message);
-        } else if !self.terminal {
-            // Bytes change all the time; a log wants only what is new.
-            let line = match progress {
-                Progress::Waiting(phases) => format!("{}  {phases}", target.key.name),
-                _ => format!("{}  {message}", target.key.name),
-            };
-            if self.said.get(&target.key) != Some(&line) {
-                note(&line);
-                self.said.insert(target.key.clone(), line);
-            }
-        }
-    }
-
-    fn finish(&self) {
-        self.bars.values().for_each(ProgressBar::abandon);
-    }
+fn show_one(bars: &mut Bars<SpecKey>, target: &Target, replicas: &[&Replica], progress: &Progress) {
+    let running = replicas.iter().filter(|replica| replica.phase == Phase::Running).count();
+    let message = match progress {
+        Progress::Running => paint(GOOD, "running"),
+        Progress::Hopeless(reason) => paint(BAD, reason),
+        Progress::Waiting(phases) => match pulling(replicas) {
+            Some(bytes) => format!("{phases}, {bytes}"),
+            None => phases.clone(),
+        },
+    };
+    let name = &target.key.name;
+    // Bytes change all the time; a log wants only what is new.
+    let line = match progress {
+        Progress::Waiting(phases) => format!("{name}  {phases}"),
+        _ => format!("{name}  {message}"),
+    };
+    bars.update(&target.key, name, (running as u64, target.replicas.into()), message, line);
 }
 
 /// How far the pulls of a workload are, all together.
