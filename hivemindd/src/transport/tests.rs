@@ -260,6 +260,21 @@ async fn nodes_whose_clocks_are_decades_apart_connect() {
     }
 }
 
+/// Waits until there is one connection at either end, and has been for a while.
+async fn settle(a: &Node, b: &Node) {
+    let open = || [a, b].map(|node| node.transport.shared.endpoint.open_connections());
+    let settled = timeout(PATIENCE, async {
+        let mut since = Instant::now();
+        while since.elapsed() < Duration::from_millis(300) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if open() != [1, 1] {
+                since = Instant::now();
+            }
+        }
+    });
+    assert!(settled.await.is_ok(), "connections at either end: {:?}", open());
+}
+
 #[tokio::test]
 async fn nodes_that_dial_each_other_at_once_end_with_one_connection() {
     let operator = Operator::new("home");
@@ -272,10 +287,9 @@ async fn nodes_that_dial_each_other_at_once_end_with_one_connection() {
         b.transport.send(a.peer(), &swim("to a"));
         a.connected_to(b.peer()).await;
         b.connected_to(a.peer()).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        settle(&a, &b).await;
         for (from, to) in [(&a, &b), (&b, &a)] {
             assert_eq!(from.transport.peers(), [to.peer()]);
-            assert_eq!(from.transport.shared.endpoint.open_connections(), 1);
         }
         a.transport.send(b.peer(), &Message::Stored { ack: round });
         while b.message().await.1 != (Message::Stored { ack: round }) {}
