@@ -28,19 +28,18 @@ pub(super) fn run(global: &Global, options: &Upgrade) -> Result<Exit> {
 }
 
 fn start(global: &Global, bundle: &Place, options: &Upgrade) -> Result<Exit> {
-    let mut sources = options.sources.clone();
-    if sources.is_empty() {
+    let read = release::read(bundle, &options.insecure_registries);
+    let mut spec = super::block_on("stopped; nothing was pushed", read)?;
+    spec.sources = options.sources.clone();
+    if spec.sources.is_empty() {
         let found = bundle.source().ok_or_else(|| {
             let text = format!("machines cannot fetch anything from {bundle}, a folder of this machine");
             Failure::input("no-source", text).advice(
                 "put it on a web server or into a registry, and give that place, or `--from` that place",
             )
         });
-        sources.push(found?);
+        spec.sources.push(found?);
     }
-    let read = release::read(bundle, &options.insecure_registries);
-    let mut spec = super::block_on("stopped; nothing was pushed", read)?;
-    spec.sources = sources;
     let client = super::client(global)?;
     let release = spec.release;
     let what = format!("Release {} for {}", paint(STRONG, &spec.version), spec.architecture.name());
