@@ -8,9 +8,10 @@ use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
 use hivemind_core::state::Map;
 use hivemind_spec::document::{Ancestor, Document, Role};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::NodeId;
+use hivemind_spec::id::{NodeId, ReleaseId};
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
+use hivemind_spec::release::Architecture;
 use hivemind_spec::workload::{Exclusive, Resources, Takeover};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
@@ -23,6 +24,10 @@ const FORMING_MS: u64 = 90_000;
 /// How long everything may take to come right once the trouble is over, milliseconds: a node that
 /// was refused rests for a minute, and pulls and starts back off for up to five.
 const HEALING_MS: u64 = 7 * 60_000;
+
+/// How much longer where machines are updated: one after the other, each of up to a dozen for a minute or two, and
+/// for some of them the trial of a release that does not do well.
+const ROLLING_OUT_MS: u64 = 25 * 60_000;
 
 /// How long nothing may happen to containers after that, milliseconds.
 const QUIET_MS: u64 = 30_000;
@@ -104,6 +109,8 @@ struct Life {
     /// Machines that nobody reaches.
     isolated: BTreeSet<usize>,
     revoked: Option<usize>,
+    /// Whether operators push releases of the operating system.
+    rolls: bool,
     keys: Vec<Holder>,
     /// The newest revision anybody signed, so that documents differ.
     revision: u64,
@@ -123,6 +130,7 @@ impl Life {
             outsiders: BTreeSet::new(),
             isolated: BTreeSet::new(),
             revoked: None,
+            rolls: seed % 4 == 3,
             keys: vec![Holder { name: "root", key: cast::root_key(), role: Role::Admin }],
             revision: START_MS,
             world,
@@ -288,7 +296,9 @@ impl Life {
             if round % DISCOVERY_EVERY == 0 {
                 self.world.introduce_all();
             }
-            if self.world.chance(45) {
+            if self.rolls && self.world.chance(8) {
+                self.push_a_release();
+            } else if self.world.chance(45) {
                 self.push_something();
             } else {
                 self.do_harm();
@@ -459,6 +469,21 @@ impl Life {
         }
     }
 
+    /// The root key's holder pushes a release, which some machines may not do well on. From now on any machine may be
+    /// started anew, calm or not.
+    fn push_a_release(&mut self) {
+        let Some(index) = self.somebody_on(None) else { return };
+        let (number, paused) = (2 + self.world.dice(4) as u8, self.world.chance(20));
+        for victim in 0..self.count() {
+            if self.world.chance(10) {
+                self.world.machines[victim].unfit.insert(ReleaseId::of(&[number]));
+            }
+        }
+        self.world.ledger.undisturbed.clear();
+        let revision = self.next_revision();
+        self.world.begin_push(index, cast::release(number, revision, paused));
+    }
+
     /// One operator in two places pushes two versions with the same revision.
     fn push_twins(&mut self) {
         let (revision, name) = (self.next_revision(), NAMES[self.world.dice(NAMES.len())]);
@@ -552,7 +577,8 @@ impl Life {
     }
 
     fn come_right(&mut self) -> Broken {
-        let rounds = HEALING_MS / 5000;
+        let healing_ms = HEALING_MS + if self.rolls { ROLLING_OUT_MS } else { 0 };
+        let rounds = healing_ms / 5000;
         let mut wrong = String::new();
         for _ in 0..rounds {
             self.world.introduce_all();
@@ -567,7 +593,7 @@ impl Life {
             }
         }
         if !wrong.is_empty() {
-            return Err(format!("not right {} s after the trouble: {wrong}", HEALING_MS / 1000));
+            return Err(format!("not right {} s after the trouble: {wrong}", healing_ms / 1000));
         }
         // What was only being waited for, the takeover of a node that was cut off, happens now.
         self.world.run(QUIET_MS);
@@ -642,7 +668,26 @@ impl Life {
                 return Err(format!("m{index} got in without a token"));
             }
         }
+        self.is_rolled_out(&members)?;
         self.runs_what_it_should(&members)
+    }
+
+    /// Whether all members run the release that counts, or some member or the operator is the reason why not.
+    fn is_rolled_out(&self, members: &[usize]) -> Broken {
+        let cluster = self.world.node(members[0]).cluster();
+        let Some(wanted) = cluster.os_releases.get(&Architecture::Amd64) else { return Ok(()) };
+        let release = wanted.spec.release;
+        let rollout = cluster.rollouts.get(&Architecture::Amd64);
+        let of_members = || members.iter().map(|index| &self.world.machines[*index]);
+        let failed = of_members().any(|machine| machine.failed_releases.contains(&release));
+        let stopped = rollout.is_some_and(|rollout| !rollout.stopped.is_empty());
+        if wanted.spec.paused || failed {
+            return if stopped { Ok(()) } else { Err(format!("the rollout goes on: {rollout:?}")) };
+        }
+        match of_members().find(|machine| machine.release != release) {
+            None => Ok(()),
+            Some(machine) => Err(format!("{} waits for its release: {rollout:?}", machine.id.short())),
+        }
     }
 
     fn runs_what_it_should(&self, members: &[usize]) -> Broken {
