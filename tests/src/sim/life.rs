@@ -474,9 +474,13 @@ impl Life {
     fn push_a_release(&mut self) {
         let Some(index) = self.somebody_on(None) else { return };
         let (number, paused) = (2 + self.world.dice(4) as u8, self.world.chance(20));
+        let release = ReleaseId::of(&[number]);
         for victim in 0..self.count() {
-            if self.world.chance(10) {
-                self.world.machines[victim].unfit.insert(ReleaseId::of(&[number]));
+            let unfit = self.world.chance(10);
+            let machine = &mut self.world.machines[victim];
+            // A machine that was well on a release stays so.
+            if unfit && ![machine.release, machine.release_before].contains(&release) {
+                machine.unfit.insert(release);
             }
         }
         self.world.ledger.undisturbed.clear();
