@@ -53,6 +53,8 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
     args.option("-m", options.memory_mib.to_string());
     args.option("-smp", options.cpus.to_string());
     args.option("-device", "virtio-rng-pci");
+    // A watchdog, which resets the machine.
+    args.option("-device", "i6300esb");
     if options.clock_offset_s != 0 {
         args.option("-rtc", format!("base={}", clock(SystemTime::now(), options.clock_offset_s)));
     }

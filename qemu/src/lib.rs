@@ -27,6 +27,7 @@ mod cache;
 mod disk;
 mod error;
 mod forward;
+mod gdb;
 mod governor;
 mod image;
 pub mod images;

@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::arguments;
 use crate::disk::{Disk, Overlay, keep};
 use crate::error::{Context, Error, Result};
+use crate::gdb;
 use crate::image::{Boot, Image};
 use crate::lab::LabInner;
 use crate::nbd::PoweredDisk;
@@ -238,6 +239,15 @@ impl Machine {
     /// Lets a paused machine go on.
     pub fn resume(&self) -> Result<()> {
         self.qmp("cont", json!({}))
+    }
+
+    /// Has the kernel of a machine with one processor hang, interrupts off: from then on nothing in it runs, and only
+    /// its watchdog helps.
+    pub fn hang(&self) -> Result<()> {
+        let socket = self.dir.join("gdb");
+        let server = format!("gdbserver unix:{},server=on,wait=off", socket.display());
+        self.qmp("human-monitor-command", json!({ "command-line": server }))?;
+        gdb::hang(UnixStream::connect(&socket).context(format!("connect to {}", socket.display()))?)
     }
 
     /// Pulls the network cable; it stays out over power cuts.

@@ -3,7 +3,7 @@
 use hivemind_qemu::Machine;
 
 /// PID 1's first line, before anything else of ours runs.
-const FIRST: &str = "hivemindd: root is";
+pub const FIRST: &str = "hivemindd: root is";
 
 /// When a computer that is as fast as the promised times suppose brings the emulated kernel to PID 1, seconds.
 const KERNEL_S: f64 = 2.0;

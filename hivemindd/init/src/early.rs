@@ -15,7 +15,7 @@ use super::cmdline::Verity;
 use super::console::line;
 use super::release::Release;
 use super::verity::Root;
-use super::{Error, block, cmdline, modules, mounts, sys, verity};
+use super::{Error, block, cmdline, modules, mounts, sys, verity, watchdog};
 
 /// Modules of the initramfs, in the order to load them.
 const MODULES_LIST: &str = "/modules.load";
@@ -46,6 +46,8 @@ impl Start {
     pub(super) fn find() -> Result<Self, Error> {
         mounts::mount_early()?;
         sys::quiet_kernel();
+        modules::load_named(Path::new(MODULES_LIST), &watchdog::MODULES);
+        watchdog::arm(watchdog::PREPARING_S);
         let text = std::fs::read_to_string(cmdline::PATH).map_err(Error::io("reading", cmdline::PATH))?;
         let verity = cmdline::verity(&text)?;
         let wanted = cmdline::roots(&text, verity.is_some());
@@ -125,6 +127,7 @@ fn wait_for(partuuids: &[String]) -> Result<Vec<Device>, Error> {
         if let Some(found) = find(partuuids)? {
             return Ok(found);
         }
+        watchdog::feed();
         std::thread::sleep(ROOT_POLL);
     }
     Err(Error::NoDevice(format!("PARTUUID={}", partuuids.join(" and PARTUUID="))))

@@ -25,6 +25,7 @@ pub mod modules;
 mod mounts;
 mod output;
 mod power;
+pub mod pulse;
 pub mod release;
 mod shutdown;
 mod state;

@@ -21,7 +21,7 @@ use nix::mount::MsFlags;
 
 use super::block::{Device, Disk, has_ext4, is_blank};
 use super::console::line;
-use super::{Error, mounts, sys};
+use super::{Error, mounts, sys, watchdog};
 
 /// The partition's name in the table.
 const PARTNAME: &str = "state";
@@ -176,6 +176,7 @@ fn run(path: &'static str, mut command: Command, limit: Duration) -> Result<(), 
             child.kill()?;
             return Err(Failure::TooLong(limit.as_secs()));
         }
+        watchdog::feed();
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -15,11 +15,12 @@ use super::child::{AGENT, CONTAINERD, Child};
 use super::console::line;
 use super::fence::{self, Fences};
 use super::power::Button;
+use super::pulse::{Pulse, Verdict};
 use super::release::Release;
 use super::shutdown::How;
 use super::verity::Root;
-use super::watchdog::{FEED_EVERY, Watchdog};
-use super::{Error, cgroup, config};
+use super::watchdog::FEED_EVERY;
+use super::{Error, cgroup, config, watchdog};
 
 /// How long the agent may take to tell its peers that it leaves.
 const AGENT_GRACE: Duration = Duration::from_secs(5);
@@ -53,7 +54,8 @@ pub(super) struct Supervisor<'a> {
     agent: Child,
     signals: SignalFd,
     buttons: Vec<Button>,
-    watchdog: Watchdog,
+    pulse: Pulse,
+    agent_is_stuck: bool,
     root: &'a Root,
     root_is_corrupt: bool,
     release: Option<&'a Release>,
@@ -83,6 +85,7 @@ impl<'a> Supervisor<'a> {
             source,
         };
         let fences = Fences::new();
+        watchdog::arm(watchdog::SUPERVISING_S);
         mask.thread_block().map_err(|error| preparing(error.into()))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags).map_err(|error| preparing(error.into()))?;
@@ -95,7 +98,8 @@ impl<'a> Supervisor<'a> {
             agent: Child::new(AGENT).map_err(preparing)?,
             signals,
             buttons,
-            watchdog: Watchdog::open(),
+            pulse: Pulse::new(Instant::now()),
+            agent_is_stuck: false,
             root,
             root_is_corrupt: false,
             release,
@@ -114,7 +118,7 @@ impl<'a> Supervisor<'a> {
         let how = loop {
             self.start_children();
             self.end_boot_if_due();
-            self.watchdog.feed();
+            self.mind_the_agent();
             self.enforce_fences();
             if self.must_step_back() {
                 break How::Reboot;
@@ -139,6 +143,26 @@ impl<'a> Supervisor<'a> {
             self.announced = true;
             line("init up");
         }
+    }
+
+    /// Has an agent that hangs start again, and feeds the watchdog: unless it does not even end.
+    fn mind_the_agent(&mut self) {
+        match self.pulse.look(self.agent.pid(), Instant::now()) {
+            Verdict::Well => {}
+            Verdict::Hangs => {
+                line("agent-hangs: the agent gives no sign of life; it is killed and started again");
+                self.agent.signal(Signal::SIGKILL);
+            }
+            Verdict::Stuck => {
+                if !std::mem::replace(&mut self.agent_is_stuck, true) {
+                    line(
+                        "agent-hangs: the agent does not end; the watchdog starts the machine anew, if it has one",
+                    );
+                }
+                return;
+            }
+        }
+        watchdog::feed();
     }
 
     fn end_boot_if_due(&mut self) {
@@ -278,7 +302,7 @@ impl<'a> Supervisor<'a> {
             if left.is_zero() {
                 return false;
             }
-            self.watchdog.feed();
+            watchdog::feed();
             // Nobody renews leases while containers take their time to end.
             self.enforce_fences();
             // Told to stop again: it is under way.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use hivemind_core::event::{Action, Actions, Event, Level, Note, RequestId};
 use hivemind_core::node::Node;
+use hivemind_init::pulse;
 use hivemind_spec::api::Accepted;
 use hivemind_spec::problem::Problem;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::handle::Ask;
 use super::hands::Hands;
@@ -47,9 +48,12 @@ impl Turn {
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
+        let mut pulse = tokio::time::interval(pulse::BEAT_EVERY);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = &mut stop => return,
+                _ = pulse.tick() => beat(),
                 Some(event) = events.recv() => self.step(event),
                 Some(ask) = questions.recv() => self.answer(ask),
                 () = tokio::time::sleep_until(self.wake) => {
@@ -95,6 +99,13 @@ impl Turn {
                 action => self.hands.carry_out(action),
             }
         }
+    }
+}
+
+/// Tells PID 1 that the loop turns.
+fn beat() {
+    if let Err(error) = pulse::beat() {
+        tracing::error!(%error, "PID 1 cannot be told that the agent is well");
     }
 }
 

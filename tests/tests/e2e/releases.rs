@@ -100,3 +100,24 @@ fn from_a_containerd_that_does_not_start_the_machine_goes_back() {
         Difference { append: "hivemind.trial=30", init: Some(&looks_elsewhere), ..Difference::default() };
     go_back("containerd", &[(&no_containerd, "release-unhealthy")]);
 }
+
+#[test]
+fn from_a_kernel_that_hangs_the_machine_goes_back() {
+    let cluster = machines("hanging", 1);
+    let machine = &cluster.machines[0];
+    let started = Instant::now();
+    let release = Release::build("0.0.0-hanging", &Difference::default());
+    release.install(machine, Assessment::Indeterminate { left: 3, done: 0 });
+    machine.power_on().unwrap();
+    for tried in 1..=3 {
+        wait::until(&format!("try {tried}"), BACK, || {
+            let found = machine.serial().matches("root is /dev/vda3, verified").count();
+            if found == tried { Ok(()) } else { Err(format!("{found} times")) }
+        });
+        machine.hang().unwrap();
+    }
+    cluster.wait_for_ready_within(1, BACK);
+    assert!(started.elapsed() < BACK, "{:?}", started.elapsed());
+    machine.power_cut();
+    assert_eq!(release::assessment(machine, release.id()), Some(Assessment::Bad));
+}

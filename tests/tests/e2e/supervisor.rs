@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::console::{Console, FIRST};
 use hivemind_tests::{probe, wait};
 
 /// Dead to serving again, as the issue of the road wants it; looking takes a moment of its own.
@@ -37,6 +38,36 @@ fn killing_the_agent_or_containerd_leaves_containers_running_and_is_healed_withi
         assert_eq!((&after[0].ip, after[0].restarts), (&before[0].ip, 0), "adopted, not restarted");
         assert_eq!(container().unwrap(), running, "the same process");
     }
+}
+
+/// Within which an agent that gives no sign of life is killed: 30 s after the last, and PID 1 looks every 10.
+const FOUND_WITHIN: Duration = Duration::from_secs(50);
+
+/// Within which the watchdog resets a machine that hangs.
+const RESET_WITHIN: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_agent_that_hangs_is_started_again_and_a_machine_that_hangs_starts_anew() {
+    let cluster = Cluster::new("hangs", 1).with_probe().form(1);
+    let machine = &cluster.machines[0];
+    cluster.push("services:\n  web:\n    image: registry.lab:5000/nginx:1\n").ok();
+    let before = cluster.wait_for_running("web", 1, STARTING);
+
+    let stopped = probe::ask(&cluster.lab, machine, &["kill", "SIGSTOP", "hivemindd agent"]).unwrap();
+    assert!(!stopped.is_empty());
+    machine.wait_for_line("agent-hangs", FOUND_WITHIN).unwrap();
+    cluster.wait_for_ready(1);
+    let after = cluster.wait_for_running("web", 1, STARTING);
+    assert_eq!((&after[0].ip, after[0].restarts), (&before[0].ip, 0), "adopted, not restarted");
+
+    let boots = || machine.serial().matches(FIRST).count();
+    let (booted, kernel_s) = (boots(), Console::of(machine).told_s(FIRST));
+    machine.hang().unwrap();
+    // Its first line comes once the kernel is up again.
+    let limit = RESET_WITHIN + Duration::from_secs_f64(2.0 * kernel_s);
+    wait::until("it starts anew", limit, || if boots() > booted { Ok(()) } else { Err("silent".to_owned()) });
+    cluster.wait_for_ready(1);
+    cluster.wait_for_running("web", 1, STARTING);
 }
 
 #[test]
