@@ -11,6 +11,7 @@ pub mod dns;
 pub mod identity;
 mod netlink;
 pub mod network;
+pub mod recent;
 pub mod release;
 pub mod runtime;
 pub mod store;

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hivemind_spec::api::Wipe;
 
 use crate::quantity;
 
@@ -117,6 +119,9 @@ pub enum Command {
     /// Show what a workload's containers print
     #[command(after_help = "Examples:\n  hivemind logs web -f\n  hivemind logs web/0 --tail 20")]
     Logs(Logs),
+    /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
+    #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
+    Support(Support),
     /// Remove workloads
     #[command(after_help = "Examples:\n  hivemind remove web\n  hivemind remove -f compose.yaml --yes")]
     Remove(Remove),
@@ -377,7 +382,18 @@ pub enum Nodes {
     Uncordon(NodeName),
     /// Cut a machine off for good: it is stolen, lost, or thrown away
     #[command(after_help = "Example:\n  hivemind nodes revoke edge-3 --yes")]
-    Revoke(NodesRevoke),
+    Revoke(NodeChange),
+    /// Start a machine anew, in order
+    #[command(after_help = "Example:\n  hivemind nodes reboot edge-3")]
+    Reboot(NodeName),
+    /// Shut a machine down and switch it off
+    #[command(after_help = "Example:\n  hivemind nodes shutdown edge-3 --yes")]
+    Shutdown(NodeChange),
+    /// Have a machine forget what it holds, and start anew
+    #[command(
+        after_help = "Examples:\n  hivemind nodes reset edge-3 --wipe workloads\n  hivemind nodes reset edge-3 --wipe all --yes"
+    )]
+    Reset(NodesReset),
 }
 
 /// A node, by name.
@@ -388,15 +404,42 @@ pub struct NodeName {
     pub name: String,
 }
 
-/// See [`Nodes::Revoke`].
+/// See [`Command::Support`].
 #[derive(Debug, Args)]
-pub struct NodesRevoke {
+pub struct Support {
+    /// Only of these machines: host names, ids, or the ids' first 8 digits or more
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// The file to write; support-CLUSTER.tar.gz in the current folder if not given
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// See [`Nodes::Revoke`] and [`Nodes::Shutdown`].
+#[derive(Debug, Args)]
+pub struct NodeChange {
     /// Which
     #[command(flatten)]
     pub node: NodeName,
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+}
+
+/// See [`Nodes::Reset`].
+#[derive(Debug, Args)]
+pub struct NodesReset {
+    /// Which
+    #[command(flatten)]
+    pub change: NodeChange,
+    /// workloads: containers, images and logs. state: also its copy of the cluster's state, which the others have. all:
+    /// its identity too; it needs a new token to join again
+    #[arg(long, value_name = "WHAT", value_parser = PossibleValuesParser::new(Wipe::ALL.map(Wipe::name)).map(wipe))]
+    pub wipe: Wipe,
+}
+
+fn wipe(name: String) -> Wipe {
+    Wipe::ALL.into_iter().find(|wipe| wipe.name() == name).unwrap_or(Wipe::Workloads)
 }
 
 /// See [`Command::Keys`].

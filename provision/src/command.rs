@@ -12,6 +12,7 @@ mod remove;
 mod rollout;
 mod show;
 mod source;
+mod support;
 mod token;
 mod upgrade;
 mod watch;
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Upgrade(options) => upgrade::run(&global, &options),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
+        Command::Support(options) => support::run(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),
         Command::Keys(command) => keys::run(&global, &command),
         Command::Completions(options) => Ok(completions(&options)),

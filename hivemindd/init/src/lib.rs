@@ -27,6 +27,7 @@ mod output;
 mod power;
 pub mod pulse;
 pub mod release;
+pub mod reset;
 mod shutdown;
 mod state;
 mod supervisor;

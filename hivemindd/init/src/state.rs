@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
+use hivemind_spec::api::Wipe;
 use hivemind_spec::words::chain;
-use nix::mount::MsFlags;
+use nix::mount::{MsFlags, umount};
 
 use super::block::{Device, Disk, has_ext4, is_blank};
 use super::console::line;
-use super::{Error, mounts, sys, watchdog};
+use super::{Error, mounts, reset, sys, watchdog};
 
 /// The partition's name in the table.
 const PARTNAME: &str = "state";
@@ -68,8 +69,10 @@ pub(super) fn bring_up(disk: &Disk) -> Result<u64, Error> {
     });
     let node = device.node();
     let fresh = prepare_file_system(&node)?;
-    let flags = MsFlags::MS_NOATIME | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mounts::mount_device(&node, Path::new(MOUNT_POINT), "ext4", flags, MOUNT_OPTIONS)?;
+    mount(&node)?;
+    if let Some(wipe) = reset::ordered() {
+        forget(&node, wipe)?;
+    }
     if grown && !fresh {
         let mut resize = Command::new("/usr/sbin/resize2fs");
         resize.arg(&node);
@@ -85,6 +88,25 @@ pub(super) fn bring_up(disk: &Disk) -> Result<u64, Error> {
     let stat = nix::sys::statvfs::statvfs(MOUNT_POINT)
         .map_err(|error| Error::io("looking at", MOUNT_POINT)(error.into()))?;
     Ok(stat.blocks() * stat.fragment_size())
+}
+
+fn mount(node: &Path) -> Result<(), Error> {
+    let flags = MsFlags::MS_NOATIME | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mounts::mount_device(node, Path::new(MOUNT_POINT), "ext4", flags, MOUNT_OPTIONS)
+}
+
+/// Wipes what an operator ordered to.
+fn forget(node: &Path, wipe: Wipe) -> Result<(), Error> {
+    line(&format!("wiping {}, as ordered", wipe.name()));
+    if wipe == Wipe::All {
+        umount(MOUNT_POINT).map_err(|error| Error::io("unmounting", MOUNT_POINT)(error.into()))?;
+        make(node)?;
+        return mount(node);
+    }
+    if let Err(error) = reset::wipe(wipe) {
+        line(&format!("not all was wiped, the rest at the next start: {error}"));
+    }
+    Ok(())
 }
 
 /// Makes the id that programs expect in `/etc/machine-id` (machine-id(5)), once per machine; the

@@ -79,6 +79,81 @@ impl SpecItem {
     }
 }
 
+/// `POST /v1/nodes/NODE/orders`: what a machine is told to do, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Order {
+    /// The node's [`Node::started_ms`]. Every order has it start anew, so each is carried out once, however often a
+    /// node in the wrong hands sends it again.
+    pub started_ms: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What an [`Order`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Action {
+    /// End all that runs, with its grace periods, and start anew.
+    Reboot,
+    /// The same, and switch off.
+    Shutdown,
+    /// Start anew, and forget before anything runs again.
+    Reset {
+        /// What.
+        wipe: Wipe,
+    },
+}
+
+/// What a machine forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Wipe {
+    /// Containers, images and logs. What is placed on the machine is fetched and started anew.
+    Workloads,
+    /// That, and its copy of the cluster's state, which the others have. It stays the node that it is.
+    State,
+    /// Everything, its identity too: it is as it was flashed, and needs a new token to join.
+    All,
+}
+
+impl Wipe {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Workloads, Self::State, Self::All];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Workloads => "workloads",
+            Self::State => "state",
+            Self::All => "all",
+        }
+    }
+}
+
+/// The answer to an [`Order`]: the machine carries it out within a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ordered {
+    /// Which.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+}
+
+/// `GET /v1/nodes/NODE/support`: what helps to find out what is wrong with a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Support {
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// When it was put together, by the node's clock, milliseconds since 1970.
+    pub taken_ms: u64,
+    /// Texts by name: `agent.log`, `kernel.log`, `status.json`, files of `/proc`. No documents, no output of
+    /// containers, no keys. At most 512 KiB of each.
+    pub files: BTreeMap<String, String>,
+}
+
 /// What a node can do or has left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -37,7 +37,7 @@ use crate::runtime::{self, Runtime, Seen};
 use crate::store::{self, StoreHandle};
 use crate::transport::Transport;
 use crate::underlay::Underlay;
-use crate::{api, discovery, dns, network, underlay};
+use crate::{api, discovery, dns, network, recent, underlay};
 use hivemind_init::config;
 
 /// Events waiting for the loop. Sources wait when it is full; the core takes well under a
@@ -62,7 +62,7 @@ pub fn run() -> anyhow::Result<()> {
     // The DNS library tells of every question, and containers ask all the time.
     let quieter = Targets::new().with_default(Level::INFO).with_target("hickory_server", Level::WARN);
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(recent::Log)
         .with_ansi(false)
         .without_time()
         .with_target(false)

@@ -20,7 +20,7 @@ use super::forward::{FORWARDED_AT, FromPeer};
 use super::refusal::Refusal;
 
 /// The largest body of a signed request, bytes: reads have none, and signed orders are short.
-const MAX_SIGNED_BODY_BYTES: usize = 64 * 1024;
+pub(super) const MAX_SIGNED_BODY_BYTES: usize = 64 * 1024;
 
 /// Requests remembered so that none is answered twice: about 100 bytes each, and two minutes of
 /// far more requests than a small node can answer.
@@ -62,6 +62,10 @@ impl Seen {
     }
 }
 
+/// The key that signed a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Signer(pub(super) KeyId);
+
 /// Lets a request through when a live key signed it.
 pub(super) async fn require_signature(
     State(context): State<Context>,
@@ -87,8 +91,8 @@ pub(super) async fn require_signature(
         query: parts.uri.query(),
         body: &held.bytes,
     };
-    // Every role may read, so a live key is enough.
-    http_signature::verify(
+    // Every role may read, so a live key is enough here.
+    let signer = http_signature::verify(
         signed,
         fields.received(),
         |id| known.get(id).copied(),
@@ -97,7 +101,9 @@ pub(super) async fn require_signature(
         |key, nonce| context.seen.before(*key, nonce, now),
     )
     .map_err(Problem::from)?;
-    Ok(next.run(Request::from_parts(parts, Body::from(held.bytes.clone()))).await)
+    let mut request = Request::from_parts(parts, Body::from(held.bytes.clone()));
+    request.extensions_mut().insert(Signer(signer));
+    Ok(next.run(request).await)
 }
 
 /// The time by which a request is fresh or stale. One that another node forwards was fresh by that

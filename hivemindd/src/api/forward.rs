@@ -2,7 +2,7 @@
 //! over the QUIC connection between the nodes. The other node checks the signature again, by the
 //! clock of the node that forwards: the two clocks may differ by decades.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, Request, Response};
 use hivemind_core::event::Peer;
@@ -22,11 +22,35 @@ pub(super) struct FromPeer;
 /// fresh, milliseconds since 1970. From anybody but a node it means nothing.
 pub(super) const FORWARDED_AT: HeaderName = HeaderName::from_static("hivemind-forwarded-at");
 
-/// Sends a request without body to `node` and returns its answer.
+/// The answer to a request that concerns one node, when that is another: that node's. None when it is this one's to
+/// give.
+pub(super) async fn elsewhere(
+    context: &Context,
+    node: NodeId,
+    parts: &Parts,
+    body: Bytes,
+) -> Result<Option<axum::response::Response>, Problem> {
+    let me = context.agent.read(|core, _| core.me()).await?;
+    if node == me {
+        return Ok(None);
+    }
+    if parts.extensions.get::<FromPeer>().is_some() {
+        return Err(Problem::new(Code::NotFound, format!("this is node {}", me.short())));
+    }
+    let known = context.agent.read(move |core, _| core.cluster().nodes.contains_key(&node)).await?;
+    if !known {
+        return Err(Problem::new(Code::NotFound, format!("there is no node {node}"))
+            .advice("`hivemind nodes` lists them"));
+    }
+    Ok(Some(forward(context, node, parts, body).await?.map(Body::new)))
+}
+
+/// Sends a request to `node` and returns its answer.
 pub(super) async fn forward(
     context: &Context,
     node: NodeId,
     parts: &Parts,
+    body: Bytes,
 ) -> Result<Response<Incoming>, Problem> {
     let unreachable = |error: &dyn std::fmt::Display| {
         Problem::new(Code::Unreachable, format!("node {} does not answer: {error}", node.short()))
@@ -53,6 +77,6 @@ pub(super) async fn forward(
         headers.clone_from(&parts.headers);
         headers.insert(FORWARDED_AT, context.clock.now().wall_ms.into());
     }
-    let request = request.body(Body::empty()).map_err(|error| unreachable(&error))?;
+    let request = request.body(Body::from(body)).map_err(|error| unreachable(&error))?;
     sender.send_request(request).await.map_err(|error| unreachable(&error))
 }

@@ -133,7 +133,7 @@ async fn pass_on(mut from: mpsc::Receiver<LogLine>, to: mpsc::Sender<LogLine>) {
 /// Passes on what another node answers. Its refusal becomes a line, so that the reader knows what
 /// is missing.
 async fn relay(context: Context, node: NodeId, parts: Parts, lines: mpsc::Sender<LogLine>) {
-    let answer = match forward(&context, node, &parts).await {
+    let answer = match forward(&context, node, &parts, Bytes::new()).await {
         Ok(answer) if answer.status().is_success() => answer,
         Ok(answer) => return say(&context, &lines, node, &format!("answered {}", answer.status())).await,
         Err(problem) => return say(&context, &lines, node, &problem.detail).await,

@@ -10,11 +10,13 @@ mod body;
 mod forward;
 mod logs;
 mod openapi;
+mod orders;
 mod reads;
 mod refusal;
 mod releases;
 mod server;
 mod specs;
+mod support;
 
 use std::sync::Arc;
 
@@ -58,6 +60,8 @@ pub fn router(context: Context) -> Router {
     let signed = Router::new()
         .route("/v1/specs", get(specs::list))
         .route("/v1/nodes", get(reads::nodes))
+        .route("/v1/nodes/{node}/orders", post(orders::order))
+        .route("/v1/nodes/{node}/support", get(support::support))
         .route("/v1/workloads", get(reads::workloads))
         .route("/v1/replicas", get(reads::replicas))
         .route("/v1/releases", get(reads::releases))

@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{logs, reads, specs};
+use super::{logs, orders, reads, specs, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,6 +25,8 @@ use super::{logs, reads, specs};
         reads::status,
         reads::health,
         reads::version,
+        orders::order,
+        support::support,
         logs::stream,
         serve,
     )

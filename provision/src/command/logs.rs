@@ -163,7 +163,7 @@ impl Printer {
 }
 
 /// RFC 3339 in UTC, to the millisecond.
-fn timestamp(ms: u64) -> String {
+pub(super) fn timestamp(ms: u64) -> String {
     let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
     let (year, month, day) = civil(days);
     let (s, ms) = (rest / 1000, rest % 1000);

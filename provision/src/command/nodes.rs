@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use hivemind_spec::api::{Accepted, Node, NodeState, SpecItem};
+use hivemind_spec::api::{Accepted, Action, Node, NodeState, Order, Ordered, SpecItem, Wipe};
 use hivemind_spec::document::{Document, Kind, NodeIntentSpec, Spec};
 use serde_json::json;
 
 use super::push::{held, send};
 use super::show;
-use crate::cli::{Global, NodeName, Nodes, NodesRevoke, Output};
+use crate::cli::{Global, NodeChange, NodeName, Nodes, NodesReset, Output};
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{STRONG, confirm, paint, say, say_json};
@@ -23,18 +23,63 @@ pub(super) fn run(global: &Global, command: Option<&Nodes>) -> Result<Exit> {
             want(global, name, "takes replicas again", |intent| intent.cordoned = false)
         }
         Some(Nodes::Revoke(options)) => revoke(global, options),
+        Some(Nodes::Reboot(name)) => order(global, name, Action::Reboot, "starts anew"),
+        Some(Nodes::Shutdown(options)) => shutdown(global, options),
+        Some(Nodes::Reset(options)) => reset(global, options),
     }
 }
 
-fn revoke(global: &Global, options: &NodesRevoke) -> Result<Exit> {
+fn revoke(global: &Global, options: &NodeChange) -> Result<Exit> {
     let question = format!(
         "Revoke {}? The others cut it off for good; it has to be flashed anew to come back.",
         options.node.name
     );
-    if !options.yes && !confirm(&question)? {
-        return Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was revoked"));
-    }
+    sure(options, &question)?;
     want(global, &options.node, "is revoked", |intent| intent.revoked = true)
+}
+
+fn shutdown(global: &Global, options: &NodeChange) -> Result<Exit> {
+    let question =
+        format!("Switch {} off? Somebody has to be there to switch it on again.", options.node.name);
+    sure(options, &question)?;
+    order(global, &options.node, Action::Shutdown, "shuts down")
+}
+
+fn reset(global: &Global, options: &NodesReset) -> Result<Exit> {
+    let (change, wipe) = (&options.change, options.wipe);
+    let question = match wipe {
+        Wipe::Workloads => "Its containers, images and logs are wiped.",
+        Wipe::State => "Its containers, images, logs and its copy of the cluster's state are wiped.",
+        Wipe::All => "Everything is wiped, its identity too: it needs a new token to join again.",
+    };
+    sure(change, &format!("Reset {}? {question}", change.node.name))?;
+    order(global, &change.node, Action::Reset { wipe }, "starts anew and forgets")
+}
+
+fn sure(options: &NodeChange, question: &str) -> Result<()> {
+    if options.yes || confirm(question)? {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was done"))
+}
+
+/// Tells a machine to do something, and says so.
+fn order(global: &Global, name: &NodeName, action: Action, what: &str) -> Result<Exit> {
+    let client = super::client(global)?;
+    let (node, ordered) = super::block_on(UNCHANGED, async {
+        let nodes: Vec<Node> = client.list("/v1/nodes").await?;
+        let node = find(&nodes, &name.name)?.clone();
+        let order = Order { started_ms: node.started_ms, action };
+        let body = serde_json::to_vec(&order).unwrap_or_default();
+        let ordered: Ordered = client.post(&format!("/v1/nodes/{}/orders", node.id), body).await?;
+        Ok((node, ordered))
+    })?;
+    if global.output == Output::Json {
+        say_json(&json!({ "ordered": [ordered] }));
+    } else {
+        say(&format!("Node {} {what}", called(&node)));
+    }
+    Ok(Exit::Success)
 }
 
 /// Changes what is wanted of a node, and says so.
@@ -58,7 +103,7 @@ fn want(
 }
 
 /// The node with this host name, id, or beginning of an id.
-fn find<'a>(nodes: &'a [Node], name: &str) -> Result<&'a Node> {
+pub(super) fn find<'a>(nodes: &'a [Node], name: &str) -> Result<&'a Node> {
     let is_id = name.len() >= 8 && name.chars().all(|c| c.is_ascii_hexdigit());
     let named = |node: &&Node| node.hostname == name || is_id && node.id.to_string().starts_with(name);
     let found: Vec<&Node> = nodes.iter().filter(named).collect();
@@ -96,13 +141,16 @@ fn report(global: &Global, node: &Node, what: &str, accepted: &Accepted) {
     if global.output == Output::Json {
         say_json(&json!({ "accepted": [accepted] }));
     } else {
-        let name = format!("{} ({})", paint(STRONG, &node.hostname), node.id.short());
-        say(&format!("Node {name} {what}, {}", held(accepted)));
+        say(&format!("Node {} {what}, {}", called(node), held(accepted)));
     }
 }
 
+pub(super) fn called(node: &Node) -> String {
+    format!("{} ({})", paint(STRONG, &node.hostname), node.id.short())
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use hivemind_spec::api::Capacity;
     use hivemind_spec::dsse::Envelope;
     use hivemind_spec::id::NodeId;
@@ -110,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    fn node(number: u8, hostname: &str, state: NodeState) -> Node {
+    pub(in crate::command) fn node(number: u8, hostname: &str, state: NodeState) -> Node {
         Node {
             id: NodeId([number; 16]),
             hostname: hostname.to_owned(),
