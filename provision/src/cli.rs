@@ -410,7 +410,7 @@ pub struct Support {
     /// Only of these machines: host names, ids, or the ids' first 8 digits or more
     #[arg(value_name = "NODE")]
     pub nodes: Vec<String>,
-    /// The file to write; support-CLUSTER.tar.gz in the current folder if not given
+    /// The file to write; support-CLUSTER-TIME.tar.gz in the current folder if not given
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
@@ -434,12 +434,8 @@ pub struct NodesReset {
     pub change: NodeChange,
     /// workloads: containers, images and logs. state: also its copy of the cluster's state, which the others have. all:
     /// its identity too; it needs a new token to join again
-    #[arg(long, value_name = "WHAT", value_parser = PossibleValuesParser::new(Wipe::ALL.map(Wipe::name)).map(wipe))]
+    #[arg(long, value_name = "WHAT", value_parser = PossibleValuesParser::new(Wipe::ALL.map(Wipe::name)).try_map(|name| Wipe::named(&name).ok_or("it cannot be wiped")))]
     pub wipe: Wipe,
-}
-
-fn wipe(name: String) -> Wipe {
-    Wipe::ALL.into_iter().find(|wipe| wipe.name() == name).unwrap_or(Wipe::Workloads)
 }
 
 /// See [`Command::Keys`].

@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use crate::cli::Output;
-use crate::failure::{Failure, Result};
+use crate::failure::{Exit, Failure, Result};
 
 /// Good news.
 pub const GOOD: Style = AnsiColor::Green.on_default();
@@ -58,8 +58,8 @@ pub fn say_failure(failure: &Failure, output: Output) {
 /// Asks a question that only `y` or `yes` answers with yes.
 ///
 /// # Errors
-/// When there is nobody to ask.
-pub fn confirm(question: &str) -> Result<bool> {
+/// When there is nobody to ask, and `nothing` when the answer is another: what was not done.
+pub fn confirm(question: &str, nothing: &str) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::input("not-confirmed", format!("{question} There is nobody to ask"))
             .advice("add --yes if that is what you want"));
@@ -68,7 +68,10 @@ pub fn confirm(question: &str) -> Result<bool> {
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);
     read.map_err(|e| Failure::local("terminal", format!("cannot read the answer: {e}")))?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Interrupted, "not-confirmed", nothing)),
+    }
 }
 
 /// A table: a row of headings, then rows. The last column is not padded.

@@ -3,10 +3,16 @@
 use hivemind_qemu::Machine;
 
 /// PID 1's first line, before anything else of ours runs.
-pub const FIRST: &str = "hivemindd: root is";
+const FIRST: &str = "hivemindd: root is";
 
 /// When a computer that is as fast as the promised times suppose brings the emulated kernel to PID 1, seconds.
 const KERNEL_S: f64 = 2.0;
+
+/// How often a machine has started since it was made.
+#[must_use]
+pub fn starts(machine: &Machine) -> usize {
+    machine.serial().matches(FIRST).count()
+}
 
 /// The lines of one boot.
 pub struct Console(String);
@@ -38,11 +44,20 @@ impl Console {
         time.unwrap_or_else(|| panic!("no time of {part:?} in {self}"))
     }
 
+    /// When PID 1 was started, seconds since the kernel was.
+    ///
+    /// # Panics
+    /// When it was not.
+    #[must_use]
+    pub fn kernel_s(&self) -> f64 {
+        self.told_s(FIRST)
+    }
+
     /// By how much this computer is slower than the promised times suppose: 1 or more, told by what the kernel needed
     /// to reach PID 1 in this boot.
     #[must_use]
     pub fn slowness(&self) -> f64 {
-        (self.told_s(FIRST) / KERNEL_S).max(1.0)
+        (self.kernel_s() / KERNEL_S).max(1.0)
     }
 }
 

@@ -78,9 +78,17 @@ impl Pulse {
         }
     }
 
-    /// Looks for a new sign of the process that is the agent now.
+    /// Looks for a new sign of the process that is the agent now, no more often than there are any.
     pub(super) fn look(&mut self, agent: Option<Pid>, now: Instant) -> Verdict {
+        if now.saturating_duration_since(self.looked) < BEAT_EVERY {
+            return self.ended();
+        }
         self.listen(agent, &fs::read_to_string(Path::new(FILE)).unwrap_or_default(), now)
+    }
+
+    /// Whether an agent that was killed has had long enough to end.
+    fn ended(&self) -> Verdict {
+        if self.ending.is_some_and(|ending| ending > ENDING) { Verdict::Stuck } else { Verdict::Well }
     }
 
     fn listen(&mut self, agent: Option<Pid>, sign: &str, now: Instant) -> Verdict {
@@ -97,7 +105,7 @@ impl Pulse {
         }
         if let Some(ending) = &mut self.ending {
             *ending += passed;
-            return if *ending > ENDING { Verdict::Stuck } else { Verdict::Well };
+            return self.ended();
         }
         if told {
             (self.begun, self.silent) = (true, Duration::ZERO);

@@ -15,9 +15,10 @@ const FOLDER: &str = "/var/lib/hivemind";
 /// Holds what is to be wiped, while it is.
 const FILE: &str = "wipe";
 
-/// What goes with each. All of the state partition goes by a new file system (`state.rs`).
+/// What goes with the workloads, and what with the state besides. All of the partition goes by a new file system
+/// (`state.rs`).
 const WORKLOADS: [&str; 2] = ["/var/lib/containerd", "/var/log/hivemind"];
-const STATE: [&str; 3] = ["/var/lib/containerd", "/var/log/hivemind", "/var/lib/hivemind/store"];
+const STATE: [&str; 1] = ["/var/lib/hivemind/store"];
 
 /// Has that wiped at the next start.
 ///
@@ -30,7 +31,7 @@ pub fn order(wipe: Wipe) -> io::Result<()> {
 /// What is to be wiped at this start.
 pub(super) fn ordered() -> Option<Wipe> {
     let name = fs::read_to_string(Path::new(FOLDER).join(FILE)).ok()?;
-    let known = Wipe::ALL.into_iter().find(|wipe| wipe.name() == name);
+    let known = Wipe::named(&name);
     if known.is_none() {
         line(&format!("nothing is wiped: {FOLDER}/{FILE} holds {name:?}"));
     }
@@ -42,8 +43,8 @@ pub(super) fn ordered() -> Option<Wipe> {
 /// # Errors
 /// Those of the file system; what is left goes at the next start.
 pub(super) fn wipe(wipe: Wipe) -> io::Result<()> {
-    let folders: &[&str] = if wipe == Wipe::Workloads { &WORKLOADS } else { &STATE };
-    for folder in folders {
+    let besides: &[&str] = if wipe == Wipe::Workloads { &[] } else { &STATE };
+    for folder in WORKLOADS.iter().chain(besides) {
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => durable::sync_folder(Path::new(folder).parent().unwrap_or(Path::new("/")))?,

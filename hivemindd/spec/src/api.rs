@@ -129,6 +129,11 @@ impl Wipe {
             Self::All => "all",
         }
     }
+
+    /// The one that is called so.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|wipe| wipe.name() == name)
+    }
 }
 
 /// The answer to an [`Order`]: the machine carries it out within a second.

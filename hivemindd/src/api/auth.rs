@@ -20,7 +20,7 @@ use super::forward::{FORWARDED_AT, FromPeer};
 use super::refusal::Refusal;
 
 /// The largest body of a signed request, bytes: reads have none, and signed orders are short.
-pub(super) const MAX_SIGNED_BODY_BYTES: usize = 64 * 1024;
+const MAX_SIGNED_BODY_BYTES: usize = 64 * 1024;
 
 /// Requests remembered so that none is answered twice: about 100 bytes each, and two minutes of
 /// far more requests than a small node can answer.

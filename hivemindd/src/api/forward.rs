@@ -30,14 +30,14 @@ pub(super) async fn elsewhere(
     parts: &Parts,
     body: Bytes,
 ) -> Result<Option<axum::response::Response>, Problem> {
-    let me = context.agent.read(|core, _| core.me()).await?;
+    let (me, known) =
+        context.agent.read(move |core, _| (core.me(), core.cluster().nodes.contains_key(&node))).await?;
     if node == me {
         return Ok(None);
     }
     if parts.extensions.get::<FromPeer>().is_some() {
         return Err(Problem::new(Code::NotFound, format!("this is node {}", me.short())));
     }
-    let known = context.agent.read(move |core, _| core.cluster().nodes.contains_key(&node)).await?;
     if !known {
         return Err(Problem::new(Code::NotFound, format!("there is no node {node}"))
             .advice("`hivemind nodes` lists them"));

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::body::Bytes;
+use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use hivemind_core::trust::Holder;
@@ -14,7 +16,7 @@ use hivemind_spec::id::NodeId;
 use hivemind_spec::problem::{Code, Problem};
 
 use super::Context;
-use super::auth::{MAX_SIGNED_BODY_BYTES, Signer};
+use super::auth::Signer;
 use super::forward::elsewhere;
 use super::refusal::{Path, Refusal};
 
@@ -30,7 +32,8 @@ pub(super) async fn order(
     State(context): State<Context>,
     Path(node): Path<NodeId>,
     Extension(Signer(key)): Extension<Signer>,
-    request: Request,
+    parts: Parts,
+    body: Bytes,
 ) -> Result<Response, Refusal> {
     let (started_ms, role) = context
         .agent
@@ -46,13 +49,11 @@ pub(super) async fn order(
             .advice("sign with the key of an admin; `hivemind keys` shows the roles")
             .into());
     }
-    let (parts, body) = request.into_parts();
-    let held = context.bodies.read(body, MAX_SIGNED_BODY_BYTES).await?;
-    let Order { started_ms: meant_ms, action } = serde_json::from_slice(&held.bytes).map_err(|error| {
+    let Order { started_ms: meant_ms, action } = serde_json::from_slice(&body).map_err(|error| {
         Problem::new(Code::Malformed, format!("the order cannot be read: {error}"))
             .advice("see /v1/openapi.json for the orders there are")
     })?;
-    if let Some(answer) = elsewhere(&context, node, &parts, held.bytes.clone()).await? {
+    if let Some(answer) = elsewhere(&context, node, &parts, body).await? {
         return Ok(answer);
     }
     if started_ms != Some(meant_ms) {

@@ -10,7 +10,8 @@ use std::path::Path as FilePath;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Request, State};
+use axum::extract::State;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use hivemind_spec::api::Support;
 use hivemind_spec::id::NodeId;
@@ -55,9 +56,8 @@ const CRASHES: &str = "/sys/fs/pstore";
 pub(super) async fn support(
     State(context): State<Context>,
     Path(node): Path<NodeId>,
-    request: Request,
+    parts: Parts,
 ) -> Result<Response, Refusal> {
-    let (parts, _) = request.into_parts();
     if let Some(answer) = elsewhere(&context, node, &parts, Bytes::new()).await? {
         return Ok(answer);
     }

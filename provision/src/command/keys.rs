@@ -175,8 +175,8 @@ fn add(global: &Global, options: &KeysAdd) -> Result<Exit> {
 fn end(global: &Global, options: &KeyName, revoke: bool) -> Result<Exit> {
     let client = super::client(global)?;
     let question = format!("Revoke {}? Everything it ever signed becomes void and stops.", options.name);
-    if revoke && !options.yes && !confirm(&question)? {
-        return Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was revoked"));
+    if revoke && !options.yes {
+        confirm(&question, "nothing was revoked")?;
     }
     let accepted = super::block_on(UNCHANGED, async {
         let items = documents(&client).await?;

@@ -34,14 +34,18 @@ fn revoke(global: &Global, options: &NodeChange) -> Result<Exit> {
         "Revoke {}? The others cut it off for good; it has to be flashed anew to come back.",
         options.node.name
     );
-    sure(options, &question)?;
+    if !options.yes {
+        confirm(&question, "nothing was revoked")?;
+    }
     want(global, &options.node, "is revoked", |intent| intent.revoked = true)
 }
 
 fn shutdown(global: &Global, options: &NodeChange) -> Result<Exit> {
     let question =
         format!("Switch {} off? Somebody has to be there to switch it on again.", options.node.name);
-    sure(options, &question)?;
+    if !options.yes {
+        confirm(&question, "nothing was switched off")?;
+    }
     order(global, &options.node, Action::Shutdown, "shuts down")
 }
 
@@ -52,15 +56,10 @@ fn reset(global: &Global, options: &NodesReset) -> Result<Exit> {
         Wipe::State => "Its containers, images, logs and its copy of the cluster's state are wiped.",
         Wipe::All => "Everything is wiped, its identity too: it needs a new token to join again.",
     };
-    sure(change, &format!("Reset {}? {question}", change.node.name))?;
-    order(global, &change.node, Action::Reset { wipe }, "starts anew and forgets")
-}
-
-fn sure(options: &NodeChange, question: &str) -> Result<()> {
-    if options.yes || confirm(question)? {
-        return Ok(());
+    if !change.yes {
+        confirm(&format!("Reset {}? {question}", change.node.name), "nothing was reset")?;
     }
-    Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was done"))
+    order(global, &change.node, Action::Reset { wipe }, "starts anew and forgets")
 }
 
 /// Tells a machine to do something, and says so.

@@ -43,9 +43,7 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
     let items: Vec<_> = names.iter().filter_map(find).collect();
     if !items.is_empty() && !options.yes {
         let list = items.iter().map(|item| item.key.name.as_str()).collect::<Vec<_>>().join(", ");
-        if !confirm(&format!("Stop and remove {list}?"))? {
-            return Err(Failure::new(Exit::Interrupted, "not-confirmed", "nothing was removed"));
-        }
+        confirm(&format!("Stop and remove {list}?"), "nothing was removed")?;
     }
     let interrupted = "stopped; what was reported as removed is, the rest is not";
     let accepted = super::block_on(interrupted, async {

@@ -5,15 +5,11 @@ use std::time::Duration;
 use hivemind_qemu::Machine;
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::command::items;
-use hivemind_tests::console::FIRST;
+use hivemind_tests::console::starts;
 use hivemind_tests::wait;
 
 /// How long an ordered end may take: the containers' grace period, and a slow computer.
 const ENDED: Duration = Duration::from_secs(60);
-
-fn starts(machine: &Machine) -> usize {
-    machine.serial().matches(FIRST).count()
-}
 
 /// Gives an order for a machine by way of the other, and waits until it starts anew.
 fn order_anew(cluster: &Cluster, node: &str, machine: &Machine, words: &[&str]) {

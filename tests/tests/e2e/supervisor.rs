@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hivemind_tests::cluster::{Cluster, STARTING};
-use hivemind_tests::console::{Console, FIRST};
+use hivemind_tests::console::{Console, starts};
 use hivemind_tests::{probe, wait};
 
 /// Dead to serving again, as the issue of the road wants it; looking takes a moment of its own.
@@ -60,12 +60,13 @@ fn an_agent_that_hangs_is_started_again_and_a_machine_that_hangs_starts_anew() {
     let after = cluster.wait_for_running("web", 1, STARTING);
     assert_eq!((&after[0].ip, after[0].restarts), (&before[0].ip, 0), "adopted, not restarted");
 
-    let boots = || machine.serial().matches(FIRST).count();
-    let (booted, kernel_s) = (boots(), Console::of(machine).told_s(FIRST));
+    let (before, kernel_s) = (starts(machine), Console::of(machine).kernel_s());
     machine.hang().unwrap();
     // Its first line comes once the kernel is up again.
     let limit = RESET_WITHIN + Duration::from_secs_f64(2.0 * kernel_s);
-    wait::until("it starts anew", limit, || if boots() > booted { Ok(()) } else { Err("silent".to_owned()) });
+    wait::until("it starts anew", limit, || {
+        if starts(machine) > before { Ok(()) } else { Err("silent".to_owned()) }
+    });
     cluster.wait_for_ready(1);
     cluster.wait_for_running("web", 1, STARTING);
 }
