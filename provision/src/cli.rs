@@ -287,6 +287,9 @@ pub struct Source {
     /// The namespace of its workloads
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
     pub namespace: String,
+    /// Takes the services of this profile too, besides those of COMPOSE_PROFILES; `*` takes all
+    #[arg(long, value_name = "NAME")]
+    pub profile: Vec<String>,
 }
 
 /// See [`Command::Push`].

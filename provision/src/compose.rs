@@ -1,15 +1,18 @@
 //! Compose files (<https://compose-spec.io>) to documents.
 //!
 //! ```text
-//! text ──yaml──▶ nodes with places ──service──▶ workloads ──▶ documents, ready to be signed
+//! text ──yaml──▶ nodes with places ──service, container──▶ workloads ──▶ documents, ready to be signed
 //! ```
 //!
 //! Every key is honoured or refused with its line and the reason ([`keys`]); none is ignored. All
 //! faults of a file are found in one go. Nothing here reads files or the environment: both come
 //! in with [`Surroundings`].
 
+mod container;
+mod health;
 mod interpolate;
 pub mod keys;
+mod ports;
 mod reader;
 mod service;
 pub mod yaml;
@@ -48,6 +51,8 @@ pub struct Surroundings<'a> {
     pub project: String,
     /// The namespace of the workloads.
     pub namespace: String,
+    /// The profiles asked for; `*` is all.
+    pub profiles: BTreeSet<String>,
     /// Reads a file named in `env_file`; `None` when there is none.
     pub read: &'a dyn Fn(&str) -> Result<Option<String>, String>,
 }
@@ -84,11 +89,12 @@ pub fn compile(text: &str, surroundings: &Surroundings<'_>) -> Result<Compiled, 
 fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document>)> {
     let top = reader.entries(root, keys::TOP)?;
     let mut project = reader.surroundings.project.clone();
-    let mut services = None;
+    let (mut services, mut configs) = (None, service::Configs::new());
     for (key, node) in top {
         match key.text.as_str() {
             "name" => project = reader.label(node, "a project's name")?,
             "services" => services = Some(node),
+            "configs" => configs = contents(reader, node)?,
             "version" => reader.warn(key.mark, "`version` is obsolete and has no effect"),
             _ => {}
         }
@@ -109,14 +115,8 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
             reader.fault(key.mark, format!("{:?} cannot name a service; {rule}", key.text));
             continue;
         }
-        let Some((workload, mut labels)) = service::workload(reader, key, node) else { continue };
-        for port in &workload.container.ports {
-            if let Some(number) = port.published
-                && !published.insert((number, port.protocol))
-            {
-                reader.fault(key.mark, format!("port {number} is published twice; choose another"));
-            }
-        }
+        let Some(service) = service::service(reader, &configs, key, node) else { continue };
+        let service::Service { workload, mut labels, profiles } = service;
         labels.insert(APP_LABEL.to_owned(), project.clone());
         let document = Document {
             metadata: Metadata {
@@ -135,9 +135,52 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
         if let Err(error) = Document::parse(&document.to_json()) {
             reader.fault(key.mark, format!("service {}: {}", key.text, error.message));
         }
+        let asked = &reader.surroundings.profiles;
+        let wanted = |profile: &String| asked.contains(profile) || asked.contains("*");
+        if !profiles.is_empty() && !profiles.iter().any(wanted) {
+            let list = profiles.join("` or `--profile ");
+            reader.warn(key.mark, format!("{} is left out; it is in with `--profile {list}`", key.text));
+            continue;
+        }
+        for port in document.workload().into_iter().flat_map(|workload| &workload.container.ports) {
+            if let Some(number) = port.published
+                && !published.insert((number, port.protocol))
+            {
+                reader.fault(key.mark, format!("port {number} is published twice; choose another"));
+            }
+        }
         documents.push(document);
     }
     Some((project, documents))
+}
+
+/// The contents of the top level's `configs`.
+fn contents(reader: &Reader<'_>, node: &yaml::Node) -> Option<service::Configs> {
+    let mut configs = service::Configs::new();
+    for (name, node) in reader.mapping(node)? {
+        let mut found = Vec::new();
+        for (key, value) in reader.entries(node, keys::CONFIG)? {
+            let text = reader.text_or_number(value, "text")?;
+            found.push(match key.text.as_str() {
+                "content" => text,
+                "environment" => {
+                    let content = reader.surroundings.variables.get(&text).cloned();
+                    reader.ok(value.mark, content.ok_or_else(|| format!("the variable {text} is not set")))?
+                }
+                _ => {
+                    let read = (reader.surroundings.read)(&text);
+                    let read = read.and_then(|read| read.ok_or_else(|| format!("there is no file {text}")));
+                    reader.ok(value.mark, read)?
+                }
+            });
+        }
+        let [content] = &found[..] else {
+            reader.fault(name.mark, "needs exactly one of `content`, `file` and `environment`");
+            continue;
+        };
+        configs.insert(name.text.clone(), content.clone());
+    }
+    Some(configs)
 }
 
 #[cfg(test)]

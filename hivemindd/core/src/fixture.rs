@@ -6,7 +6,7 @@ use hivemind_spec::api::{Capacity, Phase};
 use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
-use hivemind_spec::workload::{ContainerSpec, Resources, RestartPolicy, Takeover, WorkloadSpec};
+use hivemind_spec::workload::{ContainerSpec, RestartPolicy, Takeover, WorkloadSpec};
 
 use crate::cluster::{Cluster, LastSeen, Liveness, Node, OsRelease, Workload};
 use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
@@ -78,22 +78,7 @@ pub(crate) fn cluster(nodes: u8) -> (Cluster, Liveness) {
 
 /// A workload of small replicas.
 pub(crate) fn workload(replicas: u32) -> Workload {
-    let container = ContainerSpec {
-        image: "registry.test/app:1".into(),
-        entrypoint: None,
-        command: None,
-        env: Default::default(),
-        working_dir: None,
-        user: None,
-        hostname: None,
-        resources: Resources::default(),
-        ports: Vec::new(),
-        stop_signal: None,
-        stop_grace_ms: 10_000,
-        health: None,
-        read_only: false,
-        tmpfs: Vec::new(),
-    };
+    let container = ContainerSpec::of("registry.test/app:1");
     let spec = WorkloadSpec {
         replicas,
         container,

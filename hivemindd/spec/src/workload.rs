@@ -1,26 +1,22 @@
 //! The workload document: which containers to run, how many, and where.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod container;
+pub mod rights;
+mod tmpfs;
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::container::*;
+pub use self::tmpfs::Tmpfs;
 
 use crate::document::DocumentError;
 use crate::id::{Digest, NodeId};
 
 /// More replicas of one workload than any cluster this is meant for can run.
 pub const MAX_REPLICAS: u32 = 10_000;
-
-/// CPU asked for when the document asks for none, in thousandths of a core. Small, so that a
-/// Compose file without resources fits on a small machine.
-pub const DEFAULT_CPU_MILLIS: u64 = 10;
-
-/// Memory asked for when the document asks for none, in bytes.
-pub const DEFAULT_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
-
-/// Processes and threads a container may have when the document sets no limit: a fork bomb must
-/// not take the node with it.
-pub const DEFAULT_PIDS_LIMIT: u64 = 4096;
 
 /// A workload's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,122 +62,6 @@ const MAX_VOTERS: usize = 10_000;
 
 fn one() -> u32 {
     1
-}
-
-/// What a replica runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ContainerSpec {
-    /// The image reference (`registry/repository:tag` or `…@sha256:…`).
-    pub image: String,
-    /// Replaces the image's entrypoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entrypoint: Option<Vec<String>>,
-    /// Replaces the image's command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Vec<String>>,
-    /// Environment, over the image's.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
-    /// Replaces the image's working directory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub working_dir: Option<String>,
-    /// `uid`, `uid:gid`, `name` or `name:group`; replaces the image's user.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// The container's host name; absent: the replica's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
-    /// Requests and limits.
-    #[serde(default)]
-    pub resources: Resources,
-    /// Ports the container serves.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<Port>,
-    /// Signal that asks the container to stop; absent: the image's, else SIGTERM.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stop_signal: Option<String>,
-    /// How long a stopping container may take before SIGKILL, in milliseconds.
-    #[serde(default = "ten_seconds")]
-    pub stop_grace_ms: u64,
-    /// A check whose verdict decides about traffic and restarts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<HealthCheck>,
-    /// Mounts the root file system read-only.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub read_only: bool,
-    /// Memory-backed directories, by path.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tmpfs: Vec<String>,
-}
-
-fn ten_seconds() -> u64 {
-    10_000
-}
-
-/// What the scheduler sets aside and what the kernel enforces.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Resources {
-    /// CPU set aside, thousandths of a core; absent: [`DEFAULT_CPU_MILLIS`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_request_millis: Option<u64>,
-    /// Memory set aside, bytes; absent: [`DEFAULT_MEMORY_BYTES`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_request_bytes: Option<u64>,
-    /// CPU limit, thousandths of a core.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_limit_millis: Option<u64>,
-    /// Memory limit, bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_limit_bytes: Option<u64>,
-    /// Process limit; absent: [`DEFAULT_PIDS_LIMIT`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pids_limit: Option<u64>,
-}
-
-impl Resources {
-    /// CPU to set aside, thousandths of a core.
-    pub fn cpu_millis(&self) -> u64 {
-        self.cpu_request_millis.unwrap_or(DEFAULT_CPU_MILLIS)
-    }
-
-    /// Memory to set aside, bytes.
-    pub fn memory_bytes(&self) -> u64 {
-        self.memory_request_bytes.unwrap_or(DEFAULT_MEMORY_BYTES)
-    }
-
-    /// Process limit.
-    pub fn pids(&self) -> u64 {
-        self.pids_limit.unwrap_or(DEFAULT_PIDS_LIMIT)
-    }
-}
-
-/// A port a container serves.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Port {
-    /// The port inside the container.
-    pub target: u16,
-    /// The port on every node that leads to it; absent: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub published: Option<u16>,
-    /// The transport protocol.
-    #[serde(default)]
-    pub protocol: Protocol,
-}
-
-/// A transport protocol.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// When a container that ended is started again.
@@ -259,22 +139,6 @@ pub enum Operator {
     NotEqual,
 }
 
-/// A command run inside the container; exit code 0 is healthy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HealthCheck {
-    /// The command and its arguments.
-    pub command: Vec<String>,
-    /// Time between checks, milliseconds.
-    pub interval_ms: u64,
-    /// Time a check may take, milliseconds.
-    pub timeout_ms: u64,
-    /// Failures in a row that make the container unhealthy.
-    pub retries: u32,
-    /// Time after the start in which failures do not count, milliseconds.
-    pub start_period_ms: u64,
-}
-
 impl WorkloadSpec {
     /// The digest of what each replica runs: the container and its restart policy, without how many
     /// replicas there are and where they go. Replicas are replaced when it changes, and only then.
@@ -294,7 +158,6 @@ impl WorkloadSpec {
     /// Checks what types cannot say.
     pub(crate) fn validate(&self) -> Result<(), DocumentError> {
         let fail = |pointer: &str, message: String| Err(DocumentError::new(pointer, message));
-        let container = &self.container;
         if self.replicas > MAX_REPLICAS {
             return fail("/spec/replicas", format!("{} is over the limit of {MAX_REPLICAS}", self.replicas));
         }
@@ -309,58 +172,6 @@ impl WorkloadSpec {
                 return fail("/spec/exclusive/voters", format!("needs 1 to {MAX_VOTERS} nodes"));
             }
         }
-        if container.image.trim().is_empty() {
-            return fail("/spec/container/image", "is empty; name an image".into());
-        }
-        if container.stop_grace_ms > 3_600_000 {
-            return fail(
-                "/spec/container/stopGraceMs",
-                "is over an hour; a node must be able to shut down".into(),
-            );
-        }
-        for (index, port) in container.ports.iter().enumerate() {
-            if port.target == 0 || port.published == Some(0) {
-                return fail(&format!("/spec/container/ports/{index}"), "port 0 cannot be served".into());
-            }
-        }
-        for name in container.env.keys() {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                return fail("/spec/container/env", format!("{name:?} cannot name an environment variable"));
-            }
-        }
-        let resources = &container.resources;
-        for (name, request, limit) in [
-            ("cpu", resources.cpu_request_millis, resources.cpu_limit_millis),
-            ("memory", resources.memory_request_bytes, resources.memory_limit_bytes),
-        ] {
-            if let (Some(request), Some(limit)) = (request, limit)
-                && request > limit
-            {
-                return fail(
-                    "/spec/container/resources",
-                    format!("the {name} request {request} is over the {name} limit {limit}"),
-                );
-            }
-        }
-        if resources.cpu_limit_millis == Some(0)
-            || resources.memory_limit_bytes.is_some_and(|b| b < 4 * 1024 * 1024)
-        {
-            return fail(
-                "/spec/container/resources",
-                "no container starts with less than 4 MiB of memory or without CPU".into(),
-            );
-        }
-        if let Some(health) = &container.health
-            && (health.command.is_empty()
-                || health.interval_ms == 0
-                || health.timeout_ms == 0
-                || health.retries == 0)
-        {
-            return fail(
-                "/spec/container/health",
-                "needs a command, and interval, timeout and retries over 0".into(),
-            );
-        }
-        Ok(())
+        self.container.validate()
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
 use hivemind_init::fence;
+use hivemind_spec::workload::HOST_GATEWAY;
 use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::Any;
@@ -163,7 +165,7 @@ impl Runtime {
         let user = plan.spec.user.as_deref().or(image.execution.user.as_deref()).unwrap_or_default();
         let around = Surroundings {
             execution: &image.execution,
-            identity: Accounts::from_layers(&layer_directories(&mounts)).resolve(user)?,
+            identity: Accounts::from_layers(&layer_directories(&mounts)).resolve(user, &plan.spec.groups)?,
             netns: &self.networks.path(id),
             files: &files,
             limits: self.limits,
@@ -314,19 +316,38 @@ fn remove_directory(path: &Path) -> Result<(), OperationError> {
     }
 }
 
-/// Writes what is mounted over the image's `/etc`, and makes the pipes of its output.
+/// Writes what is mounted over the image's files, and makes the pipes of its output.
 fn write_files(directory: &Path, plan: &ContainerPlan) -> std::io::Result<()> {
     fs::create_dir_all(directory)?;
-    let ContainerPlan { hostname, ip, gateway, search, .. } = plan;
+    let ContainerPlan { hostname, ip, gateway, search, spec, .. } = plan;
     fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
-    let hosts = format!(
+    let mut hosts = format!(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{ip}\t{hostname}.{search} {hostname}\n"
     );
+    for host in &spec.hosts {
+        let address = match host.address.as_str() {
+            HOST_GATEWAY => gateway.to_string(),
+            address => address.to_owned(),
+        };
+        hosts.push_str(&format!("{address}\t{}\n", host.name));
+    }
     fs::write(directory.join("hosts"), hosts)?;
+    let words = |first: &str, more: &[String]| {
+        let more: String = more.iter().map(|word| format!(" {word}")).collect();
+        format!("{first}{more}")
+    };
+    let search = words(search, &spec.resolver.search);
+    let options = words("ndots:1", &spec.resolver.options);
     fs::write(
         directory.join("resolv.conf"),
-        format!("nameserver {gateway}\nsearch {search}\noptions ndots:1\n"),
+        format!("nameserver {gateway}\nsearch {search}\noptions {options}\n"),
     )?;
+    for (index, file) in spec.files.iter().enumerate() {
+        let path = oci::content_of_file(directory, index);
+        fs::write(&path, &file.content)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
+        std::os::unix::fs::chown(&path, Some(file.uid), Some(file.gid))?;
+    }
     output::pipes(directory).iter().try_for_each(|pipe| output::make_pipe(pipe))
 }
 

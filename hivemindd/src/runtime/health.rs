@@ -32,6 +32,9 @@ const CHECKS_AT_A_TIME: usize = 4;
 /// check's own time.
 const OVERHEAD: Duration = Duration::from_secs(10);
 
+/// Time between checks while a container may still be starting, milliseconds: Docker's default.
+const START_INTERVAL_MS: u64 = 5000;
+
 /// The type of a process specification.
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
@@ -79,6 +82,9 @@ async fn check_one(
     places: std::sync::Arc<Semaphore>,
 ) {
     let interval = Duration::from_millis(check.interval_ms);
+    let start_interval = Duration::from_millis(check.start_interval_ms.unwrap_or(START_INTERVAL_MS)).min(interval);
+    let start_period_ends = Instant::now() + Duration::from_millis(check.start_period_ms);
+    let mut passed = false;
     // The first check comes soon: a container that is healthy at once should serve at once.
     let mut next = Instant::now() + interval.min(Duration::from_secs(1));
     loop {
@@ -90,7 +96,9 @@ async fn check_one(
         if events.send(event).await.is_err() {
             return;
         }
-        next = Instant::now() + interval;
+        passed |= healthy;
+        let starting = !passed && Instant::now() < start_period_ends;
+        next = Instant::now() + if starting { start_interval } else { interval };
     }
 }
 

@@ -2,9 +2,10 @@
 //! configuration and the plan.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hivemind_core::event::{ContainerPlan, OperationError};
+use hivemind_spec::workload::{CPU_SHARES, MAX_OPEN_FILES, Tmpfs, Ulimit};
 use serde_json::{Value, json};
 
 use super::client::permanent;
@@ -14,25 +15,6 @@ use super::user::Identity;
 
 /// Docker's default path of executables, for images that set none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What Docker grants a container's root: enough to change owners and users and to serve low
-/// ports, nothing that reaches the machine.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
 
 const MASKED_PATHS: [&str; 11] = [
     "/proc/acpi",
@@ -50,8 +32,8 @@ const MASKED_PATHS: [&str; 11] = [
 
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Files a process may have open: what servers expect, below the kernel's `fs.nr_open`.
-pub(super) const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+/// Files a process may have open: what servers expect, and the most there is.
+pub(super) const OPEN_FILES: (u64, u64) = (65_536, MAX_OPEN_FILES);
 
 /// Length of the CPU accounting period, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -59,11 +41,14 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// CPU shares of one core, as Docker and cgroup v1 count them.
 const SHARES_PER_CORE: u64 = 1024;
 
-/// The kernel's bounds of CPU shares.
-const SHARES_RANGE: (u64, u64) = (2, 262_144);
-
 /// Workloads are killed before the services of the machine when memory is short.
 const OOM_SCORE_ADJUSTMENT: i32 = 100;
+
+/// Memory for `/dev/shm`, in bytes: Docker's default.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// "No limit" of a process limit (`RLIM_INFINITY`).
+const NO_LIMIT: u64 = u64::MAX;
 
 /// The parent cgroup of all workloads.
 pub(super) const WORKLOADS_CGROUP: &str = "/hivemind/workloads";
@@ -76,7 +61,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) identity: Identity,
     /// Its network namespace.
     pub(super) netns: &'a Path,
-    /// The directory with its `hosts`, `hostname` and `resolv.conf`.
+    /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
     pub(super) files: &'a Path,
     /// Whether resource limits can be set: not where no cgroup controllers are delegated.
     pub(super) limits: bool,
@@ -86,12 +71,13 @@ pub(super) struct Surroundings<'a> {
 
 /// Makes the runtime specification.
 pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, OperationError> {
-    Ok(json!({
+    let mut spec = json!({
         "ociVersion": "1.1.0",
         "hostname": plan.hostname,
+        "annotations": plan.spec.annotations,
         "root": { "path": "rootfs", "readonly": plan.spec.read_only },
         "process": process(plan, around)?,
-        "mounts": mounts(plan, around.files),
+        "mounts": mounts(plan, around.files)?,
         "linux": {
             "cgroupsPath": format!("{WORKLOADS_CGROUP}/{}", plan.id.0),
             "namespaces": [
@@ -105,14 +91,24 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
             "resources": resources(plan, around.limits),
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
-            // As Docker does: harmless inside a network namespace of its own, and images expect it.
-            "sysctl": {
-                "net.ipv4.ip_unprivileged_port_start": "0",
-                "net.ipv4.ping_group_range": "0 2147483647",
-            },
+            "sysctl": sysctls(plan),
             "seccomp": seccomp::profile(),
         },
-    }))
+    });
+    if let Some(domain) = &plan.spec.domainname {
+        spec["domainname"] = domain.as_str().into();
+    }
+    Ok(spec)
+}
+
+/// As Docker does by itself: harmless inside a network namespace of its own, and images expect it.
+fn sysctls(plan: &ContainerPlan) -> BTreeMap<&str, &str> {
+    let mut sysctls = BTreeMap::from([
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+    ]);
+    sysctls.extend(plan.spec.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    sysctls
 }
 
 fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, OperationError> {
@@ -122,10 +118,10 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
     if !directory.starts_with('/') {
         return Err(permanent(format!("the working directory {directory:?} is not an absolute path")));
     }
-    let hard = OPEN_FILES.1.min(around.open_files);
-    let soft = OPEN_FILES.0.min(hard);
     let identity = &around.identity;
-    let capabilities: &[&str] = if identity.uid == 0 { &CAPABILITIES } else { &[] };
+    let bounding: Vec<String> =
+        plan.spec.capabilities.granted().into_iter().map(|name| format!("CAP_{name}")).collect();
+    let capabilities: &[String] = if identity.uid == 0 { &bounding } else { &[] };
     Ok(json!({
         "terminal": false,
         "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
@@ -133,17 +129,30 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
         "env": environment(plan, around),
         "cwd": directory,
         "capabilities": {
-            "bounding": CAPABILITIES,
+            "bounding": bounding,
             "effective": capabilities,
             "permitted": capabilities,
         },
-        "rlimits": [
-            { "type": "RLIMIT_NOFILE", "soft": soft, "hard": hard },
-            { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
-        ],
+        "rlimits": process_limits(plan, around.open_files),
         "noNewPrivileges": true,
-        "oomScoreAdj": OOM_SCORE_ADJUSTMENT,
+        "oomScoreAdj": plan.spec.oom_score_adj.unwrap_or(OOM_SCORE_ADJUSTMENT),
     }))
+}
+
+/// The process limits, and of open files no more than this machine can give.
+fn process_limits(plan: &ContainerPlan, open_files: u64) -> Vec<Value> {
+    let mut limits = BTreeMap::from([
+        ("core", Ulimit { soft: Some(0), hard: Some(0) }),
+        ("nofile", Ulimit { soft: Some(OPEN_FILES.0), hard: Some(OPEN_FILES.1) }),
+    ]);
+    limits.extend(plan.spec.ulimits.iter().map(|(name, limit)| (name.as_str(), *limit)));
+    let entry = |(name, Ulimit { soft, hard }): (&str, Ulimit)| {
+        let most = if name == "nofile" { open_files.min(OPEN_FILES.1) } else { NO_LIMIT };
+        let hard = hard.unwrap_or(NO_LIMIT).min(most);
+        let soft = soft.unwrap_or(NO_LIMIT).min(hard);
+        json!({ "type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard })
+    };
+    limits.into_iter().map(entry).collect()
 }
 
 /// Entry point and command by Docker's rules: each of the document's replaces the image's, and an
@@ -175,8 +184,9 @@ fn environment(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<String> {
     env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-fn mounts(plan: &ContainerPlan, files: &Path) -> Vec<Value> {
+fn mounts(plan: &ContainerPlan, files: &Path) -> Result<Vec<Value>, OperationError> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
+    let shm = format!("size={}", plan.spec.shm_size_bytes.unwrap_or(SHM_BYTES));
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -186,7 +196,7 @@ fn mounts(plan: &ContainerPlan, files: &Path) -> Vec<Value> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
@@ -203,12 +213,26 @@ fn mounts(plan: &ContainerPlan, files: &Path) -> Vec<Value> {
     // What is written there counts against the container's memory; where that has no limit, the
     // kernel's default (half the machine's memory) holds.
     let size = plan.spec.resources.memory_limit_bytes.map(|bytes| format!("size={bytes}"));
-    for path in &plan.spec.tmpfs {
+    for text in &plan.spec.tmpfs {
+        let tmpfs = Tmpfs::parse(text).map_err(permanent)?;
+        // Of options that say the opposite, the kernel takes the last.
         let mut options = vec!["nosuid", "nodev", "noexec", "mode=1777"];
         options.extend(size.as_deref());
-        mounts.push(mount(path, "tmpfs", "tmpfs", &options));
+        options.extend(tmpfs.options.iter().map(String::as_str));
+        mounts.push(mount(&tmpfs.path, "tmpfs", "tmpfs", &options));
     }
-    mounts
+    // After the directories, in which they may lie.
+    for (index, file) in plan.spec.files.iter().enumerate() {
+        let source = content_of_file(files, index);
+        let options = ["bind", "rprivate", "ro", "nosuid", "nodev"];
+        mounts.push(mount(&file.path, "bind", &source.to_string_lossy(), &options));
+    }
+    Ok(mounts)
+}
+
+/// Where the content lies of the document's file with this number.
+pub(super) fn content_of_file(files: &Path, index: usize) -> PathBuf {
+    files.join(format!("file-{index}"))
 }
 
 fn resources(plan: &ContainerPlan, limits: bool) -> Value {
@@ -218,8 +242,11 @@ fn resources(plan: &ContainerPlan, limits: bool) -> Value {
         return json!({ "devices": devices });
     }
     let wanted = &plan.spec.resources;
-    let shares = (wanted.cpu_millis() * SHARES_PER_CORE / 1000).clamp(SHARES_RANGE.0, SHARES_RANGE.1);
-    let mut cpu = json!({ "shares": shares });
+    let shares = wanted.cpu_shares.unwrap_or(wanted.cpu_millis() * SHARES_PER_CORE / 1000);
+    let mut cpu = json!({ "shares": shares.clamp(CPU_SHARES.0, CPU_SHARES.1) });
+    if let Some(cores) = &wanted.cpuset {
+        cpu["cpus"] = cores.as_str().into();
+    }
     if let Some(millis) = wanted.cpu_limit_millis {
         cpu["period"] = CPU_PERIOD_US.into();
         cpu["quota"] = (millis.saturating_mul(CPU_PERIOD_US) / 1000).max(1000).into();

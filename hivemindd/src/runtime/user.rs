@@ -38,8 +38,9 @@ impl Accounts {
         Self { passwd: read("passwd"), group: read("group") }
     }
 
-    /// Resolves `uid`, `uid:gid`, `name`, `name:group`; empty means root.
-    pub(super) fn resolve(&self, user: &str) -> Result<Identity, OperationError> {
+    /// Resolves `uid`, `uid:gid`, `name`, `name:group`; empty means root. `more` are groups by name or number that
+    /// the user is in besides.
+    pub(super) fn resolve(&self, user: &str, more: &[String]) -> Result<Identity, OperationError> {
         let (user, group) = match user.split_once(':') {
             Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
             None => (user, None),
@@ -60,10 +61,15 @@ impl Accounts {
             None => entry.as_ref().map_or(0, |entry| entry.gid),
         };
         // Docker gives supplementary groups only when no group was asked for.
-        let groups = match (&entry, group) {
+        let mut groups = match (&entry, group) {
             (Some(entry), None) => self.groups_of(entry.name, gid),
             _ => Vec::new(),
         };
+        for group in more {
+            groups.push(self.group(group)?);
+        }
+        groups.sort_unstable();
+        groups.dedup();
         Ok(Identity { uid, gid, groups, home: entry.map(|entry| entry.home.to_owned()) })
     }
 
@@ -87,8 +93,7 @@ impl Accounts {
     }
 
     fn groups_of(&self, user: &str, primary: u32) -> Vec<u32> {
-        let mut groups: Vec<u32> = self
-            .group
+        self.group
             .lines()
             .filter_map(|line| {
                 let mut fields = line.split(':').skip(2);
@@ -96,10 +101,7 @@ impl Accounts {
                 fields.next()?.split(',').any(|member| member.trim() == user).then_some(gid)
             })
             .filter(|gid| *gid != primary)
-            .collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups
+            .collect()
     }
 }
 
@@ -158,7 +160,7 @@ mod tests {
     #[test]
     fn users_and_groups_resolve_as_in_docker() {
         let accounts = accounts();
-        let resolve = |user| accounts.resolve(user).unwrap();
+        let resolve = |user| accounts.resolve(user, &[]).unwrap();
         let root = Identity { home: Some("/root".into()), ..Identity::default() };
         assert_eq!(resolve(""), root);
         assert_eq!(resolve("0"), root);
@@ -167,6 +169,9 @@ mod tests {
         assert_eq!(resolve("101"), web);
         assert_eq!(resolve("web:tls"), Identity { gid: 200, groups: vec![], ..web.clone() });
         assert_eq!(resolve("web:5"), Identity { gid: 5, groups: vec![], ..web });
+        let more = ["tls".to_owned(), "5".to_owned(), "audio".to_owned()];
+        assert_eq!(accounts.resolve("web:web", &more).unwrap().groups, [5, 29, 200]);
+        assert!(accounts.resolve("web", &["nothing".to_owned()]).unwrap_err().text.contains("nothing"));
         // A name wins over a number.
         assert_eq!(resolve("1234").uid, 7);
         assert_eq!(resolve("9999"), Identity { uid: 9999, ..Identity::default() });
@@ -176,7 +181,7 @@ mod tests {
     #[test]
     fn an_unknown_user_or_group_is_named_in_the_error() {
         for (user, named) in [("nobody", "nobody"), ("web:nogroup", "nogroup"), ("-1", "-1")] {
-            let error = accounts().resolve(user).unwrap_err();
+            let error = accounts().resolve(user, &[]).unwrap_err();
             assert!(error.permanent && error.text.contains(named), "{}", error.text);
         }
     }
@@ -193,8 +198,8 @@ mod tests {
         fs::write(lower.join("etc/passwd"), "a:x:1:1::/:").unwrap();
         fs::write(upper.join("etc/passwd"), "a:x:2:2::/:").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", link.join("etc/passwd")).unwrap();
-        assert_eq!(Accounts::from_layers(&[upper.clone(), lower.clone()]).resolve("a").unwrap().uid, 2);
-        assert_eq!(Accounts::from_layers(&[link, lower]).resolve("a").unwrap().uid, 1);
+        assert_eq!(Accounts::from_layers(&[upper.clone(), lower.clone()]).resolve("a", &[]).unwrap().uid, 2);
+        assert_eq!(Accounts::from_layers(&[link, lower]).resolve("a", &[]).unwrap().uid, 1);
         fs::remove_dir_all(&root).unwrap();
     }
 }

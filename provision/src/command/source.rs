@@ -1,6 +1,6 @@
 //! Reads a Compose file and all that it depends on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -24,16 +24,24 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
     let file = if stdin { "standard input".to_owned() } else { source.file.display().to_string() };
     let read = |path: &str| {
         let path = folder.join(path);
+        if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > MAX_DOCUMENT_BYTES as u64) {
+            return Err(format!("{} is larger than {MAX_DOCUMENT_BYTES} bytes", path.display()));
+        }
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("cannot read {}: {error}", path.display())),
         }
     };
+    let variables = variables(&folder, &read)?;
+    let mut profiles: BTreeSet<String> = source.profile.iter().cloned().collect();
+    let asked = variables.get("COMPOSE_PROFILES").into_iter().flat_map(|list| list.split(','));
+    profiles.extend(asked.map(str::trim).filter(|profile| !profile.is_empty()).map(str::to_owned));
     let surroundings = Surroundings {
-        variables: variables(&folder, &read)?,
+        variables,
         project: project(&folder),
         namespace: source.namespace.clone(),
+        profiles,
         read: &read,
     };
     let compiled = compose::compile(&text, &surroundings).map_err(|faults| failure(&file, &faults))?;

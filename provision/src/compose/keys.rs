@@ -22,15 +22,14 @@ const RIGHTS: Verdict = Refused("containers get no rights over the machine they 
 const ONE_PLACE: Verdict = Refused("a container must not depend on the machine it happens to run on");
 const LATER: Verdict = Refused("not in this version");
 const NO_BUILD: Verdict = Refused("machines run images and build none; build and push the image first");
-const TUNING: Verdict = Refused("use deploy.resources, cpus or mem_limit");
 const WINDOWS: Verdict = Refused("it is for Windows containers");
 
 /// The top level.
 pub const TOP: &[Row] = &[
+    ("configs", Honoured("see below; they travel with the workloads that name them")),
     ("name", Honoured("label `hivemind/app` of every workload; without it the folder's name")),
     ("services", Honoured("one workload each, named like the service")),
     ("version", Honoured("nothing: the Compose specification declares it obsolete")),
-    ("configs", LATER),
     ("include", Refused("a push is one file; use anchors or several pushes")),
     ("models", LATER),
     ("networks", NETWORKS),
@@ -40,47 +39,60 @@ pub const TOP: &[Row] = &[
 
 /// A service.
 pub const SERVICE: &[Row] = &[
+    ("annotations", Honoured("annotations of the container's runtime specification")),
+    ("cap_add", Honoured("rights of the container's root: its own files, network and processes, none over the machine")),
+    ("cap_drop", Honoured("rights that the container's root goes without; `ALL` takes all")),
+    ("cgroup", Honoured("`private` only, which every container has")),
     ("command", Honoured("replaces the image's command")),
+    ("configs", Honoured("files with the content given, read-only; a new content starts the containers anew")),
+    ("cpu_period", Honoured("the period of `cpu_quota`")),
+    ("cpu_quota", Honoured("CPU limit, microseconds in each `cpu_period`")),
+    ("cpu_shares", Honoured("the containers' part of the CPU when there is too little")),
     ("cpus", Honoured("CPU limit, as deploy.resources.limits.cpus")),
+    ("cpuset", Honoured("the cores the containers may use")),
     ("deploy", Honoured("see below")),
+    ("dns_opt", Honoured("options of the container's resolver")),
+    ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
+    ("domainname", Honoured("the container's domain name")),
     ("entrypoint", Honoured("replaces the image's entrypoint")),
     ("env_file", Honoured("environment, read when the file is pushed; `environment` goes before it")),
     ("environment", Honoured("environment, over the image's")),
     ("expose", Honoured("ports the container serves inside the cluster")),
+    ("extra_hosts", Honoured("lines of the container's /etc/hosts; `host-gateway` is the machine it runs on")),
+    ("group_add", Honoured("more groups of the container's user")),
     ("healthcheck", Honoured("see below")),
     ("hostname", Honoured("the container's host name")),
     ("image", Honoured("the image to run")),
+    ("ipc", Honoured("`private` only, which every container has")),
+    ("label_file", Honoured("labels, read when the file is pushed; `labels` goes before it")),
     ("labels", Honoured("the workload's labels")),
     ("mem_limit", Honoured("memory limit, as deploy.resources.limits.memory")),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
+    ("oom_score_adj", Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000")),
     ("pids_limit", Honoured("process limit, as deploy.resources.limits.pids")),
     ("ports", Honoured("ports on every machine that lead to the service")),
+    ("profiles", Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)")),
     ("read_only", Honoured("mounts the root file system read-only")),
     ("restart", Honoured("`no`, `always`, `unless-stopped` (the same as `always`), `on-failure[:N]`")),
     ("scale", Honoured("replicas, as deploy.replicas")),
+    ("security_opt", Honoured("`no-new-privileges` only, which every container has")),
+    ("shm_size", Honoured("the size of /dev/shm; 64 MiB if not given")),
     ("stop_grace_period", Honoured("time between the stop signal and SIGKILL")),
     ("stop_signal", Honoured("the signal that asks the container to stop")),
+    ("sysctls", Honoured("kernel parameters of the container's own network and IPC")),
     ("tmpfs", Honoured("memory-backed directories")),
+    ("ulimits", Honoured("process limits")),
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
-    ("annotations", LATER),
     ("attach", Refused("it is about `docker compose up`; see `hivemind logs`")),
     ("blkio_config", ONE_PLACE),
     ("build", NO_BUILD),
-    ("cap_add", RIGHTS),
-    ("cap_drop", LATER),
-    ("cgroup", RIGHTS),
     ("cgroup_parent", RIGHTS),
-    ("configs", LATER),
     ("container_name", Refused("a workload has several containers; each is called NAME-SLOT")),
     ("cpu_count", WINDOWS),
     ("cpu_percent", WINDOWS),
-    ("cpu_period", TUNING),
-    ("cpu_quota", TUNING),
     ("cpu_rt_period", RIGHTS),
     ("cpu_rt_runtime", RIGHTS),
-    ("cpu_shares", TUNING),
-    ("cpuset", ONE_PLACE),
     ("credential_spec", WINDOWS),
     (
         "depends_on",
@@ -90,18 +102,11 @@ pub const SERVICE: &[Row] = &[
     ("device_cgroup_rules", RIGHTS),
     ("devices", RIGHTS),
     ("dns", Refused("containers ask their node's resolver, which knows the other workloads")),
-    ("dns_opt", Refused("containers ask their node's resolver, which knows the other workloads")),
-    ("dns_search", Refused("names are searched in the workload's namespace")),
-    ("domainname", Refused("names end in the workload's namespace")),
     ("extends", Refused("a push is one file; use anchors and merge keys")),
     ("external_links", NETWORKS),
-    ("extra_hosts", LATER),
     ("gpus", LATER),
-    ("group_add", LATER),
     ("init", LATER),
-    ("ipc", RIGHTS),
     ("isolation", WINDOWS),
-    ("label_file", Refused("write them under `labels`")),
     ("links", NETWORKS),
     ("logging", Refused("every node keeps its containers' logs; see `hivemind logs`")),
     ("mac_address", NETWORKS),
@@ -111,25 +116,19 @@ pub const SERVICE: &[Row] = &[
     ("network_mode", NETWORKS),
     ("networks", NETWORKS),
     ("oom_kill_disable", RIGHTS),
-    ("oom_score_adj", RIGHTS),
     ("pid", RIGHTS),
     ("platform", Refused("an image must have a variant for every machine it may run on")),
     ("post_start", LATER),
     ("pre_stop", LATER),
     ("privileged", RIGHTS),
-    ("profiles", Refused("a push is the whole file; use several files")),
     ("provider", LATER),
     ("pull_policy", Refused("a node pulls what it does not hold")),
     ("pull_refresh_after", Refused("a node pulls what it does not hold")),
     ("runtime", Refused("there is one runtime")),
     ("secrets", LATER),
-    ("security_opt", RIGHTS),
-    ("shm_size", LATER),
     ("stdin_open", Refused("nobody sits before these containers")),
     ("storage_opt", ONE_PLACE),
-    ("sysctls", RIGHTS),
     ("tty", Refused("nobody sits before these containers")),
-    ("ulimits", LATER),
     ("use_api_socket", RIGHTS),
     ("userns_mode", RIGHTS),
     ("uts", RIGHTS),
@@ -139,13 +138,13 @@ pub const SERVICE: &[Row] = &[
 
 /// `deploy`.
 pub const DEPLOY: &[Row] = &[
+    ("labels", Honoured("the workload's labels, as the service's `labels`")),
     ("mode", Honoured("`replicated` only")),
     ("placement", Honoured("see below")),
     ("replicas", Honoured("how many replicas run")),
     ("resources", Honoured("see below")),
     ("restart_policy", Honoured("see below")),
     ("endpoint_mode", Refused("names lead to the live replicas, and ports are balanced")),
-    ("labels", Refused("write them under the service's `labels`")),
     ("rollback_config", LATER),
     ("update_config", LATER),
 ];
@@ -192,10 +191,10 @@ pub const HEALTHCHECK: &[Row] = &[
     ("disable", Honoured("no check")),
     ("interval", Honoured("time between checks; 30s if not given")),
     ("retries", Honoured("failures in a row that count; 3 if not given")),
+    ("start_interval", Honoured("time between checks within `start_period`; 5s if not given")),
     ("start_period", Honoured("time after the start in which failures do not count")),
     ("test", Honoured("the command; as text it is run by the container's /bin/sh")),
     ("timeout", Honoured("time a check may take; 30s if not given")),
-    ("start_interval", LATER),
 ];
 
 /// An entry of `ports` in its long form.
@@ -214,6 +213,32 @@ pub const ENV_FILE: &[Row] = &[
     ("path", Honoured("the file, beside the Compose file")),
     ("required", Honoured("whether the file must be there; true if not given")),
     ("format", LATER),
+];
+
+/// An entry of the top level's `configs`.
+pub const CONFIG: &[Row] = &[
+    ("content", Honoured("the content")),
+    ("environment", Honoured("the variable that has the content where the file is pushed")),
+    ("file", Honoured("the file that has the content, as text, beside the Compose file")),
+    ("external", Refused("a configuration travels with the workload; give its content")),
+    ("labels", LATER),
+    ("name", LATER),
+    ("template_driver", LATER),
+];
+
+/// An entry of a service's `configs` in its long form.
+pub const CONFIG_USE: &[Row] = &[
+    ("gid", Honoured("the file's group; 0 if not given")),
+    ("mode", Honoured("the file's permissions, octal; 0444 if not given")),
+    ("source", Honoured("the name under the top level's `configs`")),
+    ("target", Honoured("where in the container; /NAME if not given")),
+    ("uid", Honoured("the file's owner; 0 if not given")),
+];
+
+/// An entry of `ulimits` in its long form.
+pub const ULIMIT: &[Row] = &[
+    ("hard", Honoured("the most a process can raise it to; -1 is no limit")),
+    ("soft", Honoured("the limit that holds; -1 is no limit")),
 ];
 
 /// `x-hivemind` of a service.
@@ -242,6 +267,9 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.healthcheck", HEALTHCHECK),
     ("services.NAME.ports", PORT),
     ("services.NAME.env_file", ENV_FILE),
+    ("services.NAME.ulimits.NAME", ULIMIT),
+    ("services.NAME.configs", CONFIG_USE),
+    ("configs.NAME", CONFIG),
     ("services.NAME.x-hivemind", EXTENSION),
 ];
 

@@ -3,25 +3,20 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Constraint, ContainerSpec, Exclusive, HealthCheck, MAX_REPLICAS, Operator, Port, Protocol, Resources,
-    RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
+    Constraint, ContainerSpec, Exclusive, MAX_REPLICAS, Operator, RestartCondition, RestartPolicy, Takeover,
+    WorkloadSpec,
 };
 
-use super::environment_file;
-use super::keys;
 use super::reader::Reader;
 use super::yaml::{Key, Mark, Node, Value};
-
-/// Defaults of the Compose specification for health checks.
-const HEALTH_INTERVAL_MS: u64 = 30_000;
-const HEALTH_TIMEOUT_MS: u64 = 30_000;
-const HEALTH_RETRIES: u32 = 3;
-
-/// The longest range of ports in one entry; each costs a rule on every machine.
-const MAX_PORT_RANGE: u16 = 100;
+use super::{container, environment_file, keys};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
+
+/// The period of CPU quotas, microseconds: the least, the kernel's default and the most (cpu.max of
+/// control groups, version 2).
+const CPU_PERIOD_US: (i64, u64, i64) = (1000, 100_000, 1_000_000);
 
 /// Labels of a workload or variables of its environment.
 type Pairs = BTreeMap<String, String>;
@@ -29,26 +24,21 @@ type Pairs = BTreeMap<String, String>;
 /// A value together with where it was set, for keys that can be set in two places.
 type Placed<T> = Option<(Mark, T)>;
 
+/// Contents of the file's configurations, by name.
+pub(super) type Configs = BTreeMap<String, String>;
+
 /// What is collected while a service's keys are read.
-#[derive(Default)]
 struct Draft {
+    container: ContainerSpec,
     image: Option<String>,
     env_files: Pairs,
-    environment: Pairs,
+    label_files: Pairs,
     labels: Pairs,
-    entrypoint: Option<Vec<String>>,
-    command: Option<Vec<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
-    hostname: Option<String>,
-    ports: Vec<Port>,
-    stop_signal: Option<String>,
-    stop_grace_ms: Option<u64>,
-    health: Option<HealthCheck>,
-    read_only: bool,
-    tmpfs: Vec<String>,
+    profiles: Vec<String>,
     replicas: Placed<u32>,
     cpu_limit: Placed<u64>,
+    cpu_quota_us: Placed<u64>,
+    cpu_period_us: Placed<u64>,
     memory_limit: Placed<u64>,
     pids_limit: Placed<u64>,
     cpu_request: Placed<u64>,
@@ -60,19 +50,97 @@ struct Draft {
     exclusive: Placed<bool>,
 }
 
-/// The workload of a service and its labels.
-pub(super) fn workload(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<(WorkloadSpec, Pairs)> {
-    let mut draft = Draft::default();
+/// A service, read.
+pub(super) struct Service {
+    pub(super) workload: WorkloadSpec,
+    pub(super) labels: Pairs,
+    /// With one of which it is wanted; with none always.
+    pub(super) profiles: Vec<String>,
+}
+
+/// Reads a service.
+pub(super) fn service(reader: &Reader<'_>, configs: &Configs, name: &Key, node: &Node) -> Option<Service> {
+    let mut draft = Draft::new();
     for (key, value) in reader.entries(node, keys::SERVICE)? {
-        service_key(reader, &mut draft, key, value);
+        // `key:` with nothing after it is as if it were not there, as Compose has it, save for the
+        // image, which must be named. A `None` means that the fault is recorded.
+        if !value.is_null() || key.text == "image" {
+            service_key(reader, configs, &mut draft, key, value);
+        }
     }
     if let Some((_, extension)) = reader.mapping(node)?.iter().find(|(key, _)| key.text == "x-hivemind") {
         hivemind_extension(reader, &mut draft, extension);
     }
-    let Some(image) = draft.image else {
+    let Some(image) = draft.image.take() else {
         reader.fault(name.mark, format!("service {} has no `image`; name the one to run", name.text));
         return None;
     };
+    draft.container.image = image;
+    cpu_quota(reader, &mut draft);
+    check(reader, &draft);
+    Some(draft.finish())
+}
+
+impl Draft {
+    fn new() -> Self {
+        Self {
+            container: ContainerSpec::of(""),
+            image: None,
+            env_files: Pairs::new(),
+            label_files: Pairs::new(),
+            labels: Pairs::new(),
+            profiles: Vec::new(),
+            replicas: None,
+            cpu_limit: None,
+            cpu_quota_us: None,
+            cpu_period_us: None,
+            memory_limit: None,
+            pids_limit: None,
+            cpu_request: None,
+            memory_request: None,
+            restart: None,
+            constraints: Vec::new(),
+            takeover: Takeover::default(),
+            priority: 0,
+            exclusive: None,
+        }
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some_and(|(_, exclusive)| exclusive)
+    }
+
+    fn finish(self) -> Service {
+        let exclusive = self.is_exclusive();
+        let value = |placed: Placed<u64>| placed.map(|(_, value)| value);
+        let mut container = self.container;
+        for (name, value) in self.env_files {
+            container.env.entry(name).or_insert(value);
+        }
+        let resources = &mut container.resources;
+        resources.cpu_request_millis = value(self.cpu_request);
+        resources.memory_request_bytes = value(self.memory_request);
+        resources.cpu_limit_millis = value(self.cpu_limit);
+        resources.memory_limit_bytes = value(self.memory_limit);
+        resources.pids_limit = value(self.pids_limit);
+        let workload = WorkloadSpec {
+            replicas: self.replicas.map_or(1, |(_, replicas)| replicas),
+            container,
+            restart: self.restart.map(|(_, restart)| restart).unwrap_or_default(),
+            constraints: self.constraints,
+            takeover: self.takeover,
+            priority: self.priority,
+            // Which nodes have a say is for whoever pushes it to find out.
+            exclusive: exclusive.then(Exclusive::default),
+        };
+        let mut labels = self.label_files;
+        labels.extend(self.labels);
+        Service { workload, labels, profiles: self.profiles }
+    }
+}
+
+/// What only the whole service shows.
+fn check(reader: &Reader<'_>, draft: &Draft) {
     for (what, request, limit) in
         [("CPU", draft.cpu_request, draft.cpu_limit), ("memory", draft.memory_request, draft.memory_limit)]
     {
@@ -85,104 +153,58 @@ pub(super) fn workload(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<(
             );
         }
     }
-    let exclusive = draft.exclusive.is_some_and(|(_, exclusive)| exclusive);
-    if let (true, Some((mark, replicas @ 2..))) = (exclusive, draft.replicas) {
+    if let (true, Some((mark, replicas @ 2..))) = (draft.is_exclusive(), draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas of an exclusive service; there is at most one"));
     }
-    let mut env = draft.env_files;
-    env.extend(draft.environment);
-    let value = |placed: Placed<u64>| placed.map(|(_, value)| value);
-    let workload = WorkloadSpec {
-        replicas: draft.replicas.map_or(1, |(_, replicas)| replicas),
-        container: ContainerSpec {
-            image,
-            entrypoint: draft.entrypoint,
-            command: draft.command,
-            env,
-            working_dir: draft.working_dir,
-            user: draft.user,
-            hostname: draft.hostname,
-            resources: Resources {
-                cpu_request_millis: value(draft.cpu_request),
-                memory_request_bytes: value(draft.memory_request),
-                cpu_limit_millis: value(draft.cpu_limit),
-                memory_limit_bytes: value(draft.memory_limit),
-                pids_limit: value(draft.pids_limit),
-            },
-            ports: draft.ports,
-            stop_signal: draft.stop_signal,
-            stop_grace_ms: draft.stop_grace_ms.unwrap_or(10_000),
-            health: draft.health,
-            read_only: draft.read_only,
-            tmpfs: draft.tmpfs,
-        },
-        restart: draft.restart.map(|(_, restart)| restart).unwrap_or_default(),
-        constraints: draft.constraints,
-        takeover: draft.takeover,
-        priority: draft.priority,
-        // Which nodes have a say is for whoever pushes it to find out.
-        exclusive: exclusive.then(Exclusive::default),
-    };
-    Some((workload, draft.labels))
 }
 
-/// Reads one key. A `None` inside means that the fault is recorded, so the result is not looked at.
-fn service_key(reader: &Reader<'_>, draft: &mut Draft, key: &Key, node: &Node) -> Option<()> {
-    // `key:` with nothing after it is as if it were not there, as Compose has it, save for the
-    // image, which must be named.
-    if node.is_null() && key.text != "image" {
-        return None;
+/// Makes a CPU limit of a quota and its period.
+fn cpu_quota(reader: &Reader<'_>, draft: &mut Draft) {
+    let period_us = draft.cpu_period_us.map_or(CPU_PERIOD_US.1, |(_, period)| period);
+    match (draft.cpu_quota_us, draft.cpu_period_us) {
+        (Some((mark, quota)), _) => {
+            let millis = (quota.saturating_mul(1000) / period_us).max(1);
+            set(reader, &mut draft.cpu_limit, mark, millis);
+        }
+        (None, Some((mark, _))) => reader.fault(mark, "a period without a quota; add `cpu_quota`, or use `cpus`"),
+        (None, None) => {}
     }
+}
+
+/// Reads one key. A `None` means that the fault is recorded, so the result is not looked at.
+fn service_key(reader: &Reader<'_>, configs: &Configs, draft: &mut Draft, key: &Key, node: &Node) -> Option<()> {
+    let at = node.mark;
+    let microseconds = |least, most| reader.integer(node, least, most).and_then(|n| u64::try_from(n).ok());
     match key.text.as_str() {
-        "image" => draft.image = Some(image(reader, node)),
-        "command" => draft.command = reader.command(node),
-        "entrypoint" => draft.entrypoint = reader.command(node),
+        "image" => draft.image = Some(container::image(reader, node)),
         "environment" => environment(reader, draft, node)?,
         "env_file" => env_files(reader, draft, node)?,
-        "working_dir" => draft.working_dir = Some(absolute(reader, node)?),
-        "user" => draft.user = reader.text_or_number(node, "text"),
-        "hostname" => draft.hostname = Some(reader.label(node, "a host name")?),
-        "ports" => reader.sequence(node)?.iter().for_each(|item| ports(reader, draft, item)),
-        "expose" => reader.sequence(node)?.iter().for_each(|item| exposed(reader, draft, item)),
         "deploy" => deploy(reader, draft, node)?,
-        "restart" => set(reader, &mut draft.restart, node, restart(reader, node)?),
-        "stop_signal" => draft.stop_signal = Some(signal(reader, node)?),
-        "stop_grace_period" => draft.stop_grace_ms = reader.duration_ms(node),
-        "healthcheck" => draft.health = health(reader, node)?,
-        "read_only" => draft.read_only = reader.boolean(node)?,
-        "tmpfs" => draft.tmpfs = tmpfs(reader, node)?,
-        "mem_limit" => set(reader, &mut draft.memory_limit, node, reader.size_bytes(node)?),
-        "mem_reservation" => set(reader, &mut draft.memory_request, node, reader.size_bytes(node)?),
-        "cpus" => set(reader, &mut draft.cpu_limit, node, reader.cpu_millis(node)?),
-        "pids_limit" => set(reader, &mut draft.pids_limit, node, pids(reader, node)?),
-        "scale" => set(reader, &mut draft.replicas, node, replicas(reader, node)?),
+        "restart" => set(reader, &mut draft.restart, at, restart(reader, node)?),
+        "mem_limit" => set(reader, &mut draft.memory_limit, at, reader.size_bytes(node)?),
+        "mem_reservation" => set(reader, &mut draft.memory_request, at, reader.size_bytes(node)?),
+        "cpus" => set(reader, &mut draft.cpu_limit, at, reader.cpu_millis(node)?),
+        "cpu_quota" => draft.cpu_quota_us = Some((at, microseconds(CPU_PERIOD_US.0, i64::MAX)?)),
+        "cpu_period" => draft.cpu_period_us = Some((at, microseconds(CPU_PERIOD_US.0, CPU_PERIOD_US.2)?)),
+        "pids_limit" => set(reader, &mut draft.pids_limit, at, pids(reader, node)?),
+        "scale" => set(reader, &mut draft.replicas, at, replicas(reader, node)?),
         "labels" => labels(reader, draft, node)?,
-        // The table and this list are held together by a test that feeds every key.
-        other => reader.fault(key.mark, format!("`{other}` is not supported; remove it")),
+        "label_file" => label_files(reader, draft, node)?,
+        "profiles" => draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect(),
+        _ => container::key(reader, configs, &mut draft.container, key, node)?,
     }
     Some(())
 }
 
 /// Sets what two keys can set; both may say the same thing.
-fn set<T: PartialEq>(reader: &Reader<'_>, slot: &mut Placed<T>, node: &Node, value: T) {
+fn set<T: PartialEq>(reader: &Reader<'_>, slot: &mut Placed<T>, mark: Mark, value: T) {
     match slot {
         Some((first, other)) if *other != value => {
             let line = first.line;
-            reader.fault(node.mark, format!("line {line} says otherwise; say it in one place"));
+            reader.fault(mark, format!("line {line} says otherwise; say it in one place"));
         }
-        _ => *slot = Some((node.mark, value)),
+        _ => *slot = Some((mark, value)),
     }
-}
-
-/// The image; the empty text after a fault, so that other faults of the service are found too.
-fn image(reader: &Reader<'_>, node: &Node) -> String {
-    let Some(text) = reader.text(node) else { return String::from("-") };
-    if text.trim().is_empty() || text.contains(char::is_whitespace) {
-        reader
-            .fault(node.mark, format!("{text:?} is not an image; write for example registry.example/app:1"));
-        return String::from("-");
-    }
-    text
 }
 
 fn environment(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
@@ -193,7 +215,7 @@ fn environment(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
         }
         // A name alone takes its value from where the file is pushed, or is not set at all.
         match value.or_else(|| reader.surroundings.variables.get(&name).cloned()) {
-            Some(value) => drop(draft.environment.insert(name, value)),
+            Some(value) => drop(draft.container.env.insert(name, value)),
             None => reader.warn(mark, format!("{name} has no value here and is not set")),
         }
     }
@@ -217,48 +239,46 @@ fn env_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> 
             reader.fault(item.mark, "`path` is missing");
             continue;
         };
-        match reader.ok(item.mark, (reader.surroundings.read)(&path))? {
-            Some(text) => match environment_file(&text) {
-                Ok(variables) => draft.env_files.extend(variables),
-                Err((line, what)) => reader.fault(item.mark, format!("{path}:{line}: {what}")),
-            },
-            None if required => reader.fault(item.mark, format!("there is no file {path}")),
-            None => {}
+        draft.env_files.extend(variables(reader, item.mark, &path, required)?);
+    }
+    Some(())
+}
+
+fn label_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
+    for item in reader.one_or_many(node)? {
+        for (name, value) in variables(reader, item.mark, &reader.text(item)?, true)? {
+            label(reader, &mut draft.label_files, item.mark, name, value);
         }
     }
     Some(())
+}
+
+/// Reads a file of `NAME=VALUE` lines.
+fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool) -> Option<Pairs> {
+    match reader.ok(mark, (reader.surroundings.read)(path))? {
+        Some(text) => {
+            let variables = environment_file(&text).map_err(|(line, what)| format!("{path}:{line}: {what}"));
+            return reader.ok(mark, variables);
+        }
+        None if required => reader.fault(mark, format!("there is no file {path}")),
+        None => {}
+    }
+    Some(Pairs::new())
+}
+
+fn label(reader: &Reader<'_>, labels: &mut Pairs, mark: Mark, name: String, value: String) {
+    if name.is_empty() || name.starts_with("hivemind/") {
+        reader.fault(mark, format!("{name:?} cannot name a label; `hivemind/` is ours"));
+    } else {
+        labels.insert(name, value);
+    }
 }
 
 fn labels(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for (mark, name, value) in reader.pairs(node)? {
-        if name.is_empty() || name.starts_with("hivemind/") {
-            reader.fault(mark, format!("{name:?} cannot name a label; `hivemind/` is ours"));
-        } else {
-            draft.labels.insert(name, value.unwrap_or_default());
-        }
+        label(reader, &mut draft.labels, mark, name, value.unwrap_or_default());
     }
     Some(())
-}
-
-fn absolute(reader: &Reader<'_>, node: &Node) -> Option<String> {
-    let path = reader.text(node)?;
-    if path.starts_with('/') {
-        return Some(path);
-    }
-    reader.fault(node.mark, format!("{path:?} must be a path from the root, as /{path}"));
-    None
-}
-
-fn tmpfs(reader: &Reader<'_>, node: &Node) -> Option<Vec<String>> {
-    let path = |item: &Node| {
-        let path = absolute(reader, item)?;
-        if path.contains(':') {
-            reader.fault(item.mark, format!("{path:?}: options are not supported; write the path alone"));
-            return None;
-        }
-        Some(path)
-    };
-    reader.one_or_many(node)?.iter().map(path).collect()
 }
 
 fn replicas(reader: &Reader<'_>, node: &Node) -> Option<u32> {
@@ -267,26 +287,6 @@ fn replicas(reader: &Reader<'_>, node: &Node) -> Option<u32> {
 
 fn pids(reader: &Reader<'_>, node: &Node) -> Option<u64> {
     reader.integer(node, 1, MAX_PIDS).and_then(|n| u64::try_from(n).ok())
-}
-
-/// `SIGTERM`, `TERM` or a number, as `SIGTERM` or the number.
-fn signal(reader: &Reader<'_>, node: &Node) -> Option<String> {
-    const NAMES: &[&str] = &[
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let text = reader.text_or_number(node, "a signal")?;
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if NAMES.contains(&name) {
-        return Some(format!("SIG{name}"));
-    }
-    if text.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number)) {
-        return Some(text);
-    }
-    reader.fault(node.mark, format!("{text:?} is not a signal; write for example SIGTERM"));
-    None
 }
 
 fn restart(reader: &Reader<'_>, node: &Node) -> Option<RestartPolicy> {
@@ -340,10 +340,11 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for (key, value) in reader.entries(node, keys::DEPLOY)? {
         match key.text.as_str() {
             "mode" => reader.word(value, &[("replicated", ())]),
-            "replicas" => replicas(reader, value).map(|n| set(reader, &mut draft.replicas, value, n)),
+            "replicas" => replicas(reader, value).map(|n| set(reader, &mut draft.replicas, value.mark, n)),
+            "labels" => labels(reader, draft, value),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),
-            _ => restart_policy(reader, value).map(|policy| set(reader, &mut draft.restart, value, policy)),
+            _ => restart_policy(reader, value).map(|policy| set(reader, &mut draft.restart, value.mark, policy)),
         };
     }
     Some(())
@@ -367,7 +368,7 @@ fn resources(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> 
                 _ => pids(reader, value),
             };
             if let Some(amount) = amount {
-                set(reader, slot, value, amount);
+                set(reader, slot, value.mark, amount);
             }
         }
     }
@@ -423,148 +424,3 @@ fn constraint(text: &str) -> Option<Constraint> {
     (!value.is_empty()).then(|| Constraint { label: label.to_owned(), operator, value: value.to_owned() })
 }
 
-/// The outer `None` is a fault; the inner one is a check that is switched off.
-fn health(reader: &Reader<'_>, node: &Node) -> Option<Option<HealthCheck>> {
-    let mut check = HealthCheck {
-        command: Vec::new(),
-        interval_ms: HEALTH_INTERVAL_MS,
-        timeout_ms: HEALTH_TIMEOUT_MS,
-        retries: HEALTH_RETRIES,
-        start_period_ms: 0,
-    };
-    let mut disabled = false;
-    for (key, value) in reader.entries(node, keys::HEALTHCHECK)? {
-        match key.text.as_str() {
-            "disable" => disabled |= reader.boolean(value)?,
-            "test" => match health_command(reader, value)? {
-                Some(command) => check.command = command,
-                None => disabled = true,
-            },
-            "interval" => check.interval_ms = positive_ms(reader, value)?,
-            "timeout" => check.timeout_ms = positive_ms(reader, value)?,
-            "start_period" => check.start_period_ms = reader.duration_ms(value)?,
-            _ => check.retries = u32::try_from(reader.integer(value, 1, 1000)?).ok()?,
-        }
-    }
-    if disabled {
-        return Some(None);
-    }
-    if check.command.is_empty() {
-        reader.fault(node.mark, "`test` is missing: the command that checks");
-        return None;
-    }
-    Some(Some(check))
-}
-
-fn positive_ms(reader: &Reader<'_>, node: &Node) -> Option<u64> {
-    match reader.duration_ms(node)? {
-        0 => {
-            reader.fault(node.mark, "a duration of 0: it must be more");
-            None
-        }
-        ms => Some(ms),
-    }
-}
-
-fn health_command(reader: &Reader<'_>, node: &Node) -> Option<Option<Vec<String>>> {
-    let shell = |script: String| vec!["/bin/sh".to_owned(), "-c".to_owned(), script];
-    if let Value::Scalar(_) = node.value {
-        return Some(Some(shell(reader.text(node)?)));
-    }
-    let mut words = reader.command(node)?;
-    if words.is_empty() {
-        reader.fault(node.mark, "this is empty; start with CMD, CMD-SHELL or NONE");
-        return None;
-    }
-    let rest = words.split_off(1);
-    match (words[0].as_str(), rest.as_slice()) {
-        ("NONE", []) => Some(None),
-        ("CMD", [_, ..]) => Some(Some(rest)),
-        ("CMD-SHELL", [script]) => Some(Some(shell(script.clone()))),
-        _ => {
-            reader.fault(node.mark, "start with CMD and a command, CMD-SHELL and one text, or NONE alone");
-            None
-        }
-    }
-}
-
-fn exposed(reader: &Reader<'_>, draft: &mut Draft, node: &Node) {
-    let Some(text) = reader.text_or_number(node, "a port") else { return };
-    let (range, protocol) = text.split_once('/').unwrap_or((&text, "tcp"));
-    let ports = port_range(range).and_then(|targets| Ok((targets, protocol_of(protocol)?)));
-    if let Some((targets, protocol)) = reader.ok(node.mark, ports) {
-        draft.ports.extend(targets.map(|target| Port { target, published: None, protocol }));
-    }
-}
-
-fn ports(reader: &Reader<'_>, draft: &mut Draft, node: &Node) {
-    if let Value::Mapping(_) = node.value {
-        draft.ports.extend(long_port(reader, node));
-        return;
-    }
-    let Some(text) = reader.text_or_number(node, "a port") else { return };
-    if let Some(ports) = reader.ok(node.mark, short_ports(&text)) {
-        draft.ports.extend(ports);
-    }
-}
-
-/// `PUBLISHED:TARGET[/PROTOCOL]`, both a port or a range.
-fn short_ports(text: &str) -> Result<Vec<Port>, String> {
-    let (both, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = protocol_of(protocol)?;
-    let Some((published, target)) = both.split_once(':') else {
-        port_range(both)?;
-        return Err(format!(
-            "{text:?} does not say which port to publish; write \"{both}:{both}\", or use `expose`"
-        ));
-    };
-    if published.contains(['.', '[']) || target.contains(':') {
-        return Err(format!("{text:?}: a port is open on every machine and address; leave the address out"));
-    }
-    let (published, targets) = (port_range(published)?, port_range(target)?);
-    if published.len() != targets.len() {
-        return Err(format!("{text:?}: the two ranges differ in length"));
-    }
-    let port = |(published, target)| Port { target, published: Some(published), protocol };
-    Ok(published.zip(targets).map(port).collect())
-}
-
-fn protocol_of(text: &str) -> Result<Protocol, String> {
-    match text {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        _ => Err(format!("{text:?} is not a protocol; use tcp or udp")),
-    }
-}
-
-fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
-    let wrong = || format!("{text:?} is not a port; use a number from 1 to 65535");
-    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(wrong);
-    let (first, last) = match text.split_once('-') {
-        Some((first, last)) => (port(first)?, port(last)?),
-        None => (port(text)?, port(text)?),
-    };
-    if first > last || last - first >= MAX_PORT_RANGE {
-        return Err(format!("{text:?} is not a range of 1 to {MAX_PORT_RANGE} ports"));
-    }
-    Ok(first..=last)
-}
-
-fn long_port(reader: &Reader<'_>, node: &Node) -> Option<Port> {
-    let number = |node| reader.integer(node, 1, 65_535).and_then(|n| u16::try_from(n).ok());
-    let (mut target, mut published, mut protocol) = (None, None, Protocol::Tcp);
-    for (key, value) in reader.entries(node, keys::PORT)? {
-        match key.text.as_str() {
-            "mode" => reader.word(value, &[("ingress", ())])?,
-            "protocol" => {
-                protocol = reader.word(value, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])?;
-            }
-            "published" => published = Some(number(value)?),
-            _ => target = Some(number(value)?),
-        }
-    }
-    if target.is_none() {
-        reader.fault(node.mark, "`target` is missing: the port in the container");
-    }
-    Some(Port { target: target?, published, protocol })
-}

@@ -8,6 +8,7 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
         Ok(match path {
             "app.env" => Some("FROM_FILE=file\nBOTH=file\n".to_owned()),
             "bad.env" => Some("A=1\nnonsense\n".to_owned()),
+            "app.conf" => Some("from a file\n".to_owned()),
             _ => None,
         })
     };
@@ -16,6 +17,7 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
         variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         project: "folder".into(),
         namespace: "default".into(),
+        profiles: ["asked".to_owned()].into(),
         read: &read,
     };
     compile(text, &surroundings)
@@ -174,30 +176,53 @@ fn a_file_without_a_name_is_called_like_its_folder() {
     assert_eq!(compiled.documents[0].metadata.labels[APP_LABEL], "folder");
 }
 
-/// For each honoured key of a service a value that must change the document.
+/// Keys that may only say what holds for all containers.
+const ALREADY_SO: [(&str, &str); 3] =
+    [("cgroup", "private"), ("ipc", "private"), ("security_opt", "['no-new-privileges:true']")];
+
+/// For each other honoured key of a service a value that must change the document.
 fn sample(key: &str) -> &'static str {
     match key {
+        "annotations" => "{a: b}",
+        "cap_add" => "[IPC_LOCK]",
+        "cap_drop" => "[ALL]",
         "command" => "[a]",
+        "configs" => "[a]",
+        "cpu_period" => "50000\n    cpu_quota: 25000",
+        "cpu_quota" => "50000",
+        "cpu_shares" => "512",
+        "cpuset" => "0-1",
         "cpus" => "0.5",
         "deploy" => "{replicas: 2}",
+        "dns_opt" => "use-vc",
+        "dns_search" => "a.example",
+        "domainname" => "a.example",
         "entrypoint" => "[a]",
         "env_file" => "app.env",
         "environment" => "{A: b}",
         "expose" => "[80]",
+        "extra_hosts" => "['a:1.2.3.4']",
+        "group_add" => "[audio]",
         "healthcheck" => "{test: [CMD, a]}",
         "hostname" => "a",
         "image" => "other",
+        "label_file" => "app.env",
         "labels" => "{a: b}",
         "mem_limit" => "64m",
         "mem_reservation" => "64m",
+        "oom_score_adj" => "500",
         "pids_limit" => "5",
         "ports" => "['1:1']",
+        "profiles" => "[other]",
         "read_only" => "true",
         "restart" => "'no'",
         "scale" => "2",
+        "shm_size" => "1m",
         "stop_grace_period" => "1s",
         "stop_signal" => "INT",
+        "sysctls" => "{net.core.somaxconn: 1024}",
         "tmpfs" => "/a",
+        "ulimits" => "{nofile: 100}",
         "user" => "'1'",
         "working_dir" => "/a",
         other => panic!("no sample for the honoured key {other}"),
@@ -217,12 +242,20 @@ const SPECIFIED: &str = "annotations attach blkio_config build cap_add cap_drop 
 
 #[test]
 fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line() {
-    let base = compiled(&service(""));
+    let more = "  other:\n    image: other\nconfigs: {a: {content: text}}\n";
+    let base = compiled(&(service("") + more));
     let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
     let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();
     assert_eq!(specified, listed, "the table lists exactly the specified keys");
     for (key, verdict) in keys::SERVICE {
         match verdict {
+            Verdict::Honoured(_) if ALREADY_SO.iter().any(|(name, _)| name == key) => {
+                let (_, value) = ALREADY_SO.iter().find(|(name, _)| name == key).unwrap();
+                assert_eq!(compiled(&(service(&format!("{key}: {value}")) + more)).documents, base.documents);
+                for other in ["host", "[host]", "['seccomp:unconfined']"] {
+                    assert!(refused(&format!("{key}: {other}")).contains("4: "), "{key}: {other}");
+                }
+            }
             Verdict::Honoured(_) => {
                 let value = sample(key);
                 let text = if *key == "image" {
@@ -230,7 +263,7 @@ fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line()
                 } else {
                     service(&format!("{key}: {value}"))
                 };
-                assert_ne!(compiled(&text).documents, base.documents, "{key} has no effect");
+                assert_ne!(compiled(&(text + more)).documents, base.documents, "{key} has no effect");
             }
             Verdict::Refused(reason) => {
                 // Whatever the value, even one that changes nothing.
@@ -266,6 +299,7 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "services.NAME.healthcheck" => service(&format!("healthcheck: {{test: a, {entry}}}")),
                 "services.NAME.ports" => service(&format!("ports: [{{target: 1, {entry}}}]")),
                 "services.NAME.env_file" => service(&format!("env_file: [{{path: app.env, {entry}}}]")),
+                "configs.NAME" => format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n"),
                 other => panic!("no place for {other}"),
             };
             let found = faults(&text);
@@ -338,7 +372,44 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("healthcheck: {test: a, retries: 0}", "out of range"),
         ("read_only: yes", "true or false"),
         ("tmpfs: [run]", "path from the root"),
-        ("tmpfs: ['/run:size=1m']", "options"),
+        ("tmpfs: ['/run:size=half']", "not a size"),
+        ("tmpfs: ['/run:suid']", "not an option"),
+        ("shm_size: 0", "must be more"),
+        ("cap_add: [SYS_ADMIN]", "rights over the machine"),
+        ("cap_add: [ALL]", "rights over the machine"),
+        ("cap_add: [NET_RAWW]", "not a capability"),
+        ("cap_drop: ALL", "must be a list"),
+        ("sysctls: {vm.swappiness: 1}", "belongs to the machine"),
+        ("sysctls: [net.core.somaxconn]", "no value"),
+        ("ulimits: {rtprio: 1}", "before the machine's own"),
+        ("ulimits: {files: 1}", "not a process limit"),
+        ("ulimits: {nofile: {soft: 1}}", "both"),
+        ("ulimits: {nofile: {soft: 2, hard: 1}}", "over the hard one"),
+        ("ulimits: {nofile: 2000000}", "files open"),
+        ("ulimits: {nofile: {soft: 1, hard: 2, firm: 3}}", "not a key here"),
+        ("oom_score_adj: -1", "out of range"),
+        ("oom_score_adj: 1001", "out of range"),
+        ("cpu_shares: 1", "out of range"),
+        ("cpuset: '3-1'", "list of cores"),
+        ("cpuset: all", "list of cores"),
+        ("cpu_period: 100000", "without a quota"),
+        ("cpu_quota: 10", "out of range"),
+        ("cpu_quota: 50000\ncpus: 0.7", "says otherwise"),
+        ("extra_hosts: [a]", "no address"),
+        ("extra_hosts: ['a:b']", "not an IP address"),
+        ("extra_hosts: ['a b:1.2.3.4']", "not a name and an address"),
+        ("dns_search: .", "first"),
+        ("dns_search: 'a b'", "not a domain"),
+        ("dns_opt: ['a b']", "not an option"),
+        ("domainname: 'a b'", "not a domain"),
+        ("security_opt: [seccomp=unconfined]", "default seccomp profile"),
+        ("ipc: host", "private"),
+        ("group_add: ['']", "a name or a number"),
+        ("label_file: nowhere.env", "no file nowhere.env"),
+        ("configs: [nothing]", "not under `configs`"),
+        ("configs: [{target: /a}]", "`source` is missing"),
+        ("healthcheck: {test: a, start_interval: 0s}", "more"),
+        ("profiles: debug", "must be a list"),
         ("labels: {hivemind/app: x}", "ours"),
         ("x-hivemind: {takeover: sometimes}", "majority"),
         ("x-hivemind: {priority: 99999999999}", "out of range"),
@@ -407,6 +478,72 @@ fn the_environment_goes_before_environment_files() {
     );
     let env = &workload.container.env;
     assert_eq!((env["BOTH"].as_str(), env["FROM_FILE"].as_str()), ("here", "file"));
+}
+
+#[test]
+fn configurations_become_files_of_the_containers_that_name_them() {
+    let top = "configs:\n  inline: {content: \"tag ${TAG}\\n\"}\n  outside: {environment: INHERITED}\n  disk: {file: app.conf}\n";
+    let uses = "configs:\n  - inline\n  - {source: outside, target: etc/b, uid: 5, gid: '6', mode: 0440}\n  - {source: disk, target: /c}";
+    let files = workload(&(service(uses) + top)).container.files;
+    let told: Vec<_> =
+        files.iter().map(|f| (f.path.as_str(), f.content.as_str(), f.uid, f.gid, f.mode)).collect();
+    assert_eq!(
+        told,
+        [
+            ("/inline", "tag 1.2\n", 0, 0, 0o444),
+            ("/etc/b", "from outside", 5, 6, 0o440),
+            ("/c", "from a file\n", 0, 0, 0o444),
+        ]
+    );
+    for (top, wanted) in [
+        ("configs: {a: {}}", "exactly one"),
+        ("configs: {a: {content: x, file: app.conf}}", "exactly one"),
+        ("configs: {a: {file: nowhere}}", "no file nowhere"),
+        ("configs: {a: {environment: NOBODY}}", "NOBODY is not set"),
+        ("configs: {a: {external: true}}", "travels with the workload"),
+    ] {
+        let found = faults(&(service("") + top));
+        assert!(found.iter().any(|(line, message)| *line == 4 && message.contains(wanted)), "{top}: {found:?}");
+    }
+    for mode in ["440", "0999", "01777", "x"] {
+        let text = service(&format!("configs: [{{source: a, mode: {mode}}}]")) + "configs: {a: {content: b}}";
+        assert!(faults(&text)[0].1.contains("not a mode"), "{mode}");
+    }
+}
+
+#[test]
+fn a_service_with_profiles_is_in_when_one_of_them_is_asked_for() {
+    let names = |text: &str| {
+        let compiled = compiled(text);
+        let names: Vec<_> = compiled.documents.iter().map(|d| d.metadata.name.clone()).collect();
+        (names, compiled.warnings.len())
+    };
+    let other = "  other: {image: a}\n";
+    assert_eq!(names(&(service("profiles: [debug, asked]") + other)).0, ["web", "other"]);
+    assert_eq!(names(&(service("profiles: [debug]") + other)), (vec!["other".to_owned()], 1));
+    // Its faults are told all the same, but its ports are nobody's.
+    assert!(refused("profiles: [debug]\ncpus: no").contains("5: "));
+    let both = service("profiles: [debug]\nports: ['80:80']") + "  other: {image: a, ports: ['80:80']}\n";
+    assert_eq!(names(&both).0, ["other"]);
+}
+
+#[test]
+fn limits_of_processes_and_names_are_read_in_all_their_forms() {
+    let container = workload(&service(
+        "ulimits: {nproc: 100, core: -1, nofile: {soft: 10, hard: 20}}\nextra_hosts: {a: 1.2.3.4, b: [::1, host-gateway]}\n\
+         label_file: [app.env]\ncpu_quota: 50000\ncpu_period: 200000\nhealthcheck: {test: a, start_interval: 2s}",
+    ))
+    .container;
+    let limit = |name: &str| (container.ulimits[name].soft, container.ulimits[name].hard);
+    assert_eq!(limit("nproc"), (Some(100), Some(100)));
+    assert_eq!(limit("core"), (None, None));
+    assert_eq!(limit("nofile"), (Some(10), Some(20)));
+    let hosts: Vec<_> = container.hosts.iter().map(|h| (h.name.as_str(), h.address.as_str())).collect();
+    assert_eq!(hosts, [("a", "1.2.3.4"), ("b", "::1"), ("b", "host-gateway")]);
+    assert_eq!(container.resources.cpu_limit_millis, Some(250));
+    assert_eq!(container.health.unwrap().start_interval_ms, Some(2000));
+    let hosts = workload(&service("extra_hosts: ['a:::1', 'b=[::2]']")).container.hosts;
+    assert_eq!((hosts[0].address.as_str(), hosts[1].address.as_str()), ("::1", "::2"));
 }
 
 #[test]

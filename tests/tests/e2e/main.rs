@@ -4,6 +4,7 @@
 
 mod addresses;
 mod clocks;
+mod compose;
 mod configuration;
 mod corruption;
 mod cuts;

@@ -2,7 +2,7 @@ use super::*;
 use hivemind_core::event::{ContainerId, ContainerLabels};
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_spec::id::Digest;
-use hivemind_spec::workload::{ContainerSpec, Resources};
+use hivemind_spec::workload::{ContainerSpec, Resources, Ulimit};
 
 /// A plan of a container that asks for nothing special.
 pub(in crate::runtime) fn plan() -> ContainerPlan {
@@ -101,6 +101,7 @@ fn limits_reach_the_kernel_in_its_own_units() {
     let mut plan = plan();
     plan.spec.resources = Resources {
         cpu_request_millis: Some(250),
+        cpuset: Some("0-1".into()),
         cpu_limit_millis: Some(1500),
         memory_limit_bytes: Some(64 << 20),
         pids_limit: Some(50),
@@ -108,7 +109,7 @@ fn limits_reach_the_kernel_in_its_own_units() {
     };
     let spec = built(&plan, &shell(), Identity::default(), true);
     let resources = &spec["linux"]["resources"];
-    assert_eq!(resources["cpu"], json!({ "shares": 256, "period": 100_000, "quota": 150_000 }));
+    assert_eq!(resources["cpu"], json!({ "shares": 256, "cpus": "0-1", "period": 100_000, "quota": 150_000 }));
     assert_eq!(resources["memory"], json!({ "limit": 64 << 20, "swap": 64 << 20 }));
     assert_eq!(resources["pids"], json!({ "limit": 50 }));
     assert_eq!(spec["linux"]["cgroupsPath"], "/hivemind/workloads/hm-0123456789abcdef");
@@ -121,7 +122,7 @@ fn limits_reach_the_kernel_in_its_own_units() {
 #[test]
 fn only_root_gets_capabilities_and_nobody_gains_any() {
     let root = built(&plan(), &shell(), Identity::default(), true);
-    assert_eq!(root["process"]["capabilities"]["effective"].as_array().unwrap().len(), CAPABILITIES.len());
+    assert_eq!(root["process"]["capabilities"]["effective"].as_array().unwrap().len(), 14);
     let user = built(&plan(), &shell(), Identity { uid: 101, gid: 102, ..Identity::default() }, true);
     assert_eq!(user["process"]["capabilities"]["effective"], json!([]));
     assert_eq!(user["process"]["user"], json!({ "uid": 101, "gid": 102, "additionalGids": [] }));
@@ -172,7 +173,53 @@ fn a_working_directory_must_be_absolute() {
 #[test]
 fn no_more_files_are_promised_than_the_machine_can_give() {
     let spec = built(&plan(), &shell(), Identity::default(), true);
-    assert_eq!(spec["process"]["rlimits"][0], json!({ "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4096 }));
+    let files = |spec: &Value| spec["process"]["rlimits"][1].clone();
+    assert_eq!(files(&spec), json!({ "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4096 }));
+    let mut plan = plan();
+    plan.spec.ulimits = [
+        ("nofile".to_owned(), Ulimit { soft: Some(10), hard: None }),
+        ("memlock".to_owned(), Ulimit { soft: None, hard: None }),
+    ]
+    .into();
+    let spec = built(&plan, &shell(), Identity::default(), true);
+    let limits = spec["process"]["rlimits"].as_array().unwrap();
+    let find = |name: &str| limits.iter().find(|limit| limit["type"] == name).unwrap();
+    assert_eq!(find("RLIMIT_NOFILE"), &json!({ "type": "RLIMIT_NOFILE", "soft": 10, "hard": 4096 }));
+    let all = json!({ "type": "RLIMIT_MEMLOCK", "soft": u64::MAX, "hard": u64::MAX });
+    assert_eq!(find("RLIMIT_MEMLOCK"), &all);
+    assert_eq!(find("RLIMIT_CORE"), &json!({ "type": "RLIMIT_CORE", "soft": 0, "hard": 0 }));
+}
+
+#[test]
+fn capabilities_can_be_taken_and_what_is_given_stays() {
+    let mut plan = plan();
+    plan.spec.capabilities.drop = ["ALL".to_owned()].into();
+    plan.spec.capabilities.add = ["NET_BIND_SERVICE".to_owned(), "IPC_LOCK".to_owned()].into();
+    let granted = |plan: &ContainerPlan| {
+        let spec = built(plan, &shell(), Identity::default(), true);
+        assert_eq!(spec["process"]["capabilities"]["bounding"], spec["process"]["capabilities"]["effective"]);
+        spec["process"]["capabilities"]["bounding"].clone()
+    };
+    assert_eq!(granted(&plan), json!(["CAP_IPC_LOCK", "CAP_NET_BIND_SERVICE"]));
+    plan.spec.capabilities.add.clear();
+    plan.spec.capabilities.drop = ["NET_RAW".to_owned(), "MKNOD".to_owned()].into();
+    assert_eq!(granted(&plan).as_array().unwrap().len(), 12);
+}
+
+#[test]
+fn files_of_the_document_lie_over_its_memory_backed_directories() {
+    let mut plan = plan();
+    plan.spec.tmpfs = vec!["/etc/app:size=1m,mode=755,exec".into()];
+    plan.spec.files = vec![serde_json::from_value(json!({ "path": "/etc/app/a.conf", "content": "a" })).unwrap()];
+    plan.spec.shm_size_bytes = Some(1 << 20);
+    let spec = built(&plan, &shell(), Identity::default(), true);
+    let mounts = spec["mounts"].as_array().unwrap();
+    let place = |path: &str| mounts.iter().position(|mount| mount["destination"] == path).unwrap();
+    let options = |path: &str| mounts[place(path)]["options"].to_string();
+    assert!(place("/etc/app") < place("/etc/app/a.conf"));
+    assert!(options("/etc/app/a.conf").contains("\"ro\""));
+    assert!(options("/etc/app").ends_with("\"size=1048576\",\"mode=755\",\"exec\"]"));
+    assert!(options("/dev/shm").contains("size=1048576"));
 }
 
 #[test]

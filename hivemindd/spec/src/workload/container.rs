@@ -1,0 +1,527 @@
+//! What a replica runs, and what surrounds it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::rights;
+use super::tmpfs::Tmpfs;
+use crate::document::{DocumentError, is_dns_label};
+
+/// CPU asked for when the document asks for none, in thousandths of a core. Small, so that a
+/// Compose file without resources fits on a small machine.
+pub const DEFAULT_CPU_MILLIS: u64 = 10;
+
+/// Memory asked for when the document asks for none, in bytes.
+pub const DEFAULT_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Processes and threads a container may have when the document sets no limit: a fork bomb must
+/// not take the node with it.
+pub const DEFAULT_PIDS_LIMIT: u64 = 4096;
+
+/// Bytes of all files of a container together: they travel with the document, which has its own limit, and
+/// lie in memory on every machine that runs it.
+pub const MAX_FILES_BYTES: usize = 512 * 1024;
+
+/// The largest memory for `/dev/shm`, bytes: more than any machine this is meant for has.
+pub const MAX_SHM_BYTES: u64 = 1 << 40;
+
+/// Files a process may have open at most: the kernel's own limit (`fs.nr_open`).
+pub const MAX_OPEN_FILES: u64 = 1_048_576;
+
+/// CPU shares: the range of the kernel's control groups, version 1, in which Compose counts them.
+pub const CPU_SHARES: (u64, u64) = (2, 262_144);
+
+/// An address in `hosts` that stands for the machine a container runs on, as Docker calls it.
+pub const HOST_GATEWAY: &str = "host-gateway";
+
+/// Lines the container's `hosts` may have, and names of its resolver: more has no reader.
+const MAX_NAMES: usize = 64;
+
+/// What a replica runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerSpec {
+    /// The image reference (`registry/repository:tag` or `…@sha256:…`).
+    pub image: String,
+    /// Replaces the image's entrypoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Environment, over the image's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Replaces the image's working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// `uid`, `uid:gid`, `name` or `name:group`; replaces the image's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The container's host name; absent: the replica's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Requests and limits.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Ports the container serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Signal that asks the container to stop; absent: the image's, else SIGTERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// How long a stopping container may take before SIGKILL, in milliseconds.
+    #[serde(default = "ten_seconds")]
+    pub stop_grace_ms: u64,
+    /// A check whose verdict decides about traffic and restarts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+    /// Mounts the root file system read-only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Memory-backed directories: `PATH` or `PATH:OPTION,…` ([`Tmpfs`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<String>,
+    /// Size of `/dev/shm`, bytes; absent: 64 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_size_bytes: Option<u64>,
+    /// Files with content of the document's, read-only, in place of what the image has there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    /// More groups of the container's user, by name or number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Changes to what the container's root may do.
+    #[serde(default, skip_serializing_if = "Capabilities::is_unchanged")]
+    pub capabilities: Capabilities,
+    /// Kernel parameters of the container's own namespaces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Process limits by getrlimit(2), as `nofile`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// How early the kernel ends its processes when the machine's memory is short, from 0 to 1000, which is
+    /// first; absent: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    /// More lines of `/etc/hosts`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
+    /// How names are looked up.
+    #[serde(default, skip_serializing_if = "Resolver::is_default")]
+    pub resolver: Resolver,
+    /// The container's NIS domain name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domainname: Option<String>,
+    /// Notes for tools that look at the container's runtime specification.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A file with content of the document's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct File {
+    /// Where in the container.
+    pub path: String,
+    /// What is in it.
+    pub content: String,
+    /// Its owner.
+    #[serde(default)]
+    pub uid: u32,
+    /// Its group.
+    #[serde(default)]
+    pub gid: u32,
+    /// Its permission bits; it is mounted read-only whatever they say.
+    #[serde(default = "readable")]
+    pub mode: u32,
+}
+
+fn readable() -> u32 {
+    0o444
+}
+
+/// Changes to what the container's root may do; names of capabilities(7) without `CAP_`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Capabilities {
+    /// Given, also after `drop: ALL`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub add: BTreeSet<String>,
+    /// Taken; `ALL` takes all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drop: BTreeSet<String>,
+}
+
+impl Capabilities {
+    /// Whether every container's set stays as it is.
+    pub fn is_unchanged(&self) -> bool {
+        self.add.is_empty() && self.drop.is_empty()
+    }
+
+    /// What the container's root may do, in order.
+    pub fn granted(&self) -> BTreeSet<&str> {
+        let all = self.drop.contains(rights::ALL_CAPABILITIES);
+        let kept = rights::DEFAULT_CAPABILITIES.into_iter().filter(|name| !all && !self.drop.contains(*name));
+        kept.chain(self.add.iter().map(String::as_str)).collect()
+    }
+}
+
+/// A process limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ulimit {
+    /// What holds, and a process may raise up to `hard`; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soft: Option<u64>,
+    /// The most; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hard: Option<u64>,
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Host {
+    /// The name.
+    pub name: String,
+    /// An IP address, or [`HOST_GATEWAY`].
+    pub address: String,
+}
+
+/// How names are looked up, beyond the names of the workload's namespace, which come first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resolver {
+    /// Domains in which short names are looked up, after the workload's namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Options of resolv.conf(5), after `ndots:1`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+impl Resolver {
+    /// Whether nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        self.search.is_empty() && self.options.is_empty()
+    }
+}
+
+fn ten_seconds() -> u64 {
+    10_000
+}
+
+/// What the scheduler sets aside and what the kernel enforces.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// CPU set aside, thousandths of a core; absent: [`DEFAULT_CPU_MILLIS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_request_millis: Option<u64>,
+    /// Memory set aside, bytes; absent: [`DEFAULT_MEMORY_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_request_bytes: Option<u64>,
+    /// CPU limit, thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_millis: Option<u64>,
+    /// Memory limit, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
+    /// Process limit; absent: [`DEFAULT_PIDS_LIMIT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
+    /// The container's part of the CPU when there is too little, in [`CPU_SHARES`]; absent: 1024 for each core
+    /// set aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// The cores it may use, as `0-2,4`; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpuset: Option<String>,
+}
+
+impl Resources {
+    /// CPU to set aside, thousandths of a core.
+    pub fn cpu_millis(&self) -> u64 {
+        self.cpu_request_millis.unwrap_or(DEFAULT_CPU_MILLIS)
+    }
+
+    /// Memory to set aside, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_request_bytes.unwrap_or(DEFAULT_MEMORY_BYTES)
+    }
+
+    /// Process limit.
+    pub fn pids(&self) -> u64 {
+        self.pids_limit.unwrap_or(DEFAULT_PIDS_LIMIT)
+    }
+}
+
+/// A port a container serves.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// The port inside the container.
+    pub target: u16,
+    /// The port on every node that leads to it; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<u16>,
+    /// The transport protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// A transport protocol.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A command run inside the container; exit code 0 is healthy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthCheck {
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// Time between checks, milliseconds.
+    pub interval_ms: u64,
+    /// Time a check may take, milliseconds.
+    pub timeout_ms: u64,
+    /// Failures in a row that make the container unhealthy.
+    pub retries: u32,
+    /// Time after the start in which failures do not count, milliseconds.
+    pub start_period_ms: u64,
+    /// Time between checks within `start_period_ms`, until the first that passes, milliseconds; absent:
+    /// `interval_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_interval_ms: Option<u64>,
+}
+
+impl ContainerSpec {
+    /// A container of an image that asks for nothing more.
+    pub fn of(image: impl Into<String>) -> Self {
+        Self {
+            image: image.into(),
+            entrypoint: None,
+            command: None,
+            env: BTreeMap::new(),
+            working_dir: None,
+            user: None,
+            hostname: None,
+            resources: Resources::default(),
+            ports: Vec::new(),
+            stop_signal: None,
+            stop_grace_ms: ten_seconds(),
+            health: None,
+            read_only: false,
+            tmpfs: Vec::new(),
+            shm_size_bytes: None,
+            files: Vec::new(),
+            groups: Vec::new(),
+            capabilities: Capabilities::default(),
+            sysctls: BTreeMap::new(),
+            ulimits: BTreeMap::new(),
+            oom_score_adj: None,
+            hosts: Vec::new(),
+            resolver: Resolver::default(),
+            domainname: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// Checks what types cannot say.
+    pub(super) fn validate(&self) -> Result<(), DocumentError> {
+        let fail = |pointer: &str, message: String| Err(DocumentError::new(pointer, message));
+        if self.image.trim().is_empty() {
+            return fail("/spec/container/image", "is empty; name an image".into());
+        }
+        if self.stop_grace_ms > 3_600_000 {
+            return fail(
+                "/spec/container/stopGraceMs",
+                "is over an hour; a node must be able to shut down".into(),
+            );
+        }
+        for (index, port) in self.ports.iter().enumerate() {
+            if port.target == 0 || port.published == Some(0) {
+                return fail(&format!("/spec/container/ports/{index}"), "port 0 cannot be served".into());
+            }
+        }
+        for name in self.env.keys() {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return fail("/spec/container/env", format!("{name:?} cannot name an environment variable"));
+            }
+        }
+        self.resources.validate()?;
+        if let Some(health) = &self.health
+            && (health.command.is_empty()
+                || health.interval_ms == 0
+                || health.timeout_ms == 0
+                || health.retries == 0
+                || health.start_interval_ms == Some(0))
+        {
+            return fail(
+                "/spec/container/health",
+                "needs a command, and intervals, timeout and retries over 0".into(),
+            );
+        }
+        self.validate_place()?;
+        self.validate_rights()
+    }
+
+    /// Files, directories and names.
+    fn validate_place(&self) -> Result<(), DocumentError> {
+        let fail = |pointer: String, message: String| Err(DocumentError::new(pointer, message));
+        for (index, text) in self.tmpfs.iter().enumerate() {
+            if let Err(message) = Tmpfs::parse(text) {
+                return fail(format!("/spec/container/tmpfs/{index}"), message);
+            }
+        }
+        if self.shm_size_bytes.is_some_and(|bytes| bytes == 0 || bytes > MAX_SHM_BYTES) {
+            return fail("/spec/container/shmSizeBytes".into(), format!("must be 1 to {MAX_SHM_BYTES}"));
+        }
+        let mut paths = BTreeSet::new();
+        for (index, file) in self.files.iter().enumerate() {
+            let pointer = format!("/spec/container/files/{index}");
+            let parts = || file.path.split('/').skip(1);
+            if !file.path.starts_with('/') || parts().any(|part| matches!(part, "" | "." | "..")) {
+                return fail(pointer, format!("{:?} is not the path of a file from the root", file.path));
+            }
+            if file.mode > 0o777 {
+                return fail(pointer, format!("the mode {:o} is over 777", file.mode));
+            }
+            if !paths.insert(&file.path) {
+                return fail(pointer, format!("{} is there twice", file.path));
+            }
+        }
+        let bytes: usize = self.files.iter().map(|file| file.content.len()).sum();
+        if bytes > MAX_FILES_BYTES {
+            let text = format!("are {bytes} bytes together, over the limit of {MAX_FILES_BYTES}; put them in an image");
+            return fail("/spec/container/files".into(), text);
+        }
+        for (index, host) in self.hosts.iter().enumerate() {
+            let known = host.address == HOST_GATEWAY || host.address.parse::<IpAddr>().is_ok();
+            if !known || !is_domain(&host.name) {
+                let text = format!("{:?} at {:?} is not a name and an address", host.name, host.address);
+                return fail(format!("/spec/container/hosts/{index}"), text);
+            }
+        }
+        let Resolver { search, options } = &self.resolver;
+        if let Some(domain) = search.iter().find(|domain| !is_domain(domain)) {
+            return fail("/spec/container/resolver/search".into(), format!("{domain:?} is not a domain"));
+        }
+        let option = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-:".contains(&b))
+        };
+        if let Some(text) = options.iter().find(|text| !option(text)) {
+            return fail("/spec/container/resolver/options".into(), format!("{text:?} is not an option"));
+        }
+        if self.hosts.len().max(search.len()).max(options.len()) > MAX_NAMES {
+            return fail("/spec/container".into(), format!("has more than {MAX_NAMES} hosts, domains or options"));
+        }
+        if let Some(domain) = self.domainname.as_ref().filter(|domain| !is_domain(domain)) {
+            return fail("/spec/container/domainname".into(), format!("{domain:?} is not a domain"));
+        }
+        Ok(())
+    }
+
+    /// What it may do beyond what every container may.
+    fn validate_rights(&self) -> Result<(), DocumentError> {
+        let at = |pointer: &str| {
+            let pointer = format!("/spec/container/{pointer}");
+            move |message: String| DocumentError::new(pointer, message)
+        };
+        for name in &self.capabilities.add {
+            rights::may_add(name).map_err(at("capabilities/add"))?;
+        }
+        for name in &self.capabilities.drop {
+            let read = rights::capability(name).map_err(at("capabilities/drop"))?;
+            if read != name {
+                return Err(at("capabilities/drop")(format!("{name:?} must be written {read}")));
+            }
+        }
+        for (name, value) in &self.sysctls {
+            rights::may_set_sysctl(name).map_err(at("sysctls"))?;
+            if value.is_empty() || value.contains(['\n', '\0']) {
+                return Err(at("sysctls")(format!("{value:?} cannot be the value of {name}")));
+            }
+        }
+        for (name, limit) in &self.ulimits {
+            rights::may_set_ulimit(name).map_err(at("ulimits"))?;
+            if limit.soft.unwrap_or(u64::MAX) > limit.hard.unwrap_or(u64::MAX) {
+                return Err(at("ulimits")(format!("the soft limit of {name} is over the hard one")));
+            }
+            if name == "nofile" && limit.hard.is_some_and(|hard| hard > MAX_OPEN_FILES) {
+                return Err(at("ulimits")(format!("no process can have over {MAX_OPEN_FILES} files open")));
+            }
+        }
+        if self.oom_score_adj.is_some_and(|score| !(0..=1000).contains(&score)) {
+            let text = "must be 0 to 1000; below 0 the machine's own services would be ended first";
+            return Err(at("oomScoreAdj")(text.into()));
+        }
+        if self.groups.iter().any(|group| group.is_empty() || group.contains([':', '\n'])) {
+            return Err(at("groups")("a group has a name or a number".into()));
+        }
+        Ok(())
+    }
+}
+
+impl Resources {
+    fn validate(&self) -> Result<(), DocumentError> {
+        let fail = |pointer: &str, message: String| Err(DocumentError::new(pointer, message));
+        for (name, request, limit) in [
+            ("cpu", self.cpu_request_millis, self.cpu_limit_millis),
+            ("memory", self.memory_request_bytes, self.memory_limit_bytes),
+        ] {
+            if let (Some(request), Some(limit)) = (request, limit)
+                && request > limit
+            {
+                return fail(
+                    "/spec/container/resources",
+                    format!("the {name} request {request} is over the {name} limit {limit}"),
+                );
+            }
+        }
+        if self.cpu_limit_millis == Some(0)
+            || self.memory_limit_bytes.is_some_and(|b| b < 4 * 1024 * 1024)
+        {
+            return fail(
+                "/spec/container/resources",
+                "no container starts with less than 4 MiB of memory or without CPU".into(),
+            );
+        }
+        if self.cpu_shares.is_some_and(|shares| shares < CPU_SHARES.0 || shares > CPU_SHARES.1) {
+            let text = format!("must be {} to {}", CPU_SHARES.0, CPU_SHARES.1);
+            return fail("/spec/container/resources/cpuShares", text);
+        }
+        if let Some(cores) = self.cpuset.as_ref().filter(|cores| !is_cpuset(cores)) {
+            let text = format!("{cores:?} is not a list of cores; write for example 0-2,4");
+            return fail("/spec/container/resources/cpuset", text);
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is a list of cores as cpuset(7) has it: `0-2,4`.
+fn is_cpuset(text: &str) -> bool {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        matches!((first.parse::<u16>(), last.parse::<u16>()), (Ok(first), Ok(last)) if first <= last)
+    };
+    text.split(',').all(range)
+}
+
+/// Whether it is a domain or host name: labels with dots between them.
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| is_dns_label(&label.to_ascii_lowercase().replace('_', "-"));
+    text.len() <= 253 && text.split('.').all(label)
+}

@@ -1,0 +1,123 @@
+//! What a Compose file asks for shows inside its containers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::wait;
+
+/// Each line of the script tells of one key; `$$` is how Compose writes a `$`.
+const LOOKING: &str = r#"
+configs:
+  page:
+    content: |
+      written in the file
+services:
+  looker:
+    image: registry.lab:5000/busybox:1
+    command:
+      - sh
+      - -c
+      - |
+        say() { echo "$$1=$$2"; }
+        inside() { sed -n "s/^$$1:[[:space:]]*//p" /proc/self/status; }
+        say cap_drop "$$(inside CapEff)"
+        say cap_bound "$$(inside CapBnd)"
+        say security_opt "$$(inside NoNewPrivs)"
+        say cpuset "$$(inside Cpus_allowed_list)"
+        say cpu_shares "$$(cat /sys/fs/cgroup/cpu.weight)"
+        say cpu_quota "$$(cat /sys/fs/cgroup/cpu.max)"
+        say oom_score_adj "$$(cat /proc/self/oom_score_adj)"
+        say ulimits "$$(sed -n 's/^Max open files *//p' /proc/self/limits)"
+        say sysctls "$$(cat /proc/sys/net/core/somaxconn)"
+        say domainname "$$(cat /proc/sys/kernel/domainname)"
+        say shm_size "$$(sed -n 's/^shm .*\(size=[0-9]*k\).*/\1/p' /proc/mounts)"
+        say tmpfs "$$(sed -n 's/^tmpfs .scratch \(.*\) 0 0$$/\1/p' /proc/mounts)"
+        say group_add "$$(id -G)"
+        say extra_hosts "$$(sed -n 's/[[:space:]]*db.example$$//p' /etc/hosts)"
+        say gateway "$$(sed -n 's/[[:space:]]*machine$$//p' /etc/hosts)"
+        say dns "$$(tail -n 2 /etc/resolv.conf | tr '\n' ' ')"
+        say configs "$$(cat /srv/page.txt)"
+        say mode "$$(stat -c %a:%u:%g /srv/page.txt)"
+        say written "$$(echo x 2>/dev/null >>/srv/page.txt && echo yes || echo no)"
+        sleep 3
+        touch /scratch/ready
+        exec sleep 100000
+    stop_grace_period: 0s
+    cap_drop: [ALL]
+    cap_add: [CHOWN, NET_BIND_SERVICE, CAP_IPC_LOCK]
+    security_opt: ['no-new-privileges:true']
+    cpuset: '0'
+    cpu_shares: 2048
+    cpu_quota: 30000
+    cpu_period: 100000
+    oom_score_adj: 700
+    ulimits: {nofile: {soft: 1000, hard: 2000}}
+    sysctls: {net.core.somaxconn: 321}
+    domainname: shop.example
+    shm_size: 3m
+    tmpfs: ['/scratch:size=2m,mode=0711']
+    group_add: ['4711']
+    extra_hosts: ['db.example:192.0.2.7', 'machine:host-gateway']
+    dns_search: corp.example
+    dns_opt: [timeout:7]
+    configs: [{source: page, target: /srv/page.txt, uid: '5', mode: 0440}]
+    healthcheck:
+      test: test -f /scratch/ready
+      interval: 10m
+      start_period: 5m
+      start_interval: 1s
+"#;
+
+#[test]
+fn what_a_compose_file_asks_for_shows_inside_its_containers() {
+    let cluster = Cluster::formed("compose", 1);
+    cluster.push(LOOKING).ok();
+    // Its health check passes only after a while, and would be asked again in ten minutes.
+    cluster.wait_for_running("looker", 1, STARTING);
+    let said = wait::until("it has said all", Duration::from_secs(30), || {
+        let said = cluster.hivemind(["logs", "looker"]).ok().stdout();
+        if said.contains("written=") { Ok(said) } else { Err(said) }
+    })
+    .0;
+    let told: BTreeMap<&str, &str> =
+        said.lines().filter_map(|line| line.split_once('|').map_or(line, |(_, text)| text).trim().split_once('=')).collect();
+    let is = |key: &str, wanted: &str| {
+        let found = told.get(key).map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert_eq!(found.as_deref(), Some(wanted), "{key}\n{said}");
+    };
+    let has = |key: &str, wanted: &str| {
+        assert!(told.get(key).is_some_and(|text| text.contains(wanted)), "{key}: {wanted}\n{said}");
+    };
+    // CHOWN is bit 0, NET_BIND_SERVICE 10 and IPC_LOCK 14 (capabilities(7)).
+    is("cap_drop", "0000000000004401");
+    is("cap_bound", "0000000000004401");
+    is("security_opt", "1");
+    is("cpuset", "0");
+    // 2048 shares in the terms of control groups, version 2, are twice what one core has.
+    let weight: u32 = told["cpu_shares"].parse().unwrap();
+    assert!((70..=250).contains(&weight), "{weight}");
+    is("cpu_quota", "30000 100000");
+    is("oom_score_adj", "700");
+    is("ulimits", "1000 2000 files");
+    is("sysctls", "321");
+    is("domainname", "shop.example");
+    is("shm_size", "size=3072k");
+    has("tmpfs", "size=2048k");
+    has("tmpfs", "mode=711");
+    has("tmpfs", "noexec");
+    has("group_add", "4711");
+    is("extra_hosts", "192.0.2.7");
+    has("gateway", "10.42.");
+    is("dns", "search default.hive.internal corp.example options ndots:1 timeout:7");
+    is("configs", "written in the file");
+    is("mode", "440:5:0");
+    is("written", "no");
+
+    // A new content is a new version.
+    cluster.push(&LOOKING.replace("written in the file", "written anew")).ok();
+    wait::until("the new content is there", STARTING, || {
+        let said = cluster.hivemind(["logs", "looker"]).ok().stdout();
+        if said.contains("configs=written anew") { Ok(()) } else { Err(said) }
+    });
+}
