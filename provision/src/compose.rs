@@ -12,6 +12,7 @@ mod container;
 mod health;
 mod interpolate;
 pub mod keys;
+mod order;
 mod ports;
 mod reader;
 mod service;
@@ -107,7 +108,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
     if services.is_empty() {
         reader.fault(root.mark, "`services` is empty");
     }
-    let mut documents = Vec::new();
+    let (mut documents, mut order) = (Vec::new(), order::Order::default());
     let mut published = BTreeSet::new();
     for (key, node) in services {
         if !is_dns_label(&key.text) {
@@ -116,7 +117,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
             continue;
         }
         let Some(service) = service::service(reader, &configs, key, node) else { continue };
-        let service::Service { workload, mut labels, profiles } = service;
+        let service::Service { workload, mut labels, profiles, depends_on } = service;
         labels.insert(APP_LABEL.to_owned(), project.clone());
         let document = Document {
             metadata: Metadata {
@@ -149,8 +150,10 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
                 reader.fault(key.mark, format!("port {number} is published twice; choose another"));
             }
         }
+        order.add(&document, depends_on);
         documents.push(document);
     }
+    order.check(reader);
     Some((project, documents))
 }
 

@@ -84,6 +84,7 @@ pub(crate) fn workload(replicas: u32) -> Workload {
         container,
         restart: RestartPolicy::default(),
         constraints: Vec::new(),
+        depends_on: Vec::new(),
         takeover: Takeover::default(),
         priority: 0,
         exclusive: None,

@@ -12,6 +12,7 @@
 
 pub mod checking;
 pub mod cluster;
+pub mod dependencies;
 pub mod dns;
 pub mod enrolment;
 pub mod event;

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 pub use self::container::*;
 pub use self::tmpfs::Tmpfs;
 
-use crate::document::DocumentError;
+use crate::document::{DocumentError, is_dns_label};
 use crate::id::{Digest, NodeId};
 
 /// More replicas of one workload than any cluster this is meant for can run.
@@ -33,6 +33,9 @@ pub struct WorkloadSpec {
     /// Where replicas may run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<Constraint>,
+    /// What must be so before a container starts for the first time on its node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<Dependency>,
     /// Who may restart replicas of nodes that vanished.
     #[serde(default)]
     pub takeover: Takeover,
@@ -42,6 +45,44 @@ pub struct WorkloadSpec {
     /// Present when there must never be two instances, anywhere, whatever fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclusive: Option<Exclusive>,
+}
+
+/// Another workload of the same namespace, and how it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dependency {
+    /// Its name.
+    pub workload: String,
+    /// How it must be.
+    #[serde(default)]
+    pub condition: Condition,
+    /// Whether to wait when there is no such workload.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub required: bool,
+}
+
+/// How a workload must be for others to start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// A container of it has started.
+    #[default]
+    Started,
+    /// A container of it runs, and its health check, if it has one, passes.
+    Healthy,
+    /// All its containers ended with success.
+    Completed,
+}
+
+/// More workloads than one can sensibly wait for.
+const MAX_DEPENDENCIES: usize = 64;
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// Whose leave a workload needs to run, of which there must never be two: a lease by a strict majority of
@@ -171,6 +212,12 @@ impl WorkloadSpec {
             if !open && (exclusive.voters.is_empty() || exclusive.voters.len() > MAX_VOTERS) {
                 return fail("/spec/exclusive/voters", format!("needs 1 to {MAX_VOTERS} nodes"));
             }
+        }
+        if self.depends_on.len() > MAX_DEPENDENCIES {
+            return fail("/spec/dependsOn", format!("has more than {MAX_DEPENDENCIES} workloads"));
+        }
+        if let Some(odd) = self.depends_on.iter().find(|dependency| !is_dns_label(&dependency.workload)) {
+            return fail("/spec/dependsOn", format!("{:?} cannot name a workload", odd.workload));
         }
         self.container.validate()
     }

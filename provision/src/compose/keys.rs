@@ -50,6 +50,7 @@ pub const SERVICE: &[Row] = &[
     ("cpu_shares", Honoured("the containers' part of the CPU when there is too little")),
     ("cpus", Honoured("CPU limit, as deploy.resources.limits.cpus")),
     ("cpuset", Honoured("the cores the containers may use")),
+    ("depends_on", Honoured("see below; what its containers wait for before they start, also on other machines")),
     ("deploy", Honoured("see below")),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
@@ -94,10 +95,6 @@ pub const SERVICE: &[Row] = &[
     ("cpu_rt_period", RIGHTS),
     ("cpu_rt_runtime", RIGHTS),
     ("credential_spec", WINDOWS),
-    (
-        "depends_on",
-        Refused("machines can restart in any order, so a service must wait for what it needs by itself"),
-    ),
     ("develop", Refused("it is for a developer's machine")),
     ("device_cgroup_rules", RIGHTS),
     ("devices", RIGHTS),
@@ -235,6 +232,16 @@ pub const CONFIG_USE: &[Row] = &[
     ("uid", Honoured("the file's owner; 0 if not given")),
 ];
 
+/// An entry of `depends_on` in its long form.
+pub const DEPENDENCY: &[Row] = &[
+    (
+        "condition",
+        Honoured("`service_started`, `service_healthy` or `service_completed_successfully` (all its containers)"),
+    ),
+    ("required", Honoured("whether the service must exist; true if not given")),
+    ("restart", Refused("a container that is replaced starts no others")),
+];
+
 /// An entry of `ulimits` in its long form.
 pub const ULIMIT: &[Row] = &[
     ("hard", Honoured("the most a process can raise it to; -1 is no limit")),
@@ -267,6 +274,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.healthcheck", HEALTHCHECK),
     ("services.NAME.ports", PORT),
     ("services.NAME.env_file", ENV_FILE),
+    ("services.NAME.depends_on.NAME", DEPENDENCY),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.configs", CONFIG_USE),
     ("configs.NAME", CONFIG),

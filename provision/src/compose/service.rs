@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Constraint, ContainerSpec, Exclusive, MAX_REPLICAS, Operator, RestartCondition, RestartPolicy, Takeover,
+    Condition, Constraint, ContainerSpec, Dependency, Exclusive, MAX_REPLICAS, Operator, RestartCondition, RestartPolicy, Takeover,
     WorkloadSpec,
 };
 
@@ -45,6 +45,7 @@ struct Draft {
     memory_request: Placed<u64>,
     restart: Placed<RestartPolicy>,
     constraints: Vec<Constraint>,
+    depends_on: Vec<(Mark, Dependency)>,
     takeover: Takeover,
     priority: i32,
     exclusive: Placed<bool>,
@@ -56,6 +57,8 @@ pub(super) struct Service {
     pub(super) labels: Pairs,
     /// With one of which it is wanted; with none always.
     pub(super) profiles: Vec<String>,
+    /// Where in the file it says which services it depends on.
+    pub(super) depends_on: Vec<(Mark, Dependency)>,
 }
 
 /// Reads a service.
@@ -100,6 +103,7 @@ impl Draft {
             memory_request: None,
             restart: None,
             constraints: Vec::new(),
+            depends_on: Vec::new(),
             takeover: Takeover::default(),
             priority: 0,
             exclusive: None,
@@ -128,6 +132,7 @@ impl Draft {
             container,
             restart: self.restart.map(|(_, restart)| restart).unwrap_or_default(),
             constraints: self.constraints,
+            depends_on: self.depends_on.iter().map(|(_, dependency)| dependency.clone()).collect(),
             takeover: self.takeover,
             priority: self.priority,
             // Which nodes have a say is for whoever pushes it to find out.
@@ -135,7 +140,7 @@ impl Draft {
         };
         let mut labels = self.label_files;
         labels.extend(self.labels);
-        Service { workload, labels, profiles: self.profiles }
+        Service { workload, labels, profiles: self.profiles, depends_on: self.depends_on }
     }
 }
 
@@ -179,6 +184,7 @@ fn service_key(reader: &Reader<'_>, configs: &Configs, draft: &mut Draft, key: &
         "image" => draft.image = Some(container::image(reader, node)),
         "environment" => environment(reader, draft, node)?,
         "env_file" => env_files(reader, draft, node)?,
+        "depends_on" => draft.depends_on = dependencies(reader, node)?,
         "deploy" => deploy(reader, draft, node)?,
         "restart" => set(reader, &mut draft.restart, at, restart(reader, node)?),
         "mem_limit" => set(reader, &mut draft.memory_limit, at, reader.size_bytes(node)?),
@@ -279,6 +285,32 @@ fn labels(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
         label(reader, &mut draft.labels, mark, name, value.unwrap_or_default());
     }
     Some(())
+}
+
+/// A list of services, or a map from services to how they must be.
+fn dependencies(reader: &Reader<'_>, node: &Node) -> Option<Vec<(Mark, Dependency)>> {
+    let conditions = [
+        ("service_started", Condition::Started),
+        ("service_healthy", Condition::Healthy),
+        ("service_completed_successfully", Condition::Completed),
+    ];
+    let started = |workload| Dependency { workload, condition: Condition::Started, required: true };
+    let Value::Mapping(services) = &node.value else {
+        let one = |item: &Node| Some((item.mark, started(reader.text(item)?)));
+        return reader.sequence(node)?.iter().map(one).collect();
+    };
+    let mut dependencies = Vec::new();
+    for (name, node) in services {
+        let mut dependency = started(name.text.clone());
+        for (key, value) in reader.entries(node, keys::DEPENDENCY)? {
+            match key.text.as_str() {
+                "condition" => dependency.condition = reader.word(value, &conditions)?,
+                _ => dependency.required = reader.boolean(value)?,
+            }
+        }
+        dependencies.push((name.mark, dependency));
+    }
+    Some(dependencies)
 }
 
 fn replicas(reader: &Reader<'_>, node: &Node) -> Option<u32> {

@@ -1,4 +1,4 @@
-use hivemind_spec::workload::{RestartCondition, Takeover, WorkloadSpec};
+use hivemind_spec::workload::{Condition, RestartCondition, Takeover, WorkloadSpec};
 
 use super::keys::Verdict;
 use super::*;
@@ -193,6 +193,7 @@ fn sample(key: &str) -> &'static str {
         "cpu_shares" => "512",
         "cpuset" => "0-1",
         "cpus" => "0.5",
+        "depends_on" => "[other]",
         "deploy" => "{replicas: 2}",
         "dns_opt" => "use-vc",
         "dns_search" => "a.example",
@@ -299,6 +300,9 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "services.NAME.healthcheck" => service(&format!("healthcheck: {{test: a, {entry}}}")),
                 "services.NAME.ports" => service(&format!("ports: [{{target: 1, {entry}}}]")),
                 "services.NAME.env_file" => service(&format!("env_file: [{{path: app.env, {entry}}}]")),
+                "services.NAME.depends_on.NAME" => {
+                    service(&format!("depends_on: {{other: {{{entry}}}}}")) + "  other: {image: a}\n"
+                }
                 "configs.NAME" => format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n"),
                 other => panic!("no place for {other}"),
             };
@@ -410,6 +414,10 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("configs: [{target: /a}]", "`source` is missing"),
         ("healthcheck: {test: a, start_interval: 0s}", "more"),
         ("profiles: debug", "must be a list"),
+        ("depends_on: [db]", "no service"),
+        ("depends_on: [web]", "break the circle"),
+        ("depends_on: web", "must be a list"),
+        ("depends_on: {web: {condition: soon}}", "service_healthy"),
         ("labels: {hivemind/app: x}", "ours"),
         ("x-hivemind: {takeover: sometimes}", "majority"),
         ("x-hivemind: {priority: 99999999999}", "out of range"),
@@ -525,6 +533,26 @@ fn a_service_with_profiles_is_in_when_one_of_them_is_asked_for() {
     assert!(refused("profiles: [debug]\ncpus: no").contains("5: "));
     let both = service("profiles: [debug]\nports: ['80:80']") + "  other: {image: a, ports: ['80:80']}\n";
     assert_eq!(names(&both).0, ["other"]);
+}
+
+#[test]
+fn services_say_what_they_wait_for_and_circles_are_refused() {
+    let file = "services:\n  web:\n    image: a\n    depends_on:\n      db: {condition: service_healthy}\n      \
+                setup: {condition: service_completed_successfully}\n      cache: {required: false}\n  \
+                db: {image: a}\n  setup: {image: a, depends_on: [db]}\n";
+    let compiled = compiled(file);
+    let waits: Vec<_> = compiled.documents[0].workload().unwrap().depends_on.clone();
+    let told: Vec<_> = waits.iter().map(|d| (d.workload.as_str(), d.condition, d.required)).collect();
+    let wanted =
+        [("db", Condition::Healthy, true), ("setup", Condition::Completed, true), ("cache", Condition::Started, false)];
+    assert_eq!(told, wanted);
+    assert!(compiled.warnings[0].message.contains("no `healthcheck`"));
+
+    let circle = faults(&file.replace("db: {image: a}", "db: {image: a, depends_on: [web]}"));
+    let lines: Vec<usize> = circle.iter().map(|(line, _)| *line).collect();
+    assert_eq!(lines, [5, 6, 8, 9], "{circle:#?}");
+    let away = faults(&file.replace("db: {image: a}", "db: {image: a, profiles: [other]}"));
+    assert!(away[0].1.contains("profiles"), "{away:?}");
 }
 
 #[test]

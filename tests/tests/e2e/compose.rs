@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::command::items;
 use hivemind_tests::wait;
 
 /// Each line of the script tells of one key; `$$` is how Compose writes a `$`.
@@ -69,11 +70,63 @@ services:
       start_interval: 1s
 "#;
 
+/// What waits is on another machine than what it waits for.
+const WAITING: &str = r#"
+services:
+  web:
+    image: registry.lab:5000/busybox:1
+    command: [sleep, '100000']
+    stop_grace_period: 0s
+    deploy: {placement: {constraints: [node.hostname == FIRST]}}
+    depends_on:
+      db: {condition: service_healthy}
+      setup: {condition: service_completed_successfully}
+      nobody: {condition: service_started, required: false}
+  setup:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'echo set up']
+    restart: 'no'
+    depends_on: [db]
+    deploy: {placement: {constraints: [node.hostname != FIRST]}}
+  db:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'sleep 5; touch /tmp/ready; exec sleep 100000']
+    stop_grace_period: 0s
+    healthcheck: {test: test -f /tmp/ready, interval: 1s, start_period: 2m, start_interval: 1s}
+    deploy: {placement: {constraints: [node.hostname != FIRST]}}
+"#;
+
 #[test]
-fn what_a_compose_file_asks_for_shows_inside_its_containers() {
-    let cluster = Cluster::formed("compose", 1);
+fn compose_files_do_on_real_machines_what_they_ask_for() {
+    let cluster = Cluster::formed("compose", 2);
+    what_a_compose_file_asks_for_shows_inside_its_containers(&cluster);
+    services_wait_for_what_they_depend_on_also_on_other_machines(&cluster);
+}
+
+fn services_wait_for_what_they_depend_on_also_on_other_machines(cluster: &Cluster) {
+    let nodes = items(&cluster.json(&["nodes"]).unwrap());
+    let first = nodes[0]["hostname"].as_str().unwrap();
+    cluster.push(&WAITING.replace("FIRST", first)).ok();
+    wait::until("it waits, and says for whom", STARTING, || {
+        let replicas = cluster.replicas("web")?;
+        let waits = replicas.iter().any(|r| r.phase == "assigned" && r.reason == "waits for db to be healthy");
+        if waits { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    cluster.wait_for_running("web", 1, STARTING);
+    let phase = |workload: &str| cluster.replicas(workload).unwrap()[0].phase.clone();
+    assert_eq!((phase("db").as_str(), phase("setup").as_str()), ("running", "completed"));
+}
+
+fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     cluster.push(LOOKING).ok();
     // Its health check passes only after a while, and would be asked again in ten minutes.
+    let replica = wait::until("its check has not passed yet", STARTING, || {
+        let replicas = cluster.replicas("looker")?;
+        let found = replicas.iter().find(|r| r.reason.contains("has not passed yet")).cloned();
+        found.ok_or_else(|| format!("{replicas:#?}"))
+    })
+    .0;
+    assert_eq!(replica.phase, "starting");
     cluster.wait_for_running("looker", 1, STARTING);
     let said = wait::until("it has said all", Duration::from_secs(30), || {
         let said = cluster.hivemind(["logs", "looker"]).ok().stdout();

@@ -19,7 +19,7 @@ use crate::record::{
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dns, overlay, rollout, scheduler, statement};
+use crate::{dependencies, dns, overlay, rollout, scheduler, statement};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -235,6 +235,19 @@ impl Node {
         }
     }
 
+    /// What the workloads of these replicas wait for before they start.
+    fn waits_of<'a>(
+        &self,
+        replicas: impl Iterator<Item = (&'a ReplicaId, &'a &'a Workload)>,
+    ) -> BTreeMap<WorkloadId, String> {
+        let with_dependencies = replicas.filter(|(_, workload)| !workload.spec.depends_on.is_empty());
+        let waits = |(replica, workload): (&ReplicaId, &&Workload)| {
+            let why = dependencies::waits_for(&self.cluster, &replica.workload, workload)?;
+            Some((replica.workload.clone(), why))
+        };
+        with_dependencies.filter_map(waits).collect()
+    }
+
     /// Takes this node's replicas a step further.
     fn run_replicas(&mut self, now: Time, out: &mut Actions) {
         // A node that lost its store leaves what runs alone until somebody tells it what is wanted.
@@ -251,8 +264,10 @@ impl Node {
             .filter(|(_, workload)| self.run_before.contains(&workload.digest))
             .collect();
         let Some(facts) = &self.facts else { return };
+        let waits = self.waits_of(wanted.iter());
         let here = Here {
             leases: &leases,
+            waits: &waits,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,
         };

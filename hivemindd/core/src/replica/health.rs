@@ -23,12 +23,13 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(now: Time, check: &HealthCheck) -> Self {
+    /// Of a container that `has_passed` before, or not yet.
+    pub(super) fn new(now: Time, check: &HealthCheck, has_passed: bool) -> Self {
         Self {
             since_ms: now.mono_ms,
             start_period_ms: check.start_period_ms,
             retries: check.retries.max(1),
-            passed_once: false,
+            passed_once: has_passed,
             failures: 0,
             passes: 0,
             failing: None,
@@ -55,6 +56,11 @@ impl Health {
         if self.failures >= self.retries || self.failing.is_some() {
             self.failing = Some(detail.to_owned());
         }
+    }
+
+    /// Whether a check has passed since it started.
+    pub(super) fn has_passed(&self) -> bool {
+        self.passed_once
     }
 
     /// Why it is unhealthy; `None` while it is not.

@@ -109,6 +109,8 @@ pub struct Here<'a> {
     pub capacity: Capacity,
     /// How the leases stand of the exclusive workloads that are wanted here, and why so, in words.
     pub leases: &'a BTreeMap<WorkloadId, (Lease, String)>,
+    /// What workloads wait for before their containers start, in words ([`crate::dependencies`]).
+    pub waits: &'a BTreeMap<WorkloadId, String>,
 }
 
 impl Here<'_> {
@@ -513,10 +515,16 @@ impl Replicas {
     ) -> Standing {
         self.dispose_others(now, &labels.replica, id, plan);
         let check = workload.spec.container.health.as_ref();
-        let verdict = check.and_then(|check| {
-            let health = self.health.entry(id.clone()).or_insert_with(|| Health::new(now, check));
-            health.failing().map(str::to_owned)
+        let was_healthy = self.said.get(&labels.replica).is_some_and(|said| {
+            let same = (said.template, said.restarts) == (labels.template, labels.restarts);
+            same && matches!(said.phase, Phase::Running | Phase::Unhealthy)
         });
+        let health = check.map(|check| {
+            let health = || Health::new(now, check, was_healthy);
+            &*self.health.entry(id.clone()).or_insert_with(health)
+        });
+        let verdict = health.and_then(Health::failing).map(str::to_owned);
+        let is_unproven = health.is_some_and(|health| !health.has_passed());
         let misplaced = node.network.is_some_and(|network| !address::is_in(network, labels.ip));
         let cause = match &verdict {
             _ if node.has_lost(&labels.replica) => Some(StopCause::LeaseEnded),
@@ -546,6 +554,7 @@ impl Replicas {
         }
         match verdict {
             Some(detail) => Standing::new(Phase::Unhealthy, format!("health check failed: {detail}")),
+            None if is_unproven => Standing::new(Phase::Starting, "runs; its health check has not passed yet"),
             None => Standing::new(Phase::Running, reason),
         }
     }
@@ -585,6 +594,9 @@ impl Replicas {
             None | Some((Lease::Held { .. }, _)) => None,
             Some((_, reason)) => Some(Standing::new(Phase::Assigned, reason.clone())),
         });
+        let again = self.lives.get(replica).is_some_and(|life| life.ended.is_some());
+        let waits = node.waits.get(&replica.workload).filter(|_| !again);
+        let blocked = blocked.or_else(|| Some(Standing::new(Phase::Assigned, waits?.clone())));
         if let Some(blocked) = blocked {
             return self.while_blocked(now, id, replica, blocked, node, plan);
         }

@@ -2,7 +2,7 @@ use hivemind_spec::workload::{RestartPolicy, WorkloadSpec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fixture::{replica_id, workload};
+use crate::fixture::{replica_id, workload, workload_id};
 
 const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 42, 7, 0);
 
@@ -30,6 +30,7 @@ struct Bench {
     network: Option<LocalNetwork>,
     capacity: Capacity,
     leases: BTreeMap<WorkloadId, (Lease, String)>,
+    waits: BTreeMap<WorkloadId, String>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
     /// Every operation ever handed out.
@@ -46,6 +47,7 @@ impl Bench {
             network: Some(network()),
             capacity: Capacity { cpu_millis: 1_000_000, memory_bytes: 1 << 50 },
             leases: BTreeMap::new(),
+            waits: BTreeMap::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
             log: Vec::new(),
@@ -76,7 +78,8 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let here = Here { network: self.network.as_ref(), capacity: self.capacity, leases: &self.leases };
+        let Self { network, capacity, leases, waits, .. } = self;
+        let here = Here { network: network.as_ref(), capacity: *capacity, leases, waits };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -137,6 +140,14 @@ impl Bench {
             }
         }
         panic!("does not settle: {:?}", self.open);
+    }
+
+    /// All checks pass.
+    fn pass(&mut self) {
+        for id in self.plan.health_checks.keys().cloned().collect::<Vec<_>>() {
+            self.replicas.health_checked(self.now, &id, true, "");
+        }
+        self.step();
     }
 
     fn restart_agent(&mut self) {
@@ -437,6 +448,7 @@ fn a_failing_health_check_takes_the_replica_out_and_restarts_it() {
     let mut bench = Bench::running(checked(), 1);
     let id = bench.container(0);
     assert!(bench.plan.health_checks.contains_key(&id));
+    bench.pass();
     bench.now = bench.now.plus(6000);
     for _ in 0..2 {
         bench.replicas.health_checked(bench.now, &id, false, "503");
@@ -453,7 +465,59 @@ fn a_failing_health_check_takes_the_replica_out_and_restarts_it() {
     assert_eq!(bench.status(0).reason, "health check failed: 503; starts again after 0.5 s");
     bench.wait(500);
     bench.settle();
+    assert_eq!((bench.status(0).phase, bench.status(0).restarts), (Phase::Starting, 1));
+    bench.pass();
     assert_eq!((bench.status(0).phase, bench.status(0).restarts), (Phase::Running, 1));
+}
+
+#[test]
+fn a_container_with_a_check_counts_as_running_once_it_has_passed_also_for_the_next_agent() {
+    let mut bench = Bench::running(checked(), 1);
+    assert_eq!(bench.status(0).phase, Phase::Starting);
+    assert_eq!(bench.status(0).reason, "runs; its health check has not passed yet");
+    bench.restart_agent();
+    assert_eq!(bench.status(0).phase, Phase::Starting, "it still has not");
+    bench.pass();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+    bench.restart_agent();
+    assert_eq!(bench.status(0).phase, Phase::Running, "it had passed, and nothing else is known");
+    // After a power cut it is another container.
+    bench.happen(Happening::PowerCut);
+    bench.settle();
+    assert_eq!(bench.status(0).phase, Phase::Starting);
+}
+
+#[test]
+fn a_replica_waits_for_others_before_it_starts_and_not_when_it_starts_again() {
+    let mut bench = Bench::new();
+    let wait = (workload_id("web"), "waits for db to be healthy".to_owned());
+    bench.waits = [wait.clone()].into();
+    bench.want(workload(1), 1);
+    bench.settle();
+    assert!(bench.inventory.containers.is_empty());
+    assert!(!bench.inventory.images.is_empty(), "its image is fetched meanwhile");
+    let status = bench.status(0);
+    assert_eq!((status.phase, status.reason.as_str()), (Phase::Assigned, "waits for db to be healthy"));
+    bench.waits.clear();
+    bench.step();
+    bench.settle();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+
+    // What it waited for ends: it goes on, and starts again by itself.
+    bench.waits = [wait].into();
+    bench.step();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+    bench.crash(0, 1);
+    bench.wait(500);
+    bench.settle();
+    assert_eq!((bench.status(0).phase, bench.status(0).restarts), (Phase::Running, 1));
+
+    // A new version waits, and the previous one goes on meanwhile.
+    bench.want(another(&workload(1), "registry.test/app:2"), 1);
+    bench.settle();
+    let status = bench.status(0);
+    assert_eq!(status.phase, Phase::Running);
+    assert!(status.reason.contains("the new one: waits for db"), "{}", status.reason);
 }
 
 #[test]
@@ -464,7 +528,7 @@ fn failures_in_the_start_period_do_not_count_until_a_check_has_passed() {
         bench.replicas.health_checked(bench.now, &id, false, "not yet");
     }
     bench.step();
-    assert_eq!(bench.status(0).phase, Phase::Running);
+    assert_eq!(bench.status(0).phase, Phase::Starting);
     bench.replicas.health_checked(bench.now, &id, true, "");
     for _ in 0..3 {
         bench.replicas.health_checked(bench.now, &id, false, "gone");
@@ -479,6 +543,7 @@ fn an_unhealthy_container_that_may_not_restart_needs_two_passes_to_come_back() {
     never.spec.restart = policy(RestartCondition::Never, None);
     let mut bench = Bench::running(never, 1);
     let id = bench.container(0);
+    bench.pass();
     bench.now = bench.now.plus(6000);
     let phases: Vec<Phase> = [false, false, false, true, false, true, true]
         .into_iter()
@@ -706,6 +771,7 @@ proptest! {
         }
         bench.settle();
         bench.observe();
+        bench.pass();
         prop_assert!(bench.plan.statuses.values().all(|status| status.phase == Phase::Running));
         let running: BTreeSet<_> = bench.inventory.containers.keys().cloned().collect();
         prop_assert_eq!(running, (0..3).map(|slot| bench.container(slot)).collect::<BTreeSet<_>>());
