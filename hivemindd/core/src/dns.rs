@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! NAME.NAMESPACE.hive.internal               A    all serving replicas
+//! LINK.NAMESPACE.hive.internal               A    those of the workload that a document links to
 //! SLOT.NAME.NAMESPACE.hive.internal          A    one replica
 //! _PORT._PROTO.NAME.NAMESPACE.hive.internal  SRV  port and per-replica names
 //! d.c.b.a.in-addr.arpa                       PTR  the replica's name
@@ -24,6 +25,10 @@ pub fn zone(cluster: &Cluster, liveness: &Liveness) -> Zone {
     let mut zone = Zone::default();
     for (id, workload) in &cluster.workloads {
         put_in(&mut zone, names(cluster, liveness, id, workload));
+        for (alias, target) in &workload.spec.links {
+            let named = |name: &str| WorkloadId { namespace: id.namespace.clone(), name: name.to_owned() }.dns_name();
+            zone.aliases.entry(named(&alias.to_ascii_lowercase())).or_default().insert(named(target));
+        }
     }
     zone
 }
@@ -85,7 +90,7 @@ fn names(cluster: &Cluster, liveness: &Liveness, id: &WorkloadId, workload: &Wor
     }
     addresses.insert(name, all);
     let services = services.into_iter().map(|(name, _, targets)| (name, targets)).collect();
-    Zone { addresses, services, pointers }
+    Zone { addresses, services, pointers, ..Zone::default() }
 }
 
 fn put_in(zone: &mut Zone, part: Zone) {
@@ -162,7 +167,8 @@ impl Zone {
         if name != DNS_APEX && !is_below(&name, DNS_APEX) {
             return Answer::NotOurs;
         }
-        match (self.addresses.get(&name), self.services.get(&name), question) {
+        let addresses = self.addresses.get(&name).or_else(|| self.linked(&name));
+        match (addresses, self.services.get(&name), question) {
             (Some(found), _, Question::A) if !found.is_empty() => Answer::Addresses(found),
             (_, Some(found), Question::Srv) if !found.is_empty() => Answer::Services(found),
             (None, None, _) if !self.has_below(&name) => Answer::NoName,
@@ -170,9 +176,18 @@ impl Zone {
         }
     }
 
+    /// The addresses of a workload that documents call by another name.
+    fn linked(&self, name: &str) -> Option<&BTreeSet<Ipv4Addr>> {
+        let targets = self.aliases.get(name)?;
+        let mut found = targets.iter().filter_map(|target| self.addresses.get(target));
+        let first = found.next()?;
+        if first.is_empty() { found.find(|addresses| !addresses.is_empty()).or(Some(first)) } else { Some(first) }
+    }
+
     /// Whether the name is the apex or has names below it, and so exists (RFC 8020).
     fn has_below(&self, name: &str) -> bool {
-        name == DNS_APEX || self.addresses.keys().chain(self.services.keys()).any(|n| is_below(n, name))
+        let mut names = self.addresses.keys().chain(self.services.keys()).chain(self.aliases.keys());
+        name == DNS_APEX || names.any(|n| is_below(n, name))
     }
 }
 
@@ -272,6 +287,28 @@ mod tests {
             zone(&cluster, &liveness).lookup("web.default.hive.internal", Question::A),
             Answer::NoData
         );
+    }
+
+    #[test]
+    fn a_workload_answers_to_the_names_that_documents_link_to_it() {
+        let (mut cluster, liveness) = cluster(2);
+        cluster.workloads.insert(workload_id("db"), workload(1));
+        cluster.workloads.insert(workload_id("old"), workload(0));
+        let mut web = workload(0);
+        let link = |alias: &str, target: &str| (alias.to_owned(), target.to_owned());
+        web.spec.links =
+            [link("Data_Base", "db"), link("main.db", "old"), link("old", "db"), link("x", "nobody")].into();
+        let mut other = workload(0);
+        other.spec.links = [link("main.db", "db")].into();
+        cluster.workloads.insert(workload_id("web"), web);
+        cluster.workloads.insert(workload_id("other"), other);
+        let ip = running(&mut cluster, "db", 0, 1);
+        let zone = zone(&cluster, &liveness);
+        let ask = |name: &str| zone.lookup(&format!("{name}.default.hive.internal"), Question::A);
+        assert_eq!(ask("data_base"), Answer::Addresses(&[ip].into()));
+        assert_eq!(ask("main.db"), Answer::Addresses(&[ip].into()), "of two, the one that has addresses");
+        assert_eq!(ask("old"), Answer::NoData, "a workload's own name goes before");
+        assert_eq!(ask("x"), Answer::NoName);
     }
 
     proptest! {

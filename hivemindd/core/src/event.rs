@@ -475,6 +475,8 @@ pub struct PeerNetwork {
 pub struct Zone {
     /// Name to addresses of live replicas; a name with none exists but has no address.
     pub addresses: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// Other names to names of `addresses`; of several, one that has addresses answers.
+    pub aliases: BTreeMap<String, BTreeSet<String>>,
     /// `_PORT._PROTO.NAME…` to (port, target name).
     pub services: BTreeMap<String, BTreeSet<(u16, String)>>,
     /// Address to name, for reverse look-ups.

@@ -85,6 +85,7 @@ pub(crate) fn workload(replicas: u32) -> Workload {
         restart: RestartPolicy::default(),
         constraints: Vec::new(),
         depends_on: Vec::new(),
+        links: Default::default(),
         takeover: Takeover::default(),
         priority: 0,
         exclusive: None,

@@ -4,11 +4,12 @@ mod container;
 pub mod rights;
 mod tmpfs;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::container::is_domain;
 pub use self::container::*;
 pub use self::tmpfs::Tmpfs;
 
@@ -36,6 +37,9 @@ pub struct WorkloadSpec {
     /// What must be so before a container starts for the first time on its node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<Dependency>,
+    /// More names of workloads in the namespace's DNS: a name to a workload, which may be this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, String>,
     /// Who may restart replicas of nodes that vanished.
     #[serde(default)]
     pub takeover: Takeover,
@@ -76,6 +80,9 @@ pub enum Condition {
 
 /// More workloads than one can sensibly wait for.
 const MAX_DEPENDENCIES: usize = 64;
+
+/// More names than any file gives.
+const MAX_LINKS: usize = 64;
 
 fn yes() -> bool {
     true
@@ -218,6 +225,12 @@ impl WorkloadSpec {
         }
         if let Some(odd) = self.depends_on.iter().find(|dependency| !is_dns_label(&dependency.workload)) {
             return fail("/spec/dependsOn", format!("{:?} cannot name a workload", odd.workload));
+        }
+        if self.links.len() > MAX_LINKS {
+            return fail("/spec/links", format!("has more than {MAX_LINKS} names"));
+        }
+        if let Some((name, to)) = self.links.iter().find(|(name, to)| !is_domain(name) || !is_dns_label(to)) {
+            return fail("/spec/links", format!("{name:?} for {to:?} is not a name and a workload"));
         }
         self.container.validate()
     }

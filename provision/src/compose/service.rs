@@ -46,6 +46,8 @@ struct Draft {
     restart: Placed<RestartPolicy>,
     constraints: Vec<Constraint>,
     depends_on: Vec<(Mark, Dependency)>,
+    links: Pairs,
+    container_name: Placed<()>,
     takeover: Takeover,
     priority: i32,
     exclusive: Placed<bool>,
@@ -68,7 +70,7 @@ pub(super) fn service(reader: &Reader<'_>, configs: &Configs, name: &Key, node: 
         // `key:` with nothing after it is as if it were not there, as Compose has it, save for the
         // image, which must be named. A `None` means that the fault is recorded.
         if !value.is_null() || key.text == "image" {
-            service_key(reader, configs, &mut draft, key, value);
+            service_key(reader, configs, &mut draft, (name, key), value);
         }
     }
     if let Some((_, extension)) = reader.mapping(node)?.iter().find(|(key, _)| key.text == "x-hivemind") {
@@ -104,6 +106,8 @@ impl Draft {
             restart: None,
             constraints: Vec::new(),
             depends_on: Vec::new(),
+            links: Pairs::new(),
+            container_name: None,
             takeover: Takeover::default(),
             priority: 0,
             exclusive: None,
@@ -133,6 +137,7 @@ impl Draft {
             restart: self.restart.map(|(_, restart)| restart).unwrap_or_default(),
             constraints: self.constraints,
             depends_on: self.depends_on.iter().map(|(_, dependency)| dependency.clone()).collect(),
+            links: self.links,
             takeover: self.takeover,
             priority: self.priority,
             // Which nodes have a say is for whoever pushes it to find out.
@@ -158,6 +163,9 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
             );
         }
     }
+    if let (Some((mark, ())), Some((_, replicas @ 2..))) = (draft.container_name, draft.replicas) {
+        reader.fault(mark, format!("{replicas} replicas cannot all have this name; remove it"));
+    }
     if let (true, Some((mark, replicas @ 2..))) = (draft.is_exclusive(), draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas of an exclusive service; there is at most one"));
     }
@@ -177,14 +185,26 @@ fn cpu_quota(reader: &Reader<'_>, draft: &mut Draft) {
 }
 
 /// Reads one key. A `None` means that the fault is recorded, so the result is not looked at.
-fn service_key(reader: &Reader<'_>, configs: &Configs, draft: &mut Draft, key: &Key, node: &Node) -> Option<()> {
+fn service_key(
+    reader: &Reader<'_>,
+    configs: &Configs,
+    draft: &mut Draft,
+    (service, key): (&Key, &Key),
+    node: &Node,
+) -> Option<()> {
     let at = node.mark;
     let microseconds = |least, most| reader.integer(node, least, most).and_then(|n| u64::try_from(n).ok());
     match key.text.as_str() {
         "image" => draft.image = Some(container::image(reader, node)),
         "environment" => environment(reader, draft, node)?,
         "env_file" => env_files(reader, draft, node)?,
-        "depends_on" => draft.depends_on = dependencies(reader, node)?,
+        "depends_on" => draft.depends_on.extend(dependencies(reader, node)?),
+        "container_name" => {
+            draft.container_name = Some((at, ()));
+            draft.links.insert(reader.text(node)?, service.text.clone());
+        }
+        "links" => links(reader, draft, node, true)?,
+        "external_links" => links(reader, draft, node, false)?,
         "deploy" => deploy(reader, draft, node)?,
         "restart" => set(reader, &mut draft.restart, at, restart(reader, node)?),
         "mem_limit" => set(reader, &mut draft.memory_limit, at, reader.size_bytes(node)?),
@@ -311,6 +331,24 @@ fn dependencies(reader: &Reader<'_>, node: &Node) -> Option<Vec<(Mark, Dependenc
         dependencies.push((name.mark, dependency));
     }
     Some(dependencies)
+}
+
+/// `SERVICE` or `SERVICE:NAME`. Within a file it is a dependency too.
+fn links(reader: &Reader<'_>, draft: &mut Draft, node: &Node, within: bool) -> Option<()> {
+    for item in reader.sequence(node)? {
+        let text = reader.text(item)?;
+        let (workload, name) = text.split_once(':').unwrap_or((&text, &text));
+        if name != workload {
+            draft.links.insert(name.to_owned(), workload.to_owned());
+        }
+        let known = draft.depends_on.iter().any(|(_, dependency)| dependency.workload == workload);
+        if within && !known {
+            let condition = Condition::Started;
+            let dependency = Dependency { workload: workload.to_owned(), condition, required: true };
+            draft.depends_on.push((item.mark, dependency));
+        }
+    }
+    Some(())
 }
 
 fn replicas(reader: &Reader<'_>, node: &Node) -> Option<u32> {

@@ -188,6 +188,7 @@ fn sample(key: &str) -> &'static str {
         "cap_drop" => "[ALL]",
         "command" => "[a]",
         "configs" => "[a]",
+        "container_name" => "Main_1",
         "cpu_period" => "50000\n    cpu_quota: 25000",
         "cpu_quota" => "50000",
         "cpu_shares" => "512",
@@ -202,6 +203,7 @@ fn sample(key: &str) -> &'static str {
         "env_file" => "app.env",
         "environment" => "{A: b}",
         "expose" => "[80]",
+        "external_links" => "['db:mysql']",
         "extra_hosts" => "['a:1.2.3.4']",
         "group_add" => "[audio]",
         "healthcheck" => "{test: [CMD, a]}",
@@ -209,6 +211,7 @@ fn sample(key: &str) -> &'static str {
         "image" => "other",
         "label_file" => "app.env",
         "labels" => "{a: b}",
+        "links" => "['other:db']",
         "mem_limit" => "64m",
         "mem_reservation" => "64m",
         "oom_score_adj" => "500",
@@ -415,6 +418,9 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("healthcheck: {test: a, start_interval: 0s}", "more"),
         ("profiles: debug", "must be a list"),
         ("depends_on: [db]", "no service"),
+        ("links: [db]", "no service"),
+        ("links: ['web:a b']", "not a name and a workload"),
+        ("container_name: a\nscale: 2", "cannot all have this name"),
         ("depends_on: [web]", "break the circle"),
         ("depends_on: web", "must be a list"),
         ("depends_on: {web: {condition: soon}}", "service_healthy"),
@@ -547,6 +553,10 @@ fn services_say_what_they_wait_for_and_circles_are_refused() {
         [("db", Condition::Healthy, true), ("setup", Condition::Completed, true), ("cache", Condition::Started, false)];
     assert_eq!(told, wanted);
     assert!(compiled.warnings[0].message.contains("no `healthcheck`"));
+
+    let linked = workload(&service("container_name: Shop_Web\nexternal_links: [legacy, 'legacy:mysql']"));
+    let links: Vec<_> = linked.links.iter().map(|(name, to)| (name.as_str(), to.as_str())).collect();
+    assert_eq!((links, linked.depends_on.len()), (vec![("Shop_Web", "web"), ("mysql", "legacy")], 0));
 
     let circle = faults(&file.replace("db: {image: a}", "db: {image: a, depends_on: [web]}"));
     let lines: Vec<usize> = circle.iter().map(|(line, _)| *line).collect();

@@ -75,8 +75,9 @@ const WAITING: &str = r#"
 services:
   web:
     image: registry.lab:5000/busybox:1
-    command: [sleep, '100000']
+    command: [sh, -c, 'for name in database DB_Main; do wget -q -O - http://$$name:8000/ready; done; exec sleep 100000']
     stop_grace_period: 0s
+    links: ['db:database']
     deploy: {placement: {constraints: [node.hostname == FIRST]}}
     depends_on:
       db: {condition: service_healthy}
@@ -90,7 +91,8 @@ services:
     deploy: {placement: {constraints: [node.hostname != FIRST]}}
   db:
     image: registry.lab:5000/busybox:1
-    command: [sh, -c, 'sleep 5; touch /tmp/ready; exec sleep 100000']
+    container_name: DB_Main
+    command: [sh, -c, 'sleep 5; echo is ready >/tmp/ready; exec httpd -f -p 8000 -h /tmp']
     stop_grace_period: 0s
     healthcheck: {test: test -f /tmp/ready, interval: 1s, start_period: 2m, start_interval: 1s}
     deploy: {placement: {constraints: [node.hostname != FIRST]}}
@@ -115,6 +117,11 @@ fn services_wait_for_what_they_depend_on_also_on_other_machines(cluster: &Cluste
     cluster.wait_for_running("web", 1, STARTING);
     let phase = |workload: &str| cluster.replicas(workload).unwrap()[0].phase.clone();
     assert_eq!((phase("db").as_str(), phase("setup").as_str()), ("running", "completed"));
+    // It found the one it waited for by both of its other names.
+    wait::until("it has asked", Duration::from_secs(30), || {
+        let said = cluster.hivemind(["logs", "web"]).ok().stdout();
+        if said.matches("is ready").count() == 2 { Ok(()) } else { Err(said) }
+    });
 }
 
 fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {

@@ -521,7 +521,7 @@ fn is_cpuset(text: &str) -> bool {
 }
 
 /// Whether it is a domain or host name: labels with dots between them.
-fn is_domain(text: &str) -> bool {
+pub(super) fn is_domain(text: &str) -> bool {
     let label = |label: &str| is_dns_label(&label.to_ascii_lowercase().replace('_', "-"));
     text.len() <= 253 && text.split('.').all(label)
 }
