@@ -31,9 +31,7 @@ fn unmet(cluster: &Cluster, other: &WorkloadId, dependency: &Dependency) -> Opti
     let none_wanted = workload.spec.replicas == 0;
     let (met, wish) = match dependency.condition {
         Condition::Started => (statuses.iter().any(|status| has_started(status)), "to start"),
-        Condition::Healthy => {
-            (statuses.iter().any(|status| status.phase == Phase::Running), "to be healthy")
-        }
+        Condition::Healthy => (statuses.iter().any(|status| status.phase == Phase::Running), "to be healthy"),
         Condition::Completed => {
             let done = |status: &&ReplicaStatus| {
                 status.phase == Phase::Completed && status.template == workload.template
@@ -94,8 +92,15 @@ mod tests {
         fn says(&mut self, node: u8, slot: u32, phase: Phase) -> Option<String> {
             let template = self.cluster.workloads[&workload_id("db")].template;
             let ip = Some(Ipv4Addr::new(10, 42, node, 2));
-            let status =
-                ReplicaStatus { template, phase, reason: String::new(), ip, restarts: 0, since_ms: 0, pull: None };
+            let status = ReplicaStatus {
+                template,
+                phase,
+                reason: String::new(),
+                ip,
+                restarts: 0,
+                since_ms: 0,
+                pull: None,
+            };
             let replica = ReplicaId { workload: workload_id("db"), slot };
             self.cluster.replicas.insert((replica, node_id(node)), status);
             self.waits()

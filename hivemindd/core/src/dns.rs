@@ -26,7 +26,8 @@ pub fn zone(cluster: &Cluster, liveness: &Liveness) -> Zone {
     for (id, workload) in &cluster.workloads {
         put_in(&mut zone, names(cluster, liveness, id, workload));
         for (alias, target) in &workload.spec.links {
-            let named = |name: &str| WorkloadId { namespace: id.namespace.clone(), name: name.to_owned() }.dns_name();
+            let named =
+                |name: &str| WorkloadId { namespace: id.namespace.clone(), name: name.to_owned() }.dns_name();
             zone.aliases.entry(named(&alias.to_ascii_lowercase())).or_default().insert(named(target));
         }
     }
@@ -181,7 +182,11 @@ impl Zone {
         let targets = self.aliases.get(name)?;
         let mut found = targets.iter().filter_map(|target| self.addresses.get(target));
         let first = found.next()?;
-        if first.is_empty() { found.find(|addresses| !addresses.is_empty()).or(Some(first)) } else { Some(first) }
+        if first.is_empty() {
+            found.find(|addresses| !addresses.is_empty()).or(Some(first))
+        } else {
+            Some(first)
+        }
     }
 
     /// Whether the name is the apex or has names below it, and so exists (RFC 8020).

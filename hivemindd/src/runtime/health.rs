@@ -82,7 +82,8 @@ async fn check_one(
     places: std::sync::Arc<Semaphore>,
 ) {
     let interval = Duration::from_millis(check.interval_ms);
-    let start_interval = Duration::from_millis(check.start_interval_ms.unwrap_or(START_INTERVAL_MS)).min(interval);
+    let start_interval =
+        Duration::from_millis(check.start_interval_ms.unwrap_or(START_INTERVAL_MS)).min(interval);
     let start_period_ends = Instant::now() + Duration::from_millis(check.start_period_ms);
     let mut passed = false;
     // The first check comes soon: a container that is healthy at once should serve at once.

@@ -14,7 +14,9 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
     let mut names: Vec<String> = match &options.file {
         None => options.names.clone(),
         Some(file) => {
-            let source = Source { file: file.clone(), namespace: options.namespace.clone() };
+            // Services that were left out of the last push may be there from one before.
+            let profile = vec!["*".to_owned()];
+            let source = Source { file: file.clone(), namespace: options.namespace.clone(), profile };
             source::compile(&source)?.documents.into_iter().map(|document| document.metadata.name).collect()
         }
     };

@@ -28,8 +28,13 @@ pub(super) fn key(
         "extra_hosts" => container.hosts = hosts(reader, node)?,
         "dns_search" => container.resolver.search = domains(reader, node)?,
         "dns_opt" => container.resolver.options = texts(reader, node, "an option")?,
-        "ports" => reader.sequence(node)?.iter().for_each(|item| ports::published(reader, &mut container.ports, item)),
-        "expose" => reader.sequence(node)?.iter().for_each(|item| ports::exposed(reader, &mut container.ports, item)),
+        "ports" => reader
+            .sequence(node)?
+            .iter()
+            .for_each(|item| ports::published(reader, &mut container.ports, item)),
+        "expose" => {
+            reader.sequence(node)?.iter().for_each(|item| ports::exposed(reader, &mut container.ports, item))
+        }
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
         "healthcheck" => container.health = health::health(reader, node)?,
@@ -267,4 +272,3 @@ fn signal(reader: &Reader<'_>, node: &Node) -> Option<String> {
     reader.fault(node.mark, format!("{text:?} is not a signal; write for example SIGTERM"));
     None
 }
-

@@ -77,4 +77,3 @@ fn health_command(reader: &Reader<'_>, node: &Node) -> Option<Option<Vec<String>
         }
     }
 }
-

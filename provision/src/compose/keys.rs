@@ -40,18 +40,32 @@ pub const TOP: &[Row] = &[
 /// A service.
 pub const SERVICE: &[Row] = &[
     ("annotations", Honoured("annotations of the container's runtime specification")),
-    ("cap_add", Honoured("rights of the container's root: its own files, network and processes, none over the machine")),
+    (
+        "cap_add",
+        Honoured(
+            "rights of the container's root: its own files, network and processes, none over the machine",
+        ),
+    ),
     ("cap_drop", Honoured("rights that the container's root goes without; `ALL` takes all")),
     ("cgroup", Honoured("`private` only, which every container has")),
     ("command", Honoured("replaces the image's command")),
-    ("configs", Honoured("files with the content given, read-only; a new content starts the containers anew")),
-    ("container_name", Honoured("another name of the service, of one replica; its container is called NAME-SLOT")),
+    (
+        "configs",
+        Honoured("files with the content given, read-only; a new content starts the containers anew"),
+    ),
+    (
+        "container_name",
+        Honoured("another name of the service, of one replica; its container is called NAME-SLOT"),
+    ),
     ("cpu_period", Honoured("the period of `cpu_quota`")),
     ("cpu_quota", Honoured("CPU limit, microseconds in each `cpu_period`")),
     ("cpu_shares", Honoured("the containers' part of the CPU when there is too little")),
     ("cpus", Honoured("CPU limit, as deploy.resources.limits.cpus")),
     ("cpuset", Honoured("the cores the containers may use")),
-    ("depends_on", Honoured("see below; what its containers wait for before they start, also on other machines")),
+    (
+        "depends_on",
+        Honoured("see below; what its containers wait for before they start, also on other machines"),
+    ),
     ("deploy", Honoured("see below")),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
@@ -61,7 +75,10 @@ pub const SERVICE: &[Row] = &[
     ("environment", Honoured("environment, over the image's")),
     ("expose", Honoured("ports the container serves inside the cluster")),
     ("external_links", Honoured("other names of workloads of the namespace")),
-    ("extra_hosts", Honoured("lines of the container's /etc/hosts; `host-gateway` is the machine it runs on")),
+    (
+        "extra_hosts",
+        Honoured("lines of the container's /etc/hosts; `host-gateway` is the machine it runs on"),
+    ),
     ("group_add", Honoured("more groups of the container's user")),
     ("healthcheck", Honoured("see below")),
     ("hostname", Honoured("the container's host name")),
@@ -72,10 +89,16 @@ pub const SERVICE: &[Row] = &[
     ("links", Honoured("other names of services, and what the containers wait for, as depends_on")),
     ("mem_limit", Honoured("memory limit, as deploy.resources.limits.memory")),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
-    ("oom_score_adj", Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000")),
+    (
+        "oom_score_adj",
+        Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000"),
+    ),
     ("pids_limit", Honoured("process limit, as deploy.resources.limits.pids")),
     ("ports", Honoured("ports on every machine that lead to the service")),
-    ("profiles", Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)")),
+    (
+        "profiles",
+        Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)"),
+    ),
     ("read_only", Honoured("mounts the root file system read-only")),
     ("restart", Honoured("`no`, `always`, `unless-stopped` (the same as `always`), `on-failure[:N]`")),
     ("scale", Honoured("replicas, as deploy.replicas")),
@@ -236,7 +259,9 @@ pub const CONFIG_USE: &[Row] = &[
 pub const DEPENDENCY: &[Row] = &[
     (
         "condition",
-        Honoured("`service_started`, `service_healthy` or `service_completed_successfully` (all its containers)"),
+        Honoured(
+            "`service_started`, `service_healthy` or `service_completed_successfully` (all its containers)",
+        ),
     ),
     ("required", Honoured("whether the service must exist; true if not given")),
     ("restart", Refused("a container that is replaced starts no others")),

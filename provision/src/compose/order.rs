@@ -36,7 +36,8 @@ impl Order {
                         reader.fault(*mark, text);
                     }
                 } else if self.leads_to(other, name) {
-                    let text = format!("{name} would wait for {other}, and {other} for {name}; break the circle");
+                    let text =
+                        format!("{name} would wait for {other}, and {other} for {name}; break the circle");
                     reader.fault(*mark, text);
                 } else if dependency.condition == Condition::Healthy && !self.checked.contains(other) {
                     let text = format!("{other} has no `healthcheck`, and counts as healthy when it runs");

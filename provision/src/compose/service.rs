@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Condition, Constraint, ContainerSpec, Dependency, Exclusive, MAX_REPLICAS, Operator, RestartCondition, RestartPolicy, Takeover,
-    WorkloadSpec,
+    Condition, Constraint, ContainerSpec, Dependency, Exclusive, MAX_REPLICAS, Operator, RestartCondition,
+    RestartPolicy, Takeover, WorkloadSpec,
 };
 
 use super::reader::Reader;
@@ -179,7 +179,9 @@ fn cpu_quota(reader: &Reader<'_>, draft: &mut Draft) {
             let millis = (quota.saturating_mul(1000) / period_us).max(1);
             set(reader, &mut draft.cpu_limit, mark, millis);
         }
-        (None, Some((mark, _))) => reader.fault(mark, "a period without a quota; add `cpu_quota`, or use `cpus`"),
+        (None, Some((mark, _))) => {
+            reader.fault(mark, "a period without a quota; add `cpu_quota`, or use `cpus`")
+        }
         (None, None) => {}
     }
 }
@@ -216,7 +218,9 @@ fn service_key(
         "scale" => set(reader, &mut draft.replicas, at, replicas(reader, node)?),
         "labels" => labels(reader, draft, node)?,
         "label_file" => label_files(reader, draft, node)?,
-        "profiles" => draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect(),
+        "profiles" => {
+            draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
+        }
         _ => container::key(reader, configs, &mut draft.container, key, node)?,
     }
     Some(())
@@ -414,7 +418,8 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
             "labels" => labels(reader, draft, value),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),
-            _ => restart_policy(reader, value).map(|policy| set(reader, &mut draft.restart, value.mark, policy)),
+            _ => restart_policy(reader, value)
+                .map(|policy| set(reader, &mut draft.restart, value.mark, policy)),
         };
     }
     Some(())
@@ -493,4 +498,3 @@ fn constraint(text: &str) -> Option<Constraint> {
     };
     (!value.is_empty()).then(|| Constraint { label: label.to_owned(), operator, value: value.to_owned() })
 }
-

@@ -189,7 +189,7 @@ fn sample(key: &str) -> &'static str {
         "command" => "[a]",
         "configs" => "[a]",
         "container_name" => "Main_1",
-        "cpu_period" => "50000\n    cpu_quota: 25000",
+        "cpu_period" => "50000\ncpu_quota: 25000",
         "cpu_quota" => "50000",
         "cpu_shares" => "512",
         "cpuset" => "0-1",
@@ -306,7 +306,9 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "services.NAME.depends_on.NAME" => {
                     service(&format!("depends_on: {{other: {{{entry}}}}}")) + "  other: {image: a}\n"
                 }
-                "configs.NAME" => format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n"),
+                "configs.NAME" => {
+                    format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n")
+                }
                 other => panic!("no place for {other}"),
             };
             let found = faults(&text);
@@ -517,7 +519,10 @@ fn configurations_become_files_of_the_containers_that_name_them() {
         ("configs: {a: {external: true}}", "travels with the workload"),
     ] {
         let found = faults(&(service("") + top));
-        assert!(found.iter().any(|(line, message)| *line == 4 && message.contains(wanted)), "{top}: {found:?}");
+        assert!(
+            found.iter().any(|(line, message)| *line == 4 && message.contains(wanted)),
+            "{top}: {found:?}"
+        );
     }
     for mode in ["440", "0999", "01777", "x"] {
         let text = service(&format!("configs: [{{source: a, mode: {mode}}}]")) + "configs: {a: {content: b}}";
@@ -549,8 +554,11 @@ fn services_say_what_they_wait_for_and_circles_are_refused() {
     let compiled = compiled(file);
     let waits: Vec<_> = compiled.documents[0].workload().unwrap().depends_on.clone();
     let told: Vec<_> = waits.iter().map(|d| (d.workload.as_str(), d.condition, d.required)).collect();
-    let wanted =
-        [("db", Condition::Healthy, true), ("setup", Condition::Completed, true), ("cache", Condition::Started, false)];
+    let wanted = [
+        ("db", Condition::Healthy, true),
+        ("setup", Condition::Completed, true),
+        ("cache", Condition::Started, false),
+    ];
     assert_eq!(told, wanted);
     assert!(compiled.warnings[0].message.contains("no `healthcheck`"));
 

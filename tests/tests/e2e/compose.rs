@@ -111,7 +111,8 @@ fn services_wait_for_what_they_depend_on_also_on_other_machines(cluster: &Cluste
     cluster.push(&WAITING.replace("FIRST", first)).ok();
     wait::until("it waits, and says for whom", STARTING, || {
         let replicas = cluster.replicas("web")?;
-        let waits = replicas.iter().any(|r| r.phase == "assigned" && r.reason == "waits for db to be healthy");
+        let waits =
+            replicas.iter().any(|r| r.phase == "assigned" && r.reason == "waits for db to be healthy");
         if waits { Ok(()) } else { Err(format!("{replicas:#?}")) }
     });
     cluster.wait_for_running("web", 1, STARTING);
@@ -140,8 +141,10 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
         if said.contains("written=") { Ok(said) } else { Err(said) }
     })
     .0;
-    let told: BTreeMap<&str, &str> =
-        said.lines().filter_map(|line| line.split_once('|').map_or(line, |(_, text)| text).trim().split_once('=')).collect();
+    let told: BTreeMap<&str, &str> = said
+        .lines()
+        .filter_map(|line| line.split_once('|').map_or(line, |(_, text)| text).trim().split_once('='))
+        .collect();
     let is = |key: &str, wanted: &str| {
         let found = told.get(key).map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
         assert_eq!(found.as_deref(), Some(wanted), "{key}\n{said}");

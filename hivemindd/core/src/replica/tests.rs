@@ -221,7 +221,12 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
     let workload = workload(1);
     let wanted = [(replica_id("web", 0), &workload)].into();
     let network = network();
-    let here = Here { network: Some(&network), capacity: Capacity::default(), leases: &BTreeMap::new() };
+    let here = Here {
+        network: Some(&network),
+        capacity: Capacity::default(),
+        leases: &BTreeMap::new(),
+        waits: &BTreeMap::new(),
+    };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());
 }
 

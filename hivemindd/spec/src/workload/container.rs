@@ -405,7 +405,9 @@ impl ContainerSpec {
         }
         let bytes: usize = self.files.iter().map(|file| file.content.len()).sum();
         if bytes > MAX_FILES_BYTES {
-            let text = format!("are {bytes} bytes together, over the limit of {MAX_FILES_BYTES}; put them in an image");
+            let text = format!(
+                "are {bytes} bytes together, over the limit of {MAX_FILES_BYTES}; put them in an image"
+            );
             return fail("/spec/container/files".into(), text);
         }
         for (index, host) in self.hosts.iter().enumerate() {
@@ -426,7 +428,10 @@ impl ContainerSpec {
             return fail("/spec/container/resolver/options".into(), format!("{text:?} is not an option"));
         }
         if self.hosts.len().max(search.len()).max(options.len()) > MAX_NAMES {
-            return fail("/spec/container".into(), format!("has more than {MAX_NAMES} hosts, domains or options"));
+            return fail(
+                "/spec/container".into(),
+                format!("has more than {MAX_NAMES} hosts, domains or options"),
+            );
         }
         if let Some(domain) = self.domainname.as_ref().filter(|domain| !is_domain(domain)) {
             return fail("/spec/container/domainname".into(), format!("{domain:?} is not a domain"));
@@ -491,9 +496,7 @@ impl Resources {
                 );
             }
         }
-        if self.cpu_limit_millis == Some(0)
-            || self.memory_limit_bytes.is_some_and(|b| b < 4 * 1024 * 1024)
-        {
+        if self.cpu_limit_millis == Some(0) || self.memory_limit_bytes.is_some_and(|b| b < 4 * 1024 * 1024) {
             return fail(
                 "/spec/container/resources",
                 "no container starts with less than 4 MiB of memory or without CPU".into(),

@@ -179,7 +179,8 @@ mod tests {
         for name in ["", "net", "net/core", "net..x", "net.core.x/../y"] {
             assert!(may_set_sysctl(name).is_err(), "{name}");
         }
-        for name in ["net.core.somaxconn", "kernel.sem", "fs.mqueue.msg_max", "net.ipv4.conf.eth0.forwarding"] {
+        for name in ["net.core.somaxconn", "kernel.sem", "fs.mqueue.msg_max", "net.ipv4.conf.eth0.forwarding"]
+        {
             assert_eq!(may_set_sysctl(name), Ok(()), "{name}");
         }
         assert!(may_set_ulimit("rtprio").is_err() && may_set_ulimit("files").is_err());

@@ -18,7 +18,10 @@ impl Tmpfs {
     pub fn parse(text: &str) -> Result<Self, String> {
         let (path, options) = text.split_once(':').unwrap_or((text, ""));
         if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-            return Err(format!("{path:?} must be a path from the root, as /{}", path.trim_start_matches(['.', '/'])));
+            return Err(format!(
+                "{path:?} must be a path from the root, as /{}",
+                path.trim_start_matches(['.', '/'])
+            ));
         }
         let options = options.split(',').map(str::trim).filter(|option| !option.is_empty());
         let options = options.map(option).collect::<Result<Vec<_>, _>>()?;

@@ -109,7 +109,10 @@ fn limits_reach_the_kernel_in_its_own_units() {
     };
     let spec = built(&plan, &shell(), Identity::default(), true);
     let resources = &spec["linux"]["resources"];
-    assert_eq!(resources["cpu"], json!({ "shares": 256, "cpus": "0-1", "period": 100_000, "quota": 150_000 }));
+    assert_eq!(
+        resources["cpu"],
+        json!({ "shares": 256, "cpus": "0-1", "period": 100_000, "quota": 150_000 })
+    );
     assert_eq!(resources["memory"], json!({ "limit": 64 << 20, "swap": 64 << 20 }));
     assert_eq!(resources["pids"], json!({ "limit": 50 }));
     assert_eq!(spec["linux"]["cgroupsPath"], "/hivemind/workloads/hm-0123456789abcdef");
@@ -210,7 +213,8 @@ fn capabilities_can_be_taken_and_what_is_given_stays() {
 fn files_of_the_document_lie_over_its_memory_backed_directories() {
     let mut plan = plan();
     plan.spec.tmpfs = vec!["/etc/app:size=1m,mode=755,exec".into()];
-    plan.spec.files = vec![serde_json::from_value(json!({ "path": "/etc/app/a.conf", "content": "a" })).unwrap()];
+    plan.spec.files =
+        vec![serde_json::from_value(json!({ "path": "/etc/app/a.conf", "content": "a" })).unwrap()];
     plan.spec.shm_size_bytes = Some(1 << 20);
     let spec = built(&plan, &shell(), Identity::default(), true);
     let mounts = spec["mounts"].as_array().unwrap();
