@@ -282,8 +282,9 @@ fn pair(text: &str) -> Result<(String, String), String> {
 /// Where a Compose file is and what to make of it.
 #[derive(Debug, Clone, Args)]
 pub struct Source {
-    /// The Compose file; `-` reads standard input
-    pub file: PathBuf,
+    /// The Compose file; `-` reads standard input. Of several, each is laid over the ones before it
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
     /// The namespace of its workloads
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
     pub namespace: String,

@@ -1,7 +1,8 @@
 //! Compose files (<https://compose-spec.io>) to documents.
 //!
 //! ```text
-//! text ──yaml──▶ nodes with places ──service, container──▶ workloads ──▶ documents, ready to be signed
+//! texts ──yaml──▶ nodes with places ──project, merge──▶ one tree ──service, container──▶ workloads
+//!       ──▶ documents, ready to be signed
 //! ```
 //!
 //! Every key is honoured or refused with its line and the reason ([`keys`]); none is ignored. All
@@ -12,8 +13,10 @@ mod container;
 mod health;
 mod interpolate;
 pub mod keys;
+mod merge;
 mod order;
 mod ports;
+mod project;
 mod reader;
 mod service;
 pub mod yaml;
@@ -23,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hivemind_spec::document::{Document, Kind, Metadata, Spec, is_dns_label};
 
 pub use self::interpolate::environment_file;
+pub use self::project::Input;
 use self::reader::Reader;
 use self::yaml::Mark;
 
@@ -34,13 +38,15 @@ pub const APP_LABEL: &str = "hivemind/app";
 pub struct Fault {
     /// Where it starts.
     pub mark: Mark,
+    /// The file's name: an [`Input`]'s, or else a path from the project's folder.
+    pub file: String,
     /// What is wrong and what to do.
     pub message: String,
 }
 
 impl Fault {
     pub(crate) fn new(mark: Mark, message: impl Into<String>) -> Self {
-        Self { mark, message: message.into() }
+        Self { mark, file: String::new(), message: message.into() }
     }
 }
 
@@ -54,7 +60,7 @@ pub struct Surroundings<'a> {
     pub namespace: String,
     /// The profiles asked for; `*` is all.
     pub profiles: BTreeSet<String>,
-    /// Reads a file named in `env_file`; `None` when there is none.
+    /// Reads a file by its path from the project's folder; `None` when there is none.
     pub read: &'a dyn Fn(&str) -> Result<Option<String>, String>,
 }
 
@@ -69,20 +75,17 @@ pub struct Compiled {
     pub warnings: Vec<Fault>,
 }
 
-/// Turns the text of a Compose file into documents.
+/// Turns Compose files, each laid over the ones before it, into documents.
 ///
 /// # Errors
-/// All faults, in the order of the file; at least one.
-pub fn compile(text: &str, surroundings: &Surroundings<'_>) -> Result<Compiled, Vec<Fault>> {
-    let start = Mark { line: 1, column: 1 };
-    let root = yaml::parse(text).map_err(|fault| vec![fault])?;
-    let root = root.ok_or_else(|| vec![Fault::new(start, "the file is empty; it needs `services`")])?;
+/// All faults, in the order of the files; at least one.
+pub fn compile(inputs: &[Input], surroundings: &Surroundings<'_>) -> Result<Compiled, Vec<Fault>> {
     let reader = Reader::new(surroundings);
-    let compiled = whole(&reader, &root);
+    let compiled = project::tree(&reader, inputs).and_then(|tree| whole(&reader, &tree));
     let (faults, warnings) = reader.finish();
     match compiled {
         Some((project, documents)) if faults.is_empty() => Ok(Compiled { project, documents, warnings }),
-        _ if faults.is_empty() => Err(vec![Fault::new(start, "the file is not a Compose file")]),
+        _ if faults.is_empty() => Err(vec![Fault::new(Mark::default(), "this is not a Compose file")]),
         _ => Err(faults),
     }
 }
@@ -171,7 +174,7 @@ fn contents(reader: &Reader<'_>, node: &yaml::Node) -> Option<service::Configs> 
                     reader.ok(value.mark, content.ok_or_else(|| format!("the variable {text} is not set")))?
                 }
                 _ => {
-                    let read = (reader.surroundings.read)(&text);
+                    let read = reader.read(value.mark, &text);
                     let read = read.and_then(|read| read.ok_or_else(|| format!("there is no file {text}")));
                     reader.ok(value.mark, read)?
                 }

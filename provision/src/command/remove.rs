@@ -16,7 +16,7 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
         Some(file) => {
             // Services that were left out of the last push may be there from one before.
             let profile = vec!["*".to_owned()];
-            let source = Source { file: file.clone(), namespace: options.namespace.clone(), profile };
+            let source = Source { files: vec![file.clone()], namespace: options.namespace.clone(), profile };
             source::compile(&source)?.documents.into_iter().map(|document| document.metadata.name).collect()
         }
     };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hivemind_spec::document::{MAX_DOCUMENT_BYTES, is_dns_label};
 
 use crate::cli::Source;
-use crate::compose::{self, Compiled, Fault, Surroundings};
+use crate::compose::{self, Compiled, Fault, Input, Surroundings};
 use crate::failure::{Failure, Place, Result};
 use crate::terminal::{CHANGING, note, paint};
 
@@ -17,11 +17,11 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
         return Err(Failure::input("bad-name", format!("{:?} cannot name a namespace", source.namespace))
             .advice("use 1 to 63 lower-case letters, digits and hyphens"));
     }
-    let stdin = source.file == Path::new("-");
-    let text = if stdin { read_stdin()? } else { read_file(&source.file)? };
-    let parent = source.file.parent().filter(|path| !stdin && !path.as_os_str().is_empty());
-    let folder = parent.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    let file = if stdin { "standard input".to_owned() } else { source.file.display().to_string() };
+    let inputs: Vec<Input> = source.files.iter().map(|file| input(file)).collect::<Result<_>>()?;
+    // Paths begin where the first file is.
+    let first = source.files.first().filter(|file| !is_stdin(file)).and_then(|file| file.parent());
+    let first = first.filter(|path| !path.as_os_str().is_empty());
+    let folder = first.map_or_else(|| PathBuf::from("."), Path::to_owned);
     let read = |path: &str| {
         let path = folder.join(path);
         if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > MAX_DOCUMENT_BYTES as u64) {
@@ -44,11 +44,27 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
         profiles,
         read: &read,
     };
-    let compiled = compose::compile(&text, &surroundings).map_err(|faults| failure(&file, &faults))?;
+    let shown = |fault: &Fault| {
+        let named = inputs.iter().any(|input| input.name == fault.file) || fault.file.is_empty();
+        let file = if named { fault.file.clone() } else { folder.join(&fault.file).display().to_string() };
+        Place { file, line: fault.mark.line, column: fault.mark.column }
+    };
+    let compiled = compose::compile(&inputs, &surroundings).map_err(|faults| failure(&faults, &shown))?;
     for warning in &compiled.warnings {
-        note(&format!("{} {}: {}", paint(CHANGING, "note:"), place(&file, warning), warning.message));
+        note(&format!("{} {}: {}", paint(CHANGING, "note:"), shown(warning), warning.message));
     }
     Ok(compiled)
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file == Path::new("-")
+}
+
+fn input(file: &Path) -> Result<Input> {
+    if is_stdin(file) {
+        return Ok(Input { name: "standard input".to_owned(), text: read_stdin()? });
+    }
+    Ok(Input { name: file.display().to_string(), text: read_file(file)? })
 }
 
 fn read_file(path: &Path) -> Result<String> {
@@ -100,21 +116,17 @@ fn project(folder: &Path) -> String {
     }
 }
 
-fn place(file: &str, fault: &Fault) -> Place {
-    Place { file: file.to_owned(), line: fault.mark.line, column: fault.mark.column }
-}
-
 /// One failure that tells of all faults, a line each.
-fn failure(file: &str, faults: &[Fault]) -> Failure {
+fn failure(faults: &[Fault], shown: &dyn Fn(&Fault) -> Place) -> Failure {
     let (first, rest) = match faults {
         [first, rest @ ..] => (first, rest),
-        [] => return Failure::input("bad-compose", format!("{file} is not a Compose file")),
+        [] => return Failure::input("bad-compose", "this is not a Compose file"),
     };
     let mut detail = first.message.clone();
     for fault in rest {
-        detail.push_str(&format!("\n       {}: {}", place(file, fault), fault.message));
+        detail.push_str(&format!("\n       {}: {}", shown(fault), fault.message));
     }
     Failure::input("bad-compose", detail)
-        .at(place(file, first))
+        .at(shown(first))
         .advice("correct the file; nothing was changed. docs/compose.md lists every key")
 }

@@ -27,10 +27,10 @@ const WINDOWS: Verdict = Refused("it is for Windows containers");
 /// The top level.
 pub const TOP: &[Row] = &[
     ("configs", Honoured("see below; they travel with the workloads that name them")),
+    ("include", Honoured("see below; files that add services, with paths beside themselves")),
     ("name", Honoured("label `hivemind/app` of every workload; without it the folder's name")),
     ("services", Honoured("one workload each, named like the service")),
     ("version", Honoured("nothing: the Compose specification declares it obsolete")),
-    ("include", Refused("a push is one file; use anchors or several pushes")),
     ("models", LATER),
     ("networks", NETWORKS),
     ("secrets", LATER),
@@ -74,6 +74,7 @@ pub const SERVICE: &[Row] = &[
     ("env_file", Honoured("environment, read when the file is pushed; `environment` goes before it")),
     ("environment", Honoured("environment, over the image's")),
     ("expose", Honoured("ports the container serves inside the cluster")),
+    ("extends", Honoured("see below; the service that this one is laid over")),
     ("external_links", Honoured("other names of workloads of the namespace")),
     (
         "extra_hosts",
@@ -124,7 +125,6 @@ pub const SERVICE: &[Row] = &[
     ("device_cgroup_rules", RIGHTS),
     ("devices", RIGHTS),
     ("dns", Refused("containers ask their node's resolver, which knows the other workloads")),
-    ("extends", Refused("a push is one file; use anchors and merge keys")),
     ("gpus", LATER),
     ("init", LATER),
     ("isolation", WINDOWS),
@@ -235,6 +235,19 @@ pub const ENV_FILE: &[Row] = &[
     ("format", LATER),
 ];
 
+/// An entry of `include` in its long form.
+pub const INCLUDE: &[Row] = &[
+    ("path", Honoured("the file, or several, each laid over the ones before it")),
+    ("env_file", Refused("variables are those of the project")),
+    ("project_directory", Refused("paths begin at the folder of the file they stand in")),
+];
+
+/// `extends` of a service in its long form.
+pub const EXTENDS: &[Row] = &[
+    ("file", Honoured("the file that has the service; this one if not given")),
+    ("service", Honoured("the service")),
+];
+
 /// An entry of the top level's `configs`.
 pub const CONFIG: &[Row] = &[
     ("content", Honoured("the content")),
@@ -302,7 +315,9 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.depends_on.NAME", DEPENDENCY),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.configs", CONFIG_USE),
+    ("services.NAME.extends", EXTENDS),
     ("configs.NAME", CONFIG),
+    ("include", INCLUDE),
     ("services.NAME.x-hivemind", EXTENSION),
 ];
 
@@ -329,7 +344,8 @@ pub fn documentation() -> String {
         "# Compose files\n\n\
          Every key of the [Compose specification](https://compose-spec.io) is honoured or refused with file, line and\n\
          reason; none is ignored. Keys that start with `x-` are notes, as the specification says, except\n\
-         `x-hivemind`. This page is written from the code (`provision/src/compose/keys.rs`) and checked by a test.\n",
+         `x-hivemind`. Of several files each is laid over the ones before it, as the specification says, `!reset` and\n\
+         `!override` included. This page is written from the code (`provision/src/compose/keys.rs`) and checked by a test.\n",
     );
     for (place, table) in ALL {
         text.push_str(&format!("\n## {place}\n\n| key | | effect or reason |\n|---|---|---|\n"));

@@ -15,25 +15,58 @@ const MAX_FAULTS: usize = 50;
 /// Reads values and remembers what was wrong; a `None` means that a fault was recorded.
 pub(super) struct Reader<'a> {
     pub(super) surroundings: &'a Surroundings<'a>,
+    files: RefCell<Vec<File>>,
     faults: RefCell<Vec<Fault>>,
     warnings: RefCell<Vec<Fault>>,
 }
 
+/// A file that is read.
+struct File {
+    name: String,
+    /// Where the paths in it begin, from the project's folder; empty: there.
+    folder: String,
+}
+
 impl<'a> Reader<'a> {
     pub(super) fn new(surroundings: &'a Surroundings<'a>) -> Self {
-        Self { surroundings, faults: RefCell::default(), warnings: RefCell::default() }
+        let files = RefCell::default();
+        Self { surroundings, files, faults: RefCell::default(), warnings: RefCell::default() }
     }
 
-    /// The faults and the warnings, each once, in the order of the file.
-    pub(super) fn finish(self) -> (Vec<Fault>, Vec<Fault>) {
-        let sorted = |list: RefCell<Vec<Fault>>| {
-            let mut list = list.into_inner();
+    /// Takes note of a file, and gives its number for [`Mark::file`].
+    pub(super) fn add_file(&self, name: &str, folder: &str) -> usize {
+        let mut files = self.files.borrow_mut();
+        files.push(File { name: name.to_owned(), folder: folder.to_owned() });
+        files.len() - 1
+    }
+
+    /// A path in the file of `mark`, seen from the project's folder.
+    pub(super) fn resolve(&self, mark: Mark, path: &str) -> String {
+        let path = path.strip_prefix("./").unwrap_or(path);
+        match self.files.borrow().get(mark.file) {
+            Some(file) if !file.folder.is_empty() && !path.starts_with('/') => format!("{}/{path}", file.folder),
+            _ => path.to_owned(),
+        }
+    }
+
+    /// The text of the file that a value at `mark` names; `None` when there is none.
+    pub(super) fn read(&self, mark: Mark, path: &str) -> Result<Option<String>, String> {
+        (self.surroundings.read)(&self.resolve(mark, path))
+    }
+
+    /// The faults and the warnings, each once, in the order of the files.
+    pub(super) fn finish(&self) -> (Vec<Fault>, Vec<Fault>) {
+        let sorted = |list: &RefCell<Vec<Fault>>| {
+            let mut list = list.take();
             list.sort();
             list.dedup();
             list.truncate(MAX_FAULTS);
+            for fault in &mut list {
+                fault.file = self.files.borrow().get(fault.mark.file).map(|file| file.name.clone()).unwrap_or_default();
+            }
             list
         };
-        (sorted(self.faults), sorted(self.warnings))
+        (sorted(&self.faults), sorted(&self.warnings))
     }
 
     pub(super) fn fault(&self, mark: Mark, message: impl Into<String>) {

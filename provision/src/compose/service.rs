@@ -285,7 +285,7 @@ fn label_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
 
 /// Reads a file of `NAME=VALUE` lines.
 fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool) -> Option<Pairs> {
-    match reader.ok(mark, (reader.surroundings.read)(path))? {
+    match reader.ok(mark, reader.read(mark, path))? {
         Some(text) => {
             let variables = environment_file(&text).map_err(|(line, what)| format!("{path}:{line}: {what}"));
             return reader.ok(mark, variables);

@@ -9,6 +9,10 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
             "app.env" => Some("FROM_FILE=file\nBOTH=file\n".to_owned()),
             "bad.env" => Some("A=1\nnonsense\n".to_owned()),
             "app.conf" => Some("from a file\n".to_owned()),
+            "parts/db.yaml" => Some(DATABASE.to_owned()),
+            "parts/db.env" => Some("PLACE=beside\n".to_owned()),
+            "parts/circle.yaml" => Some("include: [circle.yaml]\nservices: {a: {image: a}}\n".to_owned()),
+            "parts/bad.yaml" => Some("services:\n  bad:\n    image: a\n    comand: b\n".to_owned()),
             _ => None,
         })
     };
@@ -20,8 +24,16 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
         profiles: ["asked".to_owned()].into(),
         read: &read,
     };
-    compile(text, &surroundings)
+    // A line of its own between files that are laid over one another.
+    let texts = text.split("\n====\n").enumerate();
+    let inputs: Vec<Input> =
+        texts.map(|(n, text)| Input { name: format!("{n}.yaml"), text: text.to_owned() }).collect();
+    compile(&inputs, &surroundings)
 }
+
+/// A file in a folder of its own.
+const DATABASE: &str = "name: ignored\nservices:\n  base:\n    image: postgres\n    env_file: db.env\n    expose: [5432]\n  \
+                        db:\n    extends: base\n    labels: {part: db}\nconfigs: {a: {content: b}}\n";
 
 fn compiled(text: &str) -> Compiled {
     try_compile(text).unwrap_or_else(|faults| panic!("{text}\n{faults:#?}"))
@@ -203,6 +215,7 @@ fn sample(key: &str) -> &'static str {
         "env_file" => "app.env",
         "environment" => "{A: b}",
         "expose" => "[80]",
+        "extends" => "other",
         "external_links" => "['db:mysql']",
         "extra_hosts" => "['a:1.2.3.4']",
         "group_add" => "[audio]",
@@ -246,7 +259,7 @@ const SPECIFIED: &str = "annotations attach blkio_config build cap_add cap_drop 
 
 #[test]
 fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line() {
-    let more = "  other:\n    image: other\nconfigs: {a: {content: text}}\n";
+    let more = "  other:\n    image: other\n    user: '7'\nconfigs: {a: {content: text}}\n";
     let base = compiled(&(service("") + more));
     let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
     let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();
@@ -544,6 +557,71 @@ fn a_service_with_profiles_is_in_when_one_of_them_is_asked_for() {
     assert!(refused("profiles: [debug]\ncpus: no").contains("5: "));
     let both = service("profiles: [debug]\nports: ['80:80']") + "  other: {image: a, ports: ['80:80']}\n";
     assert_eq!(names(&both).0, ["other"]);
+}
+
+#[test]
+fn a_file_is_laid_over_the_one_before_it_and_faults_name_theirs() {
+    let base = "services:\n  web:\n    image: nginx\n    environment: [A=1, B=2]\n    ports: ['80:80']\n    command: [a]\n";
+    let over = "services:\n  web:\n    environment: {B: 3}\n    ports: ['81:81']\n    command: [b, c]\n  more: {image: m}\n";
+    let compiled = compiled(&format!("{base}\n====\n{over}"));
+    let web = compiled.documents[0].workload().unwrap().container.clone();
+    assert_eq!((web.env["A"].as_str(), web.env["B"].as_str(), web.ports.len()), ("1", "3", 2));
+    assert_eq!(web.command.unwrap(), ["b", "c"]);
+    assert_eq!(compiled.documents.len(), 2);
+
+    let bad = format!("{base}\n====\nservices:\n  web: {{cpus: none, user: [1]}}\n");
+    let places: Vec<_> =
+        try_compile(&bad).unwrap_err().into_iter().map(|fault| (fault.file, fault.mark.line)).collect();
+    assert_eq!(places, [("1.yaml".to_owned(), 2), ("1.yaml".to_owned(), 2)]);
+    let later = try_compile(&format!("{base}\n====\n")).unwrap_err();
+    assert_eq!((later[0].file.as_str(), later[0].message.contains("empty")), ("1.yaml", true));
+}
+
+#[test]
+fn included_files_add_their_services_with_paths_beside_themselves() {
+    let compiled = compiled(&(service("configs: [a]") + "include:\n  - parts/db.yaml\n"));
+    let names: Vec<_> = compiled.documents.iter().map(|d| d.metadata.name.as_str()).collect();
+    assert_eq!(names, ["web", "base", "db"]);
+    assert_eq!(compiled.project, "folder");
+    let db = compiled.documents[2].workload().unwrap();
+    assert_eq!(db.container.env["PLACE"], "beside");
+    assert_eq!(compiled.documents[0].workload().unwrap().container.files[0].content, "b");
+    for (rest, file, wanted) in [
+        ("include: [nowhere.yaml]", "0.yaml", "no file nowhere.yaml"),
+        ("include: [parts/circle.yaml]", "parts/circle.yaml", "includes itself"),
+        ("include: [parts/bad.yaml]", "parts/bad.yaml", "did you mean `command`?"),
+        ("  db: {image: other}\ninclude: [parts/db.yaml]", "parts/db.yaml", "there already"),
+        ("include: [{env_file: a}]", "0.yaml", "variables are those of the project"),
+        ("include: [{}]", "0.yaml", "`path` is missing"),
+    ] {
+        let found = try_compile(&(service("") + rest + "\n")).unwrap_err();
+        assert!(found.iter().any(|f| f.file == file && f.message.contains(wanted)), "{rest}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_service_is_laid_over_the_one_it_extends() {
+    let text = "services:\n  web:\n    extends: {file: parts/db.yaml, service: db}\n    image: mine\n    labels: {more: x}\n  \
+                last: {extends: {service: web}, expose: [1]}\n";
+    let compiled = compiled(text);
+    let (web, last) = (&compiled.documents[0], &compiled.documents[1]);
+    let container = &web.workload().unwrap().container;
+    assert_eq!((container.image.as_str(), container.env["PLACE"].as_str()), ("mine", "beside"));
+    assert_eq!((web.metadata.labels["part"].as_str(), web.metadata.labels["more"].as_str()), ("db", "x"));
+    let reset = "services:\n  a: {image: i, expose: [1], user: '5'}\n  b: {extends: a, expose: !reset [], user: !reset ''}\n";
+    let b = self::compiled(reset).documents[1].workload().unwrap().container.clone();
+    assert_eq!((b.ports.len(), b.user), (0, None));
+    let ports: Vec<u16> = last.workload().unwrap().container.ports.iter().map(|port| port.target).collect();
+    assert_eq!(ports, [5432, 1]);
+    for (rest, wanted) in [
+        ("extends: nobody", "no service \"nobody\" to extend"),
+        ("extends: web", "extends itself"),
+        ("extends: {file: nowhere.yaml, service: a}", "no file nowhere.yaml"),
+        ("extends: {file: parts/db.yaml}", "`service` is missing"),
+        ("extends: {file: parts/db.yaml, service: nobody}", "no service"),
+    ] {
+        assert!(refused(rest).contains(wanted), "{rest}: {}", refused(rest));
+    }
 }
 
 #[test]

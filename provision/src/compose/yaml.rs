@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
 use super::Fault;
 
@@ -17,12 +17,14 @@ const MAX_DEPTH: usize = 64;
 /// "billion laughs" file asks for.
 const MAX_NODES: usize = 100_000;
 
-/// A line and a column, both from 1.
+/// A place in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Mark {
-    /// The line.
+    /// The number of the file, from 0, in the order in which they were read.
+    pub file: usize,
+    /// The line, from 1.
     pub line: usize,
-    /// The column, in characters.
+    /// The column, in characters from 1.
     pub column: usize,
 }
 
@@ -33,6 +35,20 @@ pub struct Node {
     pub mark: Mark,
     /// What it is.
     pub value: Value,
+    /// What becomes of it when it is laid over another file's.
+    pub overlay: Overlay,
+}
+
+/// What becomes of a value that is laid over another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overlay {
+    /// They are merged.
+    #[default]
+    Merge,
+    /// It replaces the other (`!override`).
+    Replace,
+    /// Both are as if they were not there (`!reset`).
+    Reset,
 }
 
 /// A value.
@@ -108,6 +124,12 @@ fn is_number(text: &str) -> bool {
 }
 
 impl Node {
+    /// Nothing, at a place.
+    pub(super) fn null(mark: Mark) -> Self {
+        let value = Value::Scalar(Scalar { text: String::new(), plain: true });
+        Self { mark, value, overlay: Overlay::Merge }
+    }
+
     /// Whether it is null.
     pub fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.kind() == Type::Null)
@@ -137,31 +159,33 @@ impl Node {
     }
 }
 
-/// Reads the one document of `text`; `None` when there is nothing in it.
+/// Reads the one document of `text`, the file with the number `file`; `None` when there is nothing in it.
 ///
 /// # Errors
 /// The first fault, with its place.
-pub fn parse(text: &str) -> Result<Option<Node>, Fault> {
-    let mut builder = Builder { parser: Parser::new_from_str(text), anchors: BTreeMap::new(), nodes: 0 };
+pub fn parse(text: &str, file: usize) -> Result<Option<Node>, Fault> {
+    let parser = Parser::new_from_str(text);
+    let mut builder = Builder { parser, file, anchors: BTreeMap::new(), nodes: 0 };
     builder.document()
 }
 
 struct Builder<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
+    file: usize,
     anchors: BTreeMap<usize, Node>,
     nodes: usize,
 }
 
-fn mark(span: &Span) -> Mark {
-    Mark { line: span.start.line(), column: span.start.col() + 1 }
-}
-
 impl<'a> Builder<'a> {
+    fn mark(&self, at: &Marker) -> Mark {
+        Mark { file: self.file, line: at.line(), column: at.col() + 1 }
+    }
+
     fn next(&mut self) -> Result<(Event<'a>, Mark), Fault> {
         match self.parser.next_event() {
-            Some(Ok((event, span))) => Ok((event, mark(&span))),
+            Some(Ok((event, span))) => Ok((event, self.mark(&span.start))),
             Some(Err(error)) => {
-                let at = Mark { line: error.marker().line(), column: error.marker().col() + 1 };
+                let at = self.mark(error.marker());
                 Err(Fault::new(at, format!("this is not YAML: {}", error.info())))
             }
             None => Ok((Event::StreamEnd, Mark::default())),
@@ -201,6 +225,8 @@ impl<'a> Builder<'a> {
         if depth > MAX_DEPTH {
             return Err(Fault::new(at, format!("this is nested more than {MAX_DEPTH} levels deep")));
         }
+        let mut overlay = Overlay::Merge;
+        let mut is_text = |tag: Option<&Tag>| is_text_tag(tag, at, &mut overlay);
         let (anchor, value) = match event {
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id).cloned() else {
@@ -210,22 +236,22 @@ impl<'a> Builder<'a> {
                 return Ok(node);
             }
             Event::Scalar(text, style, anchor, tag) => {
-                let text_tag = is_text_tag(tag.as_deref(), at)?;
+                let text_tag = is_text(tag.as_deref())?;
                 let plain = style == ScalarStyle::Plain && !text_tag;
                 (anchor, Value::Scalar(Scalar { text: text.into_owned(), plain }))
             }
             Event::SequenceStart(anchor, tag) => {
-                is_text_tag(tag.as_deref(), at)?;
+                is_text(tag.as_deref())?;
                 (anchor, self.sequence(depth)?)
             }
             Event::MappingStart(anchor, tag) => {
-                is_text_tag(tag.as_deref(), at)?;
+                is_text(tag.as_deref())?;
                 (anchor, self.mapping(depth)?)
             }
             _ => return Err(Fault::new(at, "this is not YAML: a value was expected")),
         };
         self.count(1, at)?;
-        let node = Node { mark: at, value };
+        let node = Node { mark: at, value, overlay };
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
@@ -294,10 +320,14 @@ fn merge(node: Node, merged: &mut Vec<(Key, Node)>) -> Result<(), Fault> {
     }
 }
 
-/// Whether the tag says that a scalar is text whatever it looks like.
-fn is_text_tag(tag: Option<&Tag>, at: Mark) -> Result<bool, Fault> {
+/// Whether the tag says that a scalar is text whatever it looks like. Takes note of Compose's own tags.
+fn is_text_tag(tag: Option<&Tag>, at: Mark, overlay: &mut Overlay) -> Result<bool, Fault> {
     match tag {
         None => Ok(false),
+        Some(tag) if tag.handle == "!" && matches!(tag.suffix.as_str(), "reset" | "override") => {
+            *overlay = if tag.suffix == "reset" { Overlay::Reset } else { Overlay::Replace };
+            Ok(false)
+        }
         Some(tag) if tag.is_yaml_core_schema() => Ok(tag.suffix == "str"),
         Some(tag) => Err(Fault::new(at, format!("the tag {tag} is not supported; remove it"))),
     }
@@ -308,26 +338,27 @@ mod tests {
     use super::*;
 
     fn entries(text: &str) -> Vec<(Key, Node)> {
-        match parse(text).unwrap().unwrap().value {
+        match parse(text, 0).unwrap().unwrap().value {
             Value::Mapping(entries) => entries,
             other => panic!("{other:?}"),
         }
     }
 
     fn fault(text: &str) -> (usize, String) {
-        let fault = parse(text).unwrap_err();
+        let fault = parse(text, 0).unwrap_err();
         (fault.mark.line, fault.message)
     }
 
     #[test]
     fn keys_and_values_know_their_places() {
         let map = entries("a: 1\nlist:\n  - x\n  - {k: v}\n");
-        assert_eq!(map[0].0.mark, Mark { line: 1, column: 1 });
-        assert_eq!(map[0].1.mark, Mark { line: 1, column: 4 });
+        let at = |line, column| Mark { file: 0, line, column };
+        assert_eq!(map[0].0.mark, at(1, 1));
+        assert_eq!(map[0].1.mark, at(1, 4));
         let Value::Sequence(items) = &map[1].1.value else { panic!() };
-        assert_eq!(items[0].mark, Mark { line: 3, column: 5 });
+        assert_eq!(items[0].mark, at(3, 5));
         let Value::Mapping(inner) = &items[1].value else { panic!() };
-        assert_eq!(inner[0].0.mark, Mark { line: 4, column: 6 });
+        assert_eq!(inner[0].0.mark, at(4, 6));
     }
 
     #[test]
@@ -350,7 +381,7 @@ mod tests {
         assert!(fault("a: 1\na: 3\n").1.contains("line 1"));
         assert_eq!(fault("a: [1\nb: 2\n").0, 2);
         assert_eq!(fault("a: 1\n---\nb: 2\n").0, 2);
-        assert_eq!(fault("a: !reset null\n").0, 1);
+        assert_eq!(fault("a: !reserved null\n").0, 1);
         assert_eq!(fault("a: &a [*a]\n").0, 1);
         assert_eq!(fault("a: 1\n<<: 2\n").0, 2);
         assert_eq!(fault("a: *nobody\n").0, 1);
@@ -383,7 +414,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_text_makes_the_reader_panic(text in "[-a-z0-9:{}\\[\\]&*<>!|'\" \n#,?%@`]{0,200}") {
-            let _ = parse(&text);
+            let _ = parse(&text, 0);
         }
     }
 }
