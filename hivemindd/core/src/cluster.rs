@@ -8,7 +8,7 @@ use hivemind_spec::api::{Phase, UpdatePhase};
 use hivemind_spec::document::{Kind, NodeIntentSpec, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::release::{Architecture, OsReleaseSpec};
-use hivemind_spec::workload::{Protocol, Takeover, WorkloadSpec};
+use hivemind_spec::workload::{Constraint, Operator, Protocol, Takeover, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{
@@ -239,6 +239,24 @@ impl Cluster {
         })
     }
 
+    /// Where there is to be one replica each of a workload that is global: nodes that are not revoked and meet
+    /// its constraints, whether they are heard or not.
+    pub fn eligible<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = NodeId> + 'a {
+        let nodes = self.nodes.iter().filter(|(_, node)| !node.is_revoked());
+        let meets = |id: &NodeId, node: &Node| {
+            first_unmet(&workload.spec.constraints, id, &self.hostname(id), &node.labels()).is_none()
+        };
+        nodes.filter(move |(id, node)| meets(id, node)).map(|(id, _)| *id)
+    }
+
+    /// How many replicas of a workload there are to be.
+    pub fn wanted(&self, workload: &Workload) -> u32 {
+        if !workload.spec.global {
+            return workload.spec.replicas;
+        }
+        u32::try_from(self.eligible(workload).count()).unwrap_or(u32::MAX)
+    }
+
     /// What nodes say about a workload's replicas.
     pub fn replicas_of<'a>(
         &'a self,
@@ -273,6 +291,28 @@ impl Cluster {
         }
         assignments
     }
+}
+
+/// The index of the first constraint that a node does not meet.
+pub fn first_unmet(
+    constraints: &[Constraint],
+    id: &NodeId,
+    hostname: &str,
+    labels: &BTreeMap<String, String>,
+) -> Option<usize> {
+    constraints.iter().position(|constraint| {
+        let own_id;
+        let value = match constraint.label.as_str() {
+            "node.hostname" => Some(hostname),
+            "node.id" => {
+                own_id = id.to_string();
+                Some(own_id.as_str())
+            }
+            label => labels.get(label).map(String::as_str),
+        };
+        let equal = value == Some(constraint.value.as_str());
+        equal != (constraint.operator == Operator::Equal)
+    })
 }
 
 /// The range node subnets are taken from. Every node has a /24 of it, named by its index.

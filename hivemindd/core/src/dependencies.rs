@@ -28,7 +28,7 @@ fn unmet(cluster: &Cluster, other: &WorkloadId, dependency: &Dependency) -> Opti
         cluster.replicas.get(&(ReplicaId { workload: other.clone(), slot: *slot }, *node))
     });
     let statuses: Vec<&ReplicaStatus> = statuses.collect();
-    let none_wanted = workload.spec.replicas == 0;
+    let wanted = cluster.wanted(workload);
     let (met, wish) = match dependency.condition {
         Condition::Started => (statuses.iter().any(|status| has_started(status)), "to start"),
         Condition::Healthy => (statuses.iter().any(|status| status.phase == Phase::Running), "to be healthy"),
@@ -36,11 +36,11 @@ fn unmet(cluster: &Cluster, other: &WorkloadId, dependency: &Dependency) -> Opti
             let done = |status: &&ReplicaStatus| {
                 status.phase == Phase::Completed && status.template == workload.template
             };
-            let all = usize::try_from(workload.spec.replicas).is_ok_and(|all| statuses.len() >= all);
+            let all = usize::try_from(wanted).is_ok_and(|all| statuses.len() >= all);
             (all && statuses.iter().all(done), "to complete")
         }
     };
-    if met || none_wanted {
+    if met || wanted == 0 {
         return None;
     }
     let failed = statuses.iter().any(|status| status.phase == Phase::Failed);

@@ -81,6 +81,9 @@ pub(crate) fn workload(replicas: u32) -> Workload {
     let container = ContainerSpec::of("registry.test/app:1");
     let spec = WorkloadSpec {
         replicas,
+        global: false,
+        max_per_node: None,
+        spread: Vec::new(),
         container,
         restart: RestartPolicy::default(),
         constraints: Vec::new(),

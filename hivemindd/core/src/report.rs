@@ -161,7 +161,7 @@ impl View<'_> {
                 namespace: id.namespace.clone(),
                 name: id.name.clone(),
                 image: workload.spec.container.image.clone(),
-                replicas: workload.spec.replicas,
+                replicas: self.cluster.wanted(workload),
                 running: u32::try_from(running).unwrap_or(u32::MAX),
                 revision: workload.revision,
                 digest: workload.digest,
@@ -231,7 +231,7 @@ impl View<'_> {
                     Some(leader) => format!("waits for {} to place it", self.cluster.hostname(&leader)),
                     None => "waits for a leader: no node is ready".to_owned(),
                 };
-                (0..workload.spec.replicas).map(|slot| (slot, reason.clone())).collect()
+                (0..self.cluster.wanted(workload)).map(|slot| (slot, reason.clone())).collect()
             }
         }
     }
@@ -294,6 +294,7 @@ impl View<'_> {
         };
         let running = self.cluster.workloads.keys().flat_map(|id| self.placed(id));
         let running = running.filter(|(_, _, s)| s.is_some_and(|s| s.phase == Phase::Running)).count();
+        let wanted = self.cluster.workloads.values().map(|workload| self.cluster.wanted(workload));
         api::Status {
             cluster: self.cluster_id,
             cluster_name: self.cluster_name.to_owned(),
@@ -302,7 +303,7 @@ impl View<'_> {
             nodes_ready: count(&|state| *state == NodeState::Ready),
             nodes: count(&|state| *state != NodeState::Revoked),
             replicas_running: u32::try_from(running).unwrap_or(u32::MAX),
-            replicas: self.cluster.workloads.values().map(|w| w.spec.replicas).fold(0, u32::saturating_add),
+            replicas: wanted.fold(0, u32::saturating_add),
             map_digest: self.map_digest.to_owned(),
             problems: self.problems(),
         }

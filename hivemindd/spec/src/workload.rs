@@ -26,6 +26,12 @@ pub struct WorkloadSpec {
     /// How many replicas to run.
     #[serde(default = "one")]
     pub replicas: u32,
+    /// One replica on each node that the constraints allow, for as long as it is enrolled, and no `replicas`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub global: bool,
+    /// The most replicas on one node; absent: no limit, or 1 of a global workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_node: Option<u32>,
     /// What each replica runs.
     pub container: ContainerSpec,
     /// When to start a container again.
@@ -34,6 +40,10 @@ pub struct WorkloadSpec {
     /// Where replicas may run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<Constraint>,
+    /// Labels of nodes over whose values replicas are spread, the most important first, before they are spread
+    /// over nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spread: Vec<String>,
     /// What must be so before a container starts for the first time on its node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<Dependency>,
@@ -77,6 +87,9 @@ pub enum Condition {
     /// All its containers ended with success.
     Completed,
 }
+
+/// More levels than any site has: region, site, room, rack.
+const MAX_SPREAD: usize = 8;
 
 /// More workloads than one can sensibly wait for.
 const MAX_DEPENDENCIES: usize = 64;
@@ -203,11 +216,28 @@ impl WorkloadSpec {
         Digest::of(&json.unwrap_or_default())
     }
 
+    /// The most replicas that one node may have; absent: any number.
+    pub fn most_per_node(&self) -> Option<u32> {
+        if self.global { Some(1) } else { self.max_per_node }
+    }
+
     /// Checks what types cannot say.
     pub(crate) fn validate(&self) -> Result<(), DocumentError> {
         let fail = |pointer: &str, message: String| Err(DocumentError::new(pointer, message));
         if self.replicas > MAX_REPLICAS {
             return fail("/spec/replicas", format!("{} is over the limit of {MAX_REPLICAS}", self.replicas));
+        }
+        if self.global && (self.replicas != 1 || self.max_per_node.is_some_and(|most| most != 1)) {
+            return fail("/spec/global", "one replica on each node: neither more nor another number".into());
+        }
+        if self.global && self.exclusive.is_some() {
+            return fail("/spec/global", "an exclusive workload has one replica in all".into());
+        }
+        if self.max_per_node == Some(0) {
+            return fail("/spec/maxPerNode", "0 replicas on each node are none at all; set `replicas` to 0".into());
+        }
+        if self.spread.len() > MAX_SPREAD {
+            return fail("/spec/spread", format!("has more than {MAX_SPREAD} labels"));
         }
         if let Some(exclusive) = &self.exclusive {
             if self.replicas > 1 {

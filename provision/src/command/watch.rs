@@ -23,7 +23,8 @@ const HOPELESS_RESTARTS: u32 = 3;
 /// A workload to wait for.
 pub(super) struct Target {
     key: SpecKey,
-    replicas: u32,
+    /// How many there are to be; absent: one on each node, of which the cluster knows.
+    replicas: Option<u32>,
     /// The document its replicas must be at.
     digest: Option<Digest>,
 }
@@ -34,7 +35,7 @@ impl Target {
         let digest = accepted.iter().find(|answer| answer.key == change.key).map(|answer| answer.digest);
         Self {
             key: change.key.clone(),
-            replicas: change.document.workload().map_or(0, |workload| workload.replicas),
+            replicas: change.document.workload().filter(|w| !w.global).map(|workload| workload.replicas),
             // One that was kept runs what it ran before, which is what it replaces.
             digest: digest.or(change.document.metadata.replaces),
         }
@@ -129,6 +130,11 @@ impl Target {
         replica.namespace == self.key.namespace && replica.workload == self.key.name
     }
 
+    /// How many there are to be. Of a global workload they are all listed, one at least for this very node.
+    fn wanted(&self, replicas: &[&Replica]) -> usize {
+        self.replicas.map_or(replicas.len().max(1), |wanted| wanted as usize)
+    }
+
     fn progress(&self, replicas: &[&Replica]) -> Progress {
         let current = |replica: &&&Replica| self.digest.is_none_or(|digest| replica.digest == Some(digest));
         for replica in replicas.iter().filter(current) {
@@ -145,7 +151,7 @@ impl Target {
         let up = |replica: &&&Replica| matches!(replica.phase, Phase::Running | Phase::Completed);
         let running = replicas.iter().filter(current).filter(up).count();
         // Replicas of the version before, and those over the number, must be gone too.
-        if running == self.replicas as usize && running == replicas.len() {
+        if running == self.wanted(replicas) && running == replicas.len() {
             return Progress::Running;
         }
         let mut counts: BTreeMap<Phase, usize> = BTreeMap::new();
@@ -181,7 +187,7 @@ fn show_one(bars: &mut Bars<SpecKey>, target: &Target, replicas: &[&Replica], pr
         Progress::Waiting(phases) => format!("{name}  {phases}"),
         _ => format!("{name}  {message}"),
     };
-    bars.update(&target.key, name, (running as u64, target.replicas.into()), message, line);
+    bars.update(&target.key, name, (running as u64, target.wanted(replicas) as u64), message, line);
 }
 
 /// How far the pulls of a workload are, all together.
@@ -223,7 +229,7 @@ mod tests {
             namespace: "default".into(),
             name: "web".into(),
         };
-        let target = Target { key, replicas: 2, digest: Some(Digest::of(b"new")) };
+        let target = Target { key, replicas: Some(2), digest: Some(Digest::of(b"new")) };
         target.progress(&replicas.iter().collect::<Vec<_>>())
     }
 

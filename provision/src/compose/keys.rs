@@ -159,7 +159,7 @@ pub const SERVICE: &[Row] = &[
 /// `deploy`.
 pub const DEPLOY: &[Row] = &[
     ("labels", Honoured("the workload's labels, as the service's `labels`")),
-    ("mode", Honoured("`replicated` only")),
+    ("mode", Honoured("`replicated`, or `global`: one replica on each machine that the constraints allow")),
     ("placement", Honoured("see below")),
     ("replicas", Honoured("how many replicas run")),
     ("resources", Honoured("see below")),
@@ -175,9 +175,15 @@ pub const PLACEMENT: &[Row] = &[
         "constraints",
         Honoured("`node.labels.KEY`, `node.hostname` or `node.id`, then `==` or `!=`, then a value"),
     ),
-    ("max_replicas_per_node", LATER),
-    ("preferences", Refused("replicas are spread over machines as it is")),
+    ("max_replicas_per_node", Honoured("the most replicas on one machine")),
+    ("preferences", Honoured("see below")),
 ];
+
+/// An entry of `deploy.placement.preferences`.
+pub const PREFERENCE: &[Row] = &[(
+    "spread",
+    Honoured("`node.labels.KEY`: replicas are spread over its values, and then over machines as always"),
+)];
 
 /// `deploy.resources`.
 pub const RESOURCES: &[Row] =
@@ -305,6 +311,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME", SERVICE),
     ("services.NAME.deploy", DEPLOY),
     ("services.NAME.deploy.placement", PLACEMENT),
+    ("services.NAME.deploy.placement.preferences", PREFERENCE),
     ("services.NAME.deploy.resources", RESOURCES),
     ("services.NAME.deploy.resources.limits", LIMITS),
     ("services.NAME.deploy.resources.reservations", RESERVATIONS),

@@ -36,6 +36,9 @@ struct Draft {
     labels: Pairs,
     profiles: Vec<String>,
     replicas: Placed<u32>,
+    global: Placed<bool>,
+    max_per_node: Option<u32>,
+    spread: Vec<String>,
     cpu_limit: Placed<u64>,
     cpu_quota_us: Placed<u64>,
     cpu_period_us: Placed<u64>,
@@ -96,6 +99,9 @@ impl Draft {
             labels: Pairs::new(),
             profiles: Vec::new(),
             replicas: None,
+            global: None,
+            max_per_node: None,
+            spread: Vec::new(),
             cpu_limit: None,
             cpu_quota_us: None,
             cpu_period_us: None,
@@ -133,6 +139,9 @@ impl Draft {
         resources.pids_limit = value(self.pids_limit);
         let workload = WorkloadSpec {
             replicas: self.replicas.map_or(1, |(_, replicas)| replicas),
+            global: self.global.is_some_and(|(_, global)| global),
+            max_per_node: self.max_per_node,
+            spread: self.spread,
             container,
             restart: self.restart.map(|(_, restart)| restart).unwrap_or_default(),
             constraints: self.constraints,
@@ -165,6 +174,12 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
     }
     if let (Some((mark, ())), Some((_, replicas @ 2..))) = (draft.container_name, draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas cannot all have this name; remove it"));
+    }
+    if let (Some((_, true)), Some((mark, _))) = (draft.global, draft.replicas) {
+        reader.fault(mark, "a global service has one replica on each machine; leave the number out");
+    }
+    if let (Some((mark, true)), true) = (draft.global, draft.is_exclusive()) {
+        reader.fault(mark, "an exclusive service has one replica in all, and cannot be global");
     }
     if let (true, Some((mark, replicas @ 2..))) = (draft.is_exclusive(), draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas of an exclusive service; there is at most one"));
@@ -413,7 +428,10 @@ fn hivemind_extension(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Op
 fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for (key, value) in reader.entries(node, keys::DEPLOY)? {
         match key.text.as_str() {
-            "mode" => reader.word(value, &[("replicated", ())]),
+            "mode" => {
+                let modes = [("replicated", false), ("global", true)];
+                reader.word(value, &modes).map(|global| draft.global = Some((value.mark, global)))
+            }
             "replicas" => replicas(reader, value).map(|n| set(reader, &mut draft.replicas, value.mark, n)),
             "labels" => labels(reader, draft, value),
             "placement" => placement(reader, draft, value),
@@ -468,19 +486,49 @@ fn restart_policy(reader: &Reader<'_>, node: &Node) -> Option<RestartPolicy> {
 }
 
 fn placement(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
-    for (_, value) in reader.entries(node, keys::PLACEMENT)? {
-        for item in reader.sequence(value)? {
-            let text = reader.text(item)?;
-            match constraint(&text) {
-                Some(constraint) => draft.constraints.push(constraint),
-                None => reader.fault(
-                    item.mark,
-                    format!(
-                        "{text:?} is not a constraint; write for example `node.labels.disk == ssd`, \
-                         `node.hostname != edge-1` or `node.id == …`"
-                    ),
-                ),
+    for (key, value) in reader.entries(node, keys::PLACEMENT)? {
+        match key.text.as_str() {
+            "constraints" => constraints(reader, draft, value)?,
+            "preferences" => preferences(reader, draft, value)?,
+            _ => {
+                let most = reader.integer(value, 0, MAX_REPLICAS.into())?;
+                // 0 is no limit, as Compose has it.
+                draft.max_per_node = u32::try_from(most).ok().filter(|most| *most > 0);
             }
+        }
+    }
+    Some(())
+}
+
+/// `- spread: node.labels.LABEL`.
+fn preferences(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
+    for item in reader.sequence(node)? {
+        for (_, value) in reader.entries(item, keys::PREFERENCE)? {
+            let text = reader.text(value)?;
+            match text.strip_prefix("node.labels.").filter(|label| !label.is_empty()) {
+                Some(label) => draft.spread.push(label.to_owned()),
+                None => {
+                    let text = format!("{text:?} is not a label of nodes; write for example node.labels.zone");
+                    reader.fault(value.mark, text);
+                }
+            }
+        }
+    }
+    Some(())
+}
+
+fn constraints(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
+    for item in reader.sequence(node)? {
+        let text = reader.text(item)?;
+        match constraint(&text) {
+            Some(constraint) => draft.constraints.push(constraint),
+            None => reader.fault(
+                item.mark,
+                format!(
+                    "{text:?} is not a constraint; write for example `node.labels.disk == ssd`, \
+                     `node.hostname != edge-1` or `node.id == …`"
+                ),
+            ),
         }
     }
     Some(())

@@ -306,7 +306,6 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "Top level" => format!("services:\n  web: {{image: a}}\n\n{entry}\n"),
                 "services.NAME" => service(&entry),
                 "services.NAME.deploy" => service(&format!("deploy: {{{entry}}}")),
-                "services.NAME.deploy.placement" => service(&format!("deploy: {{placement: {{{entry}}}}}")),
                 "services.NAME.deploy.resources.reservations" => {
                     service(&format!("deploy: {{resources: {{reservations: {{{entry}}}}}}}"))
                 }
@@ -368,7 +367,11 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("ports: ['80:80', '80:81']", "published twice"),
         ("deploy: {replicas: many}", "whole number"),
         ("deploy: {replicas: -1}", "out of range"),
-        ("deploy: {mode: global}", "replicated"),
+        ("deploy: {mode: everywhere}", "`global`"),
+        ("deploy: {mode: global, replicas: 2}", "leave the number out"),
+        ("deploy: {mode: global}\nx-hivemind: {exclusive: true}", "cannot be global"),
+        ("deploy: {placement: {max_replicas_per_node: -1}}", "out of range"),
+        ("deploy: {placement: {preferences: [{spread: zone}]}}", "not a label"),
         ("deploy: {replicas: 2}\nscale: 3", "line 4 says otherwise"),
         ("deploy: {resources: {limits: {cpus: 0}}}", "more than 0"),
         ("deploy: {resources: {limits: {cpus: -1}}}", "more than 0"),
@@ -622,6 +625,16 @@ fn a_service_is_laid_over_the_one_it_extends() {
     ] {
         assert!(refused(rest).contains(wanted), "{rest}: {}", refused(rest));
     }
+}
+
+#[test]
+fn services_say_where_their_replicas_go() {
+    let place = "deploy: {mode: replicated, placement: {max_replicas_per_node: 2, preferences: [{spread: node.labels.zone}]}}";
+    let spec = workload(&service(place));
+    assert_eq!((spec.global, spec.most_per_node(), spec.spread), (false, Some(2), vec!["zone".to_owned()]));
+    let global = workload(&service("deploy: {mode: global}"));
+    assert_eq!((global.global, global.most_per_node(), global.replicas), (true, Some(1), 1));
+    assert_eq!(workload(&service("deploy: {placement: {max_replicas_per_node: 0}}")).most_per_node(), None);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use hivemind_spec::api::Capacity;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::workload::Resources;
 
-use super::refusal::{Refusal, explain, first_unmet};
-use crate::cluster::{Cluster, Liveness, Workload};
+use super::refusal::{Refusal, explain};
+use crate::cluster::{Cluster, Liveness, Workload, first_unmet};
 use crate::mutation::{Mutation, is_on};
 use crate::record::WorkloadId;
 
@@ -54,6 +54,8 @@ struct Score {
     evicts_priority: Option<i32>,
     /// How many would have to.
     evicts: usize,
+    /// Replicas of the same workload on all nodes with the same value, for each label to spread over.
+    same_value: Vec<usize>,
     /// Replicas of the same workload on it.
     same_workload: usize,
     /// Thousandths of its scarcer resource in use, with the replica.
@@ -84,8 +86,25 @@ impl Host<'_> {
         }
     }
 
+    /// How many replicas of a workload are here.
+    fn count_of(&self, name: &WorkloadId) -> usize {
+        self.residents.iter().filter(|resident| resident.workload == name).count()
+    }
+
+    /// Whether no more replicas of the workload may come here.
+    fn is_full(&self, name: &WorkloadId, workload: &Workload) -> bool {
+        let most = workload.spec.most_per_node().and_then(|most| usize::try_from(most).ok());
+        most.is_some_and(|most| self.count_of(name) >= most)
+    }
+
     /// Why a replica of the workload may not come here, given that `freed` is made free.
-    pub(super) fn refusal(&self, id: &NodeId, workload: &Workload, freed: Capacity) -> Option<Refusal> {
+    pub(super) fn refusal(
+        &self,
+        id: &NodeId,
+        name: &WorkloadId,
+        workload: &Workload,
+        freed: Capacity,
+    ) -> Option<Refusal> {
         if self.closed.is_some() {
             return self.closed;
         }
@@ -93,7 +112,14 @@ impl Host<'_> {
         if let Some(index) = first_unmet(constraints, id, &self.hostname, &self.labels) {
             return Some(Refusal::Constraint(index));
         }
+        if self.is_full(name, workload) {
+            return Some(Refusal::Full);
+        }
         self.refusal_for_room(Asks::from(&workload.spec.container.resources), freed)
+    }
+
+    fn label(&self, name: &str) -> Option<&str> {
+        self.labels.get(name).map(String::as_str)
     }
 
     fn used_permille_with(&self, asks: Asks) -> u64 {
@@ -166,6 +192,7 @@ impl<'a> Draft<'a> {
         // A node that never said what it is cannot be judged, and its replicas are left alone.
         let stays = host.capacity.is_none()
             || (host.refusal_for_room(asks, Capacity::default()).is_none()
+                && !host.is_full(id, workload)
                 && first_unmet(&workload.spec.constraints, node, &host.hostname, &host.labels).is_none());
         if stays {
             self.assign(id, workload, slot, *node);
@@ -197,14 +224,21 @@ impl<'a> Draft<'a> {
             *same.entry(*node).or_default() += 1;
         }
         let asks = Asks::from(&workload.spec.container.resources);
+        let by_value: Vec<BTreeMap<Option<&str>, usize>> =
+            workload.spec.spread.iter().map(|label| self.count_by_value(label, &same)).collect();
+        let same_value = |host: &Host<'_>| {
+            let counts = workload.spec.spread.iter().zip(&by_value);
+            counts.map(|(label, by_value)| by_value.get(&host.label(label)).copied().unwrap_or(0)).collect()
+        };
         let best = self
             .hosts
             .iter()
             .filter_map(|(node, host)| {
-                let victims = victims(node, host, workload).filter(|victims| may_end(victims))?;
+                let victims = victims(node, host, id, workload).filter(|victims| may_end(victims))?;
                 Some(Score {
                     evicts_priority: victims.iter().map(|victim| victim.priority).max(),
                     evicts: victims.len(),
+                    same_value: same_value(host),
                     same_workload: same.get(node).copied().unwrap_or(0),
                     used_permille: host.used_permille_with(asks),
                     node: *node,
@@ -212,12 +246,23 @@ impl<'a> Draft<'a> {
             })
             .min();
         let Some(Score { node, .. }) = best else { return false };
-        let victims = self.hosts.get(&node).and_then(|host| victims(&node, host, workload));
+        let victims = self.hosts.get(&node).and_then(|host| victims(&node, host, id, workload));
         for victim in victims.unwrap_or_default() {
             self.evict(&node, &victim);
         }
         self.assign(id, workload, slot, node);
         true
+    }
+
+    /// How many replicas there are on the nodes with each value of a label; `same` has them by node.
+    fn count_by_value(&self, label: &str, same: &BTreeMap<NodeId, usize>) -> BTreeMap<Option<&str>, usize> {
+        let mut counts = BTreeMap::new();
+        for (node, count) in same {
+            if let Some(host) = self.hosts.get(node) {
+                *counts.entry(host.label(label)).or_default() += count;
+            }
+        }
+        counts
     }
 
     fn evict(&mut self, node: &NodeId, victim: &Resident<'a>) {
@@ -243,8 +288,8 @@ impl<'a> Draft<'a> {
     }
 
     /// Why no node takes a replica of the workload; `home` is the dead node it waits for.
-    pub(super) fn explain(&self, workload: &Workload, home: Option<&NodeId>) -> String {
-        let reason = explain(&self.hosts, workload);
+    pub(super) fn explain(&self, name: &WorkloadId, workload: &Workload, home: Option<&NodeId>) -> String {
+        let reason = explain(&self.hosts, name, workload);
         match home {
             Some(home) => format!("its node {} is down and {reason}", self.cluster.hostname(home)),
             None => reason,
@@ -254,12 +299,17 @@ impl<'a> Draft<'a> {
 
 /// Who must make room on a node for a replica of the workload: nobody when there is room. `None`
 /// when it cannot come here at all.
-fn victims<'a>(node: &NodeId, host: &Host<'a>, workload: &Workload) -> Option<Vec<Resident<'a>>> {
+fn victims<'a>(
+    node: &NodeId,
+    host: &Host<'a>,
+    name: &WorkloadId,
+    workload: &Workload,
+) -> Option<Vec<Resident<'a>>> {
     let mut victims = Vec::new();
     let mut freed = Capacity::default();
     let mut lower = host.residents.iter().take_while(|r| r.priority < workload.spec.priority);
     loop {
-        match host.refusal(node, workload, freed) {
+        match host.refusal(node, name, workload, freed) {
             None => return Some(victims),
             Some(Refusal::Memory | Refusal::Cpu) => {
                 let victim = lower.next()?;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! per workload, highest priority first:
-//!   slots     as many as replicas are wanted; surplus ones go, highest first
+//!   slots     as many as replicas are wanted; surplus ones go, highest first; of a global workload one for each
+//!             node that its constraints allow, which stays with it
 //!   keep      a replica stays where it is while its node may and can run it
 //!   place     the others go where fewest of their kind are, then where most is free;
 //!             where nothing fits, lower priorities make room; else they are pending, with a reason
@@ -68,7 +69,7 @@ pub fn schedule(
         let placement = Placement {
             digest: Some(workload.digest),
             slots: draft.slots(id),
-            pending: explain(&draft, workload, &refused.remove(id).unwrap_or_default()),
+            pending: explain(&draft, id, workload, &refused.remove(id).unwrap_or_default()),
         };
         let before = cluster.placements.get(id);
         if must_write(before, &placement, majority) {
@@ -112,11 +113,17 @@ fn keep<'a>(
         Takeover::Always => !liveness.unsettled,
         Takeover::Majority => majority,
         Takeover::Never => false,
-    } || is_on(Mutation::TakeoverIgnoresTheRule);
+    } && !workload.spec.global
+        || is_on(Mutation::TakeoverIgnoresTheRule);
     let none = Placement::default();
     let before = cluster.placements.get(id).unwrap_or(&none);
     let mut open = Open::default();
-    for slot in chosen_slots(before, workload.spec.replicas, cluster, liveness) {
+    let slots = if workload.spec.global {
+        slots_of_nodes(before, &cluster.eligible(workload).collect())
+    } else {
+        chosen_slots(before, workload.spec.replicas, cluster, liveness)
+    };
+    for slot in slots {
         // A node that is not known here is away like any other: its enrolment has not come yet.
         let revoked = |node: &NodeId| cluster.nodes.get(node).is_some_and(crate::cluster::Node::is_revoked);
         match before.slots.get(&slot) {
@@ -168,6 +175,20 @@ fn chosen_slots(before: &Placement, replicas: u32, cluster: &Cluster, liveness: 
     by_worth.into_iter().collect()
 }
 
+/// The numbers of a global workload's replicas: each node keeps the one it has, and the others take the lowest
+/// free numbers.
+fn slots_of_nodes(before: &Placement, nodes: &BTreeSet<NodeId>) -> BTreeSet<u32> {
+    let mut kept = BTreeMap::new();
+    for (slot, node) in before.slots.iter().filter(|(_, node)| nodes.contains(node)) {
+        kept.entry(*node).or_insert(*slot);
+    }
+    let kept: BTreeSet<u32> = kept.into_values().collect();
+    // A number that another node had is free only for one that has none yet.
+    let taken = |slot: &u32| kept.contains(slot) || before.slots.contains_key(slot);
+    let fresh = (0..).filter(|slot| !taken(slot)).take(nodes.len() - kept.len());
+    kept.iter().copied().chain(fresh).collect()
+}
+
 /// Places the open slots; returns those that fit nowhere, with the dead node each waits for.
 fn place<'a>(
     draft: &mut Draft<'a>,
@@ -199,6 +220,7 @@ fn place<'a>(
 /// Says why slots are pending, once everything has its place and so all figures are final.
 fn explain(
     draft: &Draft<'_>,
+    name: &WorkloadId,
     workload: &Workload,
     refused: &BTreeMap<u32, Option<NodeId>>,
 ) -> BTreeMap<u32, String> {
@@ -206,7 +228,7 @@ fn explain(
     let reasons = refused.iter().enumerate().map(|(index, (slot, home))| {
         let reason = match home {
             _ if index >= REASONS_WRITTEN => format!("as slot {first}"),
-            home => draft.explain(workload, home.as_ref()),
+            home => draft.explain(name, workload, home.as_ref()),
         };
         (*slot, reason)
     });

@@ -8,6 +8,7 @@ use hivemind_spec::workload::{Constraint, Operator};
 
 use super::draft::{Asks, Host};
 use crate::cluster::Workload;
+use crate::record::WorkloadId;
 
 const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
@@ -19,6 +20,8 @@ pub(super) enum Refusal {
     Memory,
     /// Too little CPU left.
     Cpu,
+    /// It has as many replicas of the workload as it may.
+    Full,
     /// The constraint with this index is not met.
     Constraint(usize),
     /// It says that it cannot run workloads.
@@ -31,34 +34,12 @@ pub(super) enum Refusal {
     Down,
 }
 
-/// The first constraint that a node does not meet.
-pub(super) fn first_unmet(
-    constraints: &[Constraint],
-    id: &NodeId,
-    hostname: &str,
-    labels: &BTreeMap<String, String>,
-) -> Option<usize> {
-    constraints.iter().position(|constraint| {
-        let own_id;
-        let value = match constraint.label.as_str() {
-            "node.hostname" => Some(hostname),
-            "node.id" => {
-                own_id = id.to_string();
-                Some(own_id.as_str())
-            }
-            label => labels.get(label).map(String::as_str),
-        };
-        let equal = value == Some(constraint.value.as_str());
-        equal != (constraint.operator == Operator::Equal)
-    })
-}
-
 /// Says why no node takes a replica: `no node fits: 2 of 3 have too little memory (asks 2.0 GiB;
 /// most free: hive-1a2b 0.3 GiB), 1 lacks label disk=ssd`.
-pub(super) fn explain(hosts: &BTreeMap<NodeId, Host<'_>>, workload: &Workload) -> String {
+pub(super) fn explain(hosts: &BTreeMap<NodeId, Host<'_>>, name: &WorkloadId, workload: &Workload) -> String {
     let mut by_refusal: BTreeMap<Refusal, Vec<&Host<'_>>> = BTreeMap::new();
     for (id, host) in hosts {
-        if let Some(refusal) = host.refusal(id, workload, Capacity::default()) {
+        if let Some(refusal) = host.refusal(id, name, workload, Capacity::default()) {
             by_refusal.entry(refusal).or_default().push(host);
         }
     }
@@ -102,6 +83,10 @@ fn describe(refusal: Refusal, refusing: &[&Host], workload: &Workload) -> String
             let have = verb("has", "have");
             let (asked, free) = (cores(asks.cpu_millis), cores(free));
             format!("{have} too little CPU (asks {asked} cores; most free: {best} {free} cores)")
+        }
+        Refusal::Full => {
+            let most = workload.spec.most_per_node().unwrap_or_default();
+            format!("{} {most} of it already, the most there may be", verb("has", "have"))
         }
         Refusal::Constraint(index) => match workload.spec.constraints.get(index) {
             Some(Constraint { label, operator, value }) => {

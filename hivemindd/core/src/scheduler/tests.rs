@@ -53,6 +53,83 @@ fn replicas_spread_over_the_nodes() {
     assert_eq!(placed.pending, BTreeMap::new());
 }
 
+fn label(cluster: &mut Cluster, n: u8, name: &str, value: &str) {
+    let status = cluster.nodes.get_mut(&node_id(n)).unwrap().status.as_mut().unwrap();
+    status.labels = [(name.to_owned(), value.to_owned())].into();
+}
+
+#[test]
+fn a_global_workload_has_one_replica_on_each_node_and_it_stays_there() {
+    let (mut cluster, mut liveness) = cluster(3);
+    let mut global = workload(1);
+    global.spec.global = true;
+    global.spec.constraints = vec![Constraint { operator: Operator::NotEqual, ..equal("role", "other") }];
+    cluster.workloads.insert(workload_id("web"), global);
+    settle(&mut cluster, &liveness);
+    let first = placement(&cluster, "web").slots.clone();
+    assert_eq!(first.values().copied().collect::<BTreeSet<_>>(), [1, 2, 3].map(node_id).into());
+
+    // Of a node that is down nobody takes it over, and it has it again when it is back.
+    liveness.alive.remove(&node_id(2));
+    settle(&mut cluster, &liveness);
+    assert_eq!(placement(&cluster, "web").slots, first);
+    liveness.alive.insert(node_id(2));
+
+    // A new node gets one, and no other moves.
+    cluster.nodes.insert(node_id(4), node(4));
+    liveness.alive.insert(node_id(4));
+    settle(&mut cluster, &liveness);
+    let second = placement(&cluster, "web").slots.clone();
+    assert_eq!((second.len(), second[&3]), (4, node_id(4)));
+    assert!(first.iter().all(|(slot, node)| second[slot] == *node));
+
+    // One that the constraints exclude loses its own, and only that.
+    label(&mut cluster, 1, "role", "other");
+    settle(&mut cluster, &liveness);
+    let third = placement(&cluster, "web").slots.clone();
+    assert_eq!(third.len(), 3);
+    assert!(third.iter().all(|(slot, node)| second[slot] == *node && *node != node_id(1)));
+
+    // What has no place is told.
+    let mut cordoned = node(5);
+    cordoned.intent = Some(crate::fixture::intent(5));
+    cordoned.intent.as_mut().unwrap().cordoned = true;
+    cluster.nodes.insert(node_id(5), cordoned);
+    liveness.alive.insert(node_id(5));
+    settle(&mut cluster, &liveness);
+    let pending = &placement(&cluster, "web").pending;
+    assert_eq!(pending.len(), 1);
+    let reason = pending.values().next().unwrap();
+    assert!(reason.contains("1 is cordoned") && reason.contains("3 of 5 have 1 of it already"), "{reason}");
+}
+
+#[test]
+fn no_node_has_more_replicas_than_its_workload_allows() {
+    let (mut cluster, liveness) = cluster(2);
+    let mut few = workload(5);
+    few.spec.max_per_node = Some(2);
+    cluster.workloads.insert(workload_id("web"), few);
+    settle(&mut cluster, &liveness);
+    let placed = placement(&cluster, "web");
+    assert_eq!((count_on(placed, 1), count_on(placed, 2)), (2, 2));
+    assert_eq!(placed.pending[&4], "no node fits: 2 of 2 have 2 of it already, the most there may be");
+}
+
+#[test]
+fn replicas_spread_over_the_values_of_a_label_before_they_spread_over_nodes() {
+    let (mut cluster, liveness) = cluster(4);
+    for (n, zone) in [(1, "a"), (2, "a"), (3, "a"), (4, "b")] {
+        label(&mut cluster, n, "zone", zone);
+    }
+    let mut web = workload(4);
+    web.spec.spread = vec!["zone".into()];
+    cluster.workloads.insert(workload_id("web"), web);
+    settle(&mut cluster, &liveness);
+    let placed = placement(&cluster, "web");
+    assert_eq!(count_on(placed, 4), 2);
+    assert!((1..4).all(|n| count_on(placed, n) <= 1));
+}
+
 #[test]
 fn a_refusal_says_what_is_missing_on_how_many_nodes() {
     let (mut cluster, liveness) = cluster(3);
