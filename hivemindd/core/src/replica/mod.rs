@@ -50,11 +50,7 @@ use crate::time::Time;
 use health::Health;
 use life::{Life, Next, StopCause};
 use observed::Observed;
-use pull::{Pull, Pulls};
-
-/// Pulls at once: one is bound by the registry or the disk, two hide each other's waits, more only
-/// compete.
-const MAX_PULLS: usize = 2;
+use pull::Pulls;
 
 /// Starts at once. One start spends about half its time waiting (for containerd, for the kernel's
 /// namespaces and cgroups), so four keep two emulated cores busy; more would delay them all, and
@@ -706,48 +702,6 @@ impl Replicas {
             }
         }
         blocked
-    }
-
-    /// Sees that the image is there; `None` when it is.
-    fn fetch(
-        &mut self,
-        now: Time,
-        replica: &ReplicaId,
-        workload: &Workload,
-        plan: &mut Plan,
-    ) -> Option<Standing> {
-        let image = &workload.spec.container.image;
-        if self.observed.inventory().images.contains(image) {
-            return None;
-        }
-        let busy = self.count(|op| matches!(op, InFlight::Pull { .. }));
-        match self.pulls.state(now, image) {
-            Pull::Refused(text) => {
-                let reason = format!("cannot pull {image}: {text}");
-                if let Some(life) = self.lives.get_mut(replica) {
-                    life.gives_up(&reason);
-                }
-                Some(Standing::new(Phase::Failed, reason))
-            }
-            Pull::Waits { until_ms, text, delay_ms } => {
-                plan.wake_at(until_ms);
-                let reason = format!("cannot pull {image}: {text}; tries again {}", life::after(delay_ms));
-                Some(Standing::new(Phase::Backoff, reason))
-            }
-            Pull::Runs(progress) => {
-                Some(Standing { pull: progress, ..Standing::new(Phase::Pulling, format!("pulls {image}")) })
-            }
-            Pull::Free if busy >= MAX_PULLS => Some(Standing::new(
-                Phase::Pulling,
-                format!("waits for other pulls to finish, then pulls {image}"),
-            )),
-            Pull::Free => {
-                self.pulls.began(image);
-                let op = RuntimeOp::Pull { image: image.clone() };
-                self.begin(InFlight::Pull { image: image.clone() }, op, plan);
-                Some(Standing::new(Phase::Pulling, format!("pulls {image}")))
-            }
-        }
     }
 
     /// An address for a replica's next container: the one it had if free, else the lowest one that

@@ -2,11 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use hivemind_spec::api::PullProgress;
+use hivemind_spec::api::{Phase, PullProgress};
 
-use super::life::delay_ms;
-use crate::event::OperationError;
+use super::life::{self, delay_ms};
+use super::{InFlight, Plan, Replicas, Standing};
+use crate::cluster::Workload;
+use crate::event::{OperationError, RuntimeOp};
+use crate::record::ReplicaId;
 use crate::time::Time;
+
+/// Pulls at once: one is bound by the registry or the disk, two hide each other's waits, more only
+/// compete.
+pub(super) const MAX_PULLS: usize = 2;
 
 /// First delay after a failed pull, milliseconds; doubles up to [`MAX_RETRY_MS`].
 const RETRY_MS: u64 = 1000;
@@ -106,5 +113,49 @@ impl Pulls {
     /// Forgets images nobody wants; a pull that runs is remembered until it ends.
     pub(super) fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
         self.0.retain(|image, state| state.runs || wanted(image));
+    }
+}
+
+impl Replicas {
+    /// Sees that the image is there; `None` when it is.
+    pub(super) fn fetch(
+        &mut self,
+        now: Time,
+        replica: &ReplicaId,
+        workload: &Workload,
+        plan: &mut Plan,
+    ) -> Option<Standing> {
+        let image = &workload.spec.container.image;
+        if self.observed.inventory().images.contains(image) {
+            return None;
+        }
+        let busy = self.count(|op| matches!(op, InFlight::Pull { .. }));
+        match self.pulls.state(now, image) {
+            Pull::Refused(text) => {
+                let reason = format!("cannot pull {image}: {text}");
+                if let Some(life) = self.lives.get_mut(replica) {
+                    life.gives_up(&reason);
+                }
+                Some(Standing::new(Phase::Failed, reason))
+            }
+            Pull::Waits { until_ms, text, delay_ms } => {
+                plan.wake_at(until_ms);
+                let reason = format!("cannot pull {image}: {text}; tries again {}", life::after(delay_ms));
+                Some(Standing::new(Phase::Backoff, reason))
+            }
+            Pull::Runs(progress) => {
+                Some(Standing { pull: progress, ..Standing::new(Phase::Pulling, format!("pulls {image}")) })
+            }
+            Pull::Free if busy >= MAX_PULLS => Some(Standing::new(
+                Phase::Pulling,
+                format!("waits for other pulls to finish, then pulls {image}"),
+            )),
+            Pull::Free => {
+                self.pulls.began(image);
+                let op = RuntimeOp::Pull { image: image.clone() };
+                self.begin(InFlight::Pull { image: image.clone() }, op, plan);
+                Some(Standing::new(Phase::Pulling, format!("pulls {image}")))
+            }
+        }
     }
 }

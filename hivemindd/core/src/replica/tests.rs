@@ -1,6 +1,7 @@
 use hivemind_spec::workload::{RestartPolicy, WorkloadSpec};
 use proptest::prelude::*;
 
+use super::pull::MAX_PULLS;
 use super::*;
 use crate::fixture::{replica_id, workload, workload_id};
 
