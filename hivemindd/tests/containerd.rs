@@ -102,6 +102,7 @@ impl World {
         Runtime::connect(Settings {
             socket: self.directory.join("containerd.sock"),
             oci_runtime: in_path("crun"),
+            init_program: std::env::current_exe().unwrap(),
             run_dir: self.directory.join("containers"),
             netns_dir: self.directory.join("netns"),
             log_dir: self.directory.join("logs"),

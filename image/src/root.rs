@@ -99,9 +99,13 @@ pub fn with_daemon(
     let tree = work.join("tree");
     let home = tree.join("opt/hivemind");
     let agent = home.join("bin/hivemindd");
-    copy_file(&daemon.agent, &agent)?;
-    // Whatever it was copied from: results are kept by content, and modes are none.
-    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755))?;
+    // For containers that ask for an init process; the machine's own is in the initramfs.
+    let init = home.join("bin/hivemind-init");
+    for (from, to) in [(&daemon.agent, &agent), (&daemon.init, &init)] {
+        copy_file(from, to)?;
+        // Whatever it was copied from: results are kept by content, and modes are none.
+        fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+    }
     fs::write(home.join("os-release"), os_release)?;
     let root = out.join("root.squashfs");
     copy_file(base, &root)?;

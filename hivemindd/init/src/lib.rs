@@ -26,6 +26,7 @@ mod mounts;
 mod output;
 mod power;
 pub mod pulse;
+pub mod reaper;
 pub mod release;
 pub mod reset;
 mod shutdown;

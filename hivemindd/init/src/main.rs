@@ -1,13 +1,22 @@
-//! PID 1: `/init` of the initramfs.
+//! PID 1: `/init` of the initramfs, and of containers that ask for an init process.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-const USAGE: &str = "this is process 1 of a Hivemind machine: `/init` of the initramfs";
+const USAGE: &str = "\
+usage: hivemind-init              process 1 of a Hivemind machine: `/init` of the initramfs
+       hivemind-init reap CMD…    process 1 of a container that runs the command";
 
 /// Exit status of a wrong command line, as of most programs.
 const USAGE_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((first, command)) = arguments.split_first()
+        && first == "reap"
+    {
+        return hivemind_init::reaper::run(command);
+    }
     if std::process::id() == 1 {
         hivemind_init::run();
     }

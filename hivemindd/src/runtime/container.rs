@@ -38,6 +38,9 @@ const RUNTIME: &str = "io.containerd.runc.v2";
 /// How long a killed process may take to be gone, disk sleep included, before it is reported.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the hooks after a start may take together: the start counts as one operation, and others wait for it.
+const HOOKS_LIMIT: Duration = Duration::from_secs(30);
+
 /// The type of a runtime specification.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -166,6 +169,7 @@ impl Runtime {
         let around = Surroundings {
             execution: &image.execution,
             identity: Accounts::from_layers(&layer_directories(&mounts)).resolve(user, &plan.spec.groups)?,
+            init_program: &self.settings.init_program,
             netns: &self.networks.path(id),
             files: &files,
             limits: self.limits,
@@ -176,7 +180,8 @@ impl Runtime {
         let update_mask = Some(prost_types::FieldMask { paths: vec!["spec".into()] });
         let update = UpdateContainerRequest { container: Some(container), update_mask };
         self.containerd.containers().update(request(update)).await.map_err(refused("making a container"))?;
-        self.run_task(plan, mounts, &files).await
+        self.run_task(plan, mounts, &files).await?;
+        self.run_hooks(id, "the hook after its start", &plan.spec.post_start, HOOKS_LIMIT).await
     }
 
     async fn prepare_snapshot(&self, id: &ContainerId, chain: &str) -> Result<Vec<Mount>, OperationError> {
@@ -239,14 +244,32 @@ impl Runtime {
         };
         let ended = self.wait_for_end(id);
         tokio::pin!(ended);
+        let deadline = tokio::time::Instant::now() + grace;
+        if signal != Signal::SIGKILL as u32 {
+            tokio::select! {
+                ended = &mut ended => return ended,
+                () = self.before_stop(id, grace) => {}
+            }
+        }
         self.kill(id, signal).await?;
-        if let Ok(ended) = tokio::time::timeout(grace, &mut ended).await {
+        if let Ok(ended) = tokio::time::timeout_at(deadline, &mut ended).await {
             return ended;
         }
         self.kill(id, Signal::SIGKILL as u32).await?;
         tokio::time::timeout(KILL_PATIENCE, ended).await.unwrap_or_else(|_| {
             Err(transient(format!("the container does not end {} s after SIGKILL", KILL_PATIENCE.as_secs())))
         })
+    }
+
+    /// Runs the hooks of a container that is to stop. It stops whatever becomes of them.
+    async fn before_stop(&self, id: &ContainerId, grace: Duration) {
+        let hooks = match self.specification(id).await {
+            Ok(spec) => oci::pre_stop(&spec),
+            Err(error) => return tracing::warn!(container = id.0, %error, "its hooks are not known"),
+        };
+        if let Err(error) = self.run_hooks(id, "the hook before its stop", &hooks, grace).await {
+            tracing::warn!(container = id.0, %error, "it is stopped all the same");
+        }
     }
 
     async fn is_alive(&self, id: &ContainerId) -> Result<bool, OperationError> {

@@ -20,6 +20,7 @@ mod cgroup;
 mod client;
 mod container;
 mod content;
+mod exec;
 pub mod health;
 mod image;
 mod labels;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The OCI runtime.
     pub oci_runtime: PathBuf,
+    /// `hivemind-init`, for containers that ask for an init process.
+    pub init_program: PathBuf,
     /// Files of running containers; gone after a reboot, as the containers are.
     pub run_dir: PathBuf,
     /// Named network namespaces.
@@ -78,6 +81,7 @@ impl Default for Settings {
         Self {
             socket: "/run/containerd/containerd.sock".into(),
             oci_runtime: "/usr/bin/crun".into(),
+            init_program: "/opt/hivemind/bin/hivemind-init".into(),
             run_dir: "/run/hivemind/containers".into(),
             netns_dir: "/run/netns".into(),
             log_dir: "/var/log/containers".into(),

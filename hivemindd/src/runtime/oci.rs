@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hivemind_core::event::{ContainerPlan, OperationError};
-use hivemind_spec::workload::{CPU_SHARES, MAX_OPEN_FILES, Tmpfs, Ulimit};
+use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, Hook, MAX_OPEN_FILES, Tmpfs, Ulimit};
 use serde_json::{Value, json};
 
 use super::client::permanent;
@@ -50,6 +50,16 @@ const SHM_BYTES: u64 = 64 << 20;
 /// "No limit" of a process limit (`RLIM_INFINITY`).
 const NO_LIMIT: u64 = u64::MAX;
 
+/// Where a container finds its init process.
+const INIT: &str = "/sbin/hivemind-init";
+
+/// What that program is told to do.
+const REAP: &str = "reap";
+
+/// The annotation with the hooks to run before a container is stopped: kept with it, so that an agent that finds
+/// it knows them.
+const PRE_STOP: &str = "hivemind/pre-stop";
+
 /// The parent cgroup of all workloads.
 pub(super) const WORKLOADS_CGROUP: &str = "/hivemind/workloads";
 
@@ -59,6 +69,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) execution: &'a Execution,
     /// Who it runs as.
     pub(super) identity: Identity,
+    /// `hivemind-init`.
+    pub(super) init_program: &'a Path,
     /// Its network namespace.
     pub(super) netns: &'a Path,
     /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
@@ -74,10 +86,10 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
     let mut spec = json!({
         "ociVersion": "1.1.0",
         "hostname": plan.hostname,
-        "annotations": plan.spec.annotations,
+        "annotations": annotations(&plan.spec),
         "root": { "path": "rootfs", "readonly": plan.spec.read_only },
         "process": process(plan, around)?,
-        "mounts": mounts(plan, around.files)?,
+        "mounts": mounts(plan, around)?,
         "linux": {
             "cgroupsPath": format!("{WORKLOADS_CGROUP}/{}", plan.id.0),
             "namespaces": [
@@ -101,6 +113,20 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
     Ok(spec)
 }
 
+fn annotations(spec: &ContainerSpec) -> BTreeMap<String, String> {
+    let mut annotations = spec.annotations.clone();
+    if !spec.pre_stop.is_empty() {
+        annotations.insert(PRE_STOP.to_owned(), json!(spec.pre_stop).to_string());
+    }
+    annotations
+}
+
+/// The hooks to run before a container is stopped, from its runtime specification.
+pub(super) fn pre_stop(spec: &Value) -> Vec<Hook> {
+    let hooks = spec["annotations"][PRE_STOP].as_str();
+    hooks.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
 /// As Docker does by itself: harmless inside a network namespace of its own, and images expect it.
 fn sysctls(plan: &ContainerPlan) -> BTreeMap<&str, &str> {
     let mut sysctls = BTreeMap::from([
@@ -112,7 +138,10 @@ fn sysctls(plan: &ContainerPlan) -> BTreeMap<&str, &str> {
 }
 
 fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, OperationError> {
-    let args = arguments(plan, around.execution)?;
+    let mut args = arguments(plan, around.execution)?;
+    if plan.spec.init {
+        args.splice(..0, [INIT.to_owned(), REAP.to_owned()]);
+    }
     let directory = plan.spec.working_dir.as_deref().or(around.execution.working_dir.as_deref());
     let directory = directory.filter(|path| !path.is_empty()).unwrap_or("/");
     if !directory.starts_with('/') {
@@ -184,7 +213,7 @@ fn environment(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<String> {
     env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-fn mounts(plan: &ContainerPlan, files: &Path) -> Result<Vec<Value>, OperationError> {
+fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>, OperationError> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
     let shm = format!("size={}", plan.spec.shm_size_bytes.unwrap_or(SHM_BYTES));
     let mut mounts = vec![
@@ -202,7 +231,7 @@ fn mounts(plan: &ContainerPlan, files: &Path) -> Result<Vec<Value>, OperationErr
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
     for name in ["hosts", "hostname", "resolv.conf"] {
-        let source = files.join(name);
+        let source = around.files.join(name);
         mounts.push(mount(
             &format!("/etc/{name}"),
             "bind",
@@ -221,9 +250,13 @@ fn mounts(plan: &ContainerPlan, files: &Path) -> Result<Vec<Value>, OperationErr
         options.extend(tmpfs.options.iter().map(String::as_str));
         mounts.push(mount(&tmpfs.path, "tmpfs", "tmpfs", &options));
     }
+    if plan.spec.init {
+        let options = ["bind", "rprivate", "ro", "nosuid", "nodev"];
+        mounts.push(mount(INIT, "bind", &around.init_program.to_string_lossy(), &options));
+    }
     // After the directories, in which they may lie.
     for (index, file) in plan.spec.files.iter().enumerate() {
-        let source = content_of_file(files, index);
+        let source = content_of_file(around.files, index);
         let options = ["bind", "rprivate", "ro", "nosuid", "nodev"];
         mounts.push(mount(&file.path, "bind", &source.to_string_lossy(), &options));
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, File, HOST_GATEWAY, Host, Tmpfs, Ulimit, rights};
+use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, File, HOST_GATEWAY, Hook, Host, Tmpfs, Ulimit, rights};
 
 use super::reader::Reader;
 use super::service::Configs;
@@ -38,6 +38,9 @@ pub(super) fn key(
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
         "healthcheck" => container.health = health::health(reader, node)?,
+        "init" => container.init = reader.boolean(node)?,
+        "post_start" => container.post_start = hooks(reader, node)?,
+        "pre_stop" => container.pre_stop = hooks(reader, node)?,
         "read_only" => container.read_only = reader.boolean(node)?,
         "tmpfs" => container.tmpfs = tmpfs(reader, node)?,
         "shm_size" => container.shm_size_bytes = Some(reader.size_bytes(node)?),
@@ -48,6 +51,8 @@ pub(super) fn key(
         "ulimits" => ulimits(reader, container, node)?,
         "security_opt" => security(reader, node)?,
         "ipc" | "cgroup" => reader.word(node, &[("private", ())])?,
+        "attach" => reader.word(node, &[("false", ())])?,
+        "pull_policy" => reader.word(node, &[("missing", ()), ("if_not_present", ())])?,
         "oom_score_adj" => container.oom_score_adj = i32::try_from(reader.integer(node, 0, 1000)?).ok(),
         "cpu_shares" => {
             let (least, most) = CPU_SHARES;
@@ -172,6 +177,29 @@ fn ulimits(reader: &Reader<'_>, container: &mut ContainerSpec, node: &Node) -> O
         container.ulimits.insert(key.text.clone(), limit);
     }
     Some(())
+}
+
+/// Commands that run inside the container.
+fn hooks(reader: &Reader<'_>, node: &Node) -> Option<Vec<Hook>> {
+    let mut hooks = Vec::new();
+    for item in reader.sequence(node)? {
+        let mut hook = Hook::default();
+        for (key, value) in reader.entries(item, keys::HOOK)? {
+            match key.text.as_str() {
+                "command" => hook.command = reader.command(value)?,
+                "working_dir" => hook.working_dir = Some(absolute(reader, value)?),
+                _ => {
+                    let pairs = reader.pairs(value)?.into_iter();
+                    hook.env = pairs.map(|(_, name, value)| (name, value.unwrap_or_default())).collect();
+                }
+            }
+        }
+        if hook.command.is_empty() {
+            reader.fault(item.mark, "`command` is missing: what to run");
+        }
+        hooks.push(hook);
+    }
+    Some(hooks)
 }
 
 /// What is asked for must be what all containers have.

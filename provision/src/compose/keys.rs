@@ -84,6 +84,7 @@ pub const SERVICE: &[Row] = &[
     ("healthcheck", Honoured("see below")),
     ("hostname", Honoured("the container's host name")),
     ("image", Honoured("the image to run")),
+    ("init", Honoured("a small init process before the command, which passes signals on and takes care of orphans")),
     ("ipc", Honoured("`private` only, which every container has")),
     ("label_file", Honoured("labels, read when the file is pushed; `labels` goes before it")),
     ("labels", Honoured("the workload's labels")),
@@ -100,6 +101,7 @@ pub const SERVICE: &[Row] = &[
         "profiles",
         Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)"),
     ),
+    ("pull_policy", Honoured("`missing` or `if_not_present` only: a machine fetches what it does not hold")),
     ("read_only", Honoured("mounts the root file system read-only")),
     ("restart", Honoured("`no`, `always`, `unless-stopped` (the same as `always`), `on-failure[:N]`")),
     ("scale", Honoured("replicas, as deploy.replicas")),
@@ -112,7 +114,6 @@ pub const SERVICE: &[Row] = &[
     ("ulimits", Honoured("process limits")),
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
-    ("attach", Refused("it is about `docker compose up`; see `hivemind logs`")),
     ("blkio_config", ONE_PLACE),
     ("build", NO_BUILD),
     ("cgroup_parent", RIGHTS),
@@ -126,7 +127,6 @@ pub const SERVICE: &[Row] = &[
     ("devices", RIGHTS),
     ("dns", Refused("containers ask their node's resolver, which knows the other workloads")),
     ("gpus", LATER),
-    ("init", LATER),
     ("isolation", WINDOWS),
     ("logging", Refused("every node keeps its containers' logs; see `hivemind logs`")),
     ("mac_address", NETWORKS),
@@ -138,11 +138,8 @@ pub const SERVICE: &[Row] = &[
     ("oom_kill_disable", RIGHTS),
     ("pid", RIGHTS),
     ("platform", Refused("an image must have a variant for every machine it may run on")),
-    ("post_start", LATER),
-    ("pre_stop", LATER),
     ("privileged", RIGHTS),
     ("provider", LATER),
-    ("pull_policy", Refused("a node pulls what it does not hold")),
     ("pull_refresh_after", Refused("a node pulls what it does not hold")),
     ("runtime", Refused("there is one runtime")),
     ("secrets", LATER),
@@ -286,6 +283,15 @@ pub const DEPENDENCY: &[Row] = &[
     ("restart", Refused("a container that is replaced starts no others")),
 ];
 
+/// An entry of `post_start` and `pre_stop`.
+pub const HOOK: &[Row] = &[
+    ("command", Honoured("the command")),
+    ("environment", Honoured("environment, over the container's")),
+    ("working_dir", Honoured("the directory it starts in")),
+    ("privileged", RIGHTS),
+    ("user", Refused("it runs as the container's user")),
+];
+
 /// An entry of `ulimits` in its long form.
 pub const ULIMIT: &[Row] = &[
     ("hard", Honoured("the most a process can raise it to; -1 is no limit")),
@@ -320,6 +326,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.ports", PORT),
     ("services.NAME.env_file", ENV_FILE),
     ("services.NAME.depends_on.NAME", DEPENDENCY),
+    ("services.NAME.post_start", HOOK),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.configs", CONFIG_USE),
     ("services.NAME.extends", EXTENDS),

@@ -189,8 +189,13 @@ fn a_file_without_a_name_is_called_like_its_folder() {
 }
 
 /// Keys that may only say what holds for all containers.
-const ALREADY_SO: [(&str, &str); 3] =
-    [("cgroup", "private"), ("ipc", "private"), ("security_opt", "['no-new-privileges:true']")];
+const ALREADY_SO: [(&str, &str); 5] = [
+    ("attach", "false"),
+    ("cgroup", "private"),
+    ("ipc", "private"),
+    ("pull_policy", "missing"),
+    ("security_opt", "['no-new-privileges:true']"),
+];
 
 /// For each other honoured key of a service a value that must change the document.
 fn sample(key: &str) -> &'static str {
@@ -222,6 +227,7 @@ fn sample(key: &str) -> &'static str {
         "healthcheck" => "{test: [CMD, a]}",
         "hostname" => "a",
         "image" => "other",
+        "init" => "true",
         "label_file" => "app.env",
         "labels" => "{a: b}",
         "links" => "['other:db']",
@@ -230,6 +236,8 @@ fn sample(key: &str) -> &'static str {
         "oom_score_adj" => "500",
         "pids_limit" => "5",
         "ports" => "['1:1']",
+        "post_start" => "[{command: a}]",
+        "pre_stop" => "[{command: [a, b]}]",
         "profiles" => "[other]",
         "read_only" => "true",
         "restart" => "'no'",
@@ -315,6 +323,7 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "services.NAME.healthcheck" => service(&format!("healthcheck: {{test: a, {entry}}}")),
                 "services.NAME.ports" => service(&format!("ports: [{{target: 1, {entry}}}]")),
                 "services.NAME.env_file" => service(&format!("env_file: [{{path: app.env, {entry}}}]")),
+                "services.NAME.post_start" => service(&format!("post_start: [{{command: a, {entry}}}]")),
                 "services.NAME.depends_on.NAME" => {
                     service(&format!("depends_on: {{other: {{{entry}}}}}")) + "  other: {image: a}\n"
                 }
@@ -435,6 +444,9 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("configs: [{target: /a}]", "`source` is missing"),
         ("healthcheck: {test: a, start_interval: 0s}", "more"),
         ("profiles: debug", "must be a list"),
+        ("post_start: [{working_dir: /a}]", "`command` is missing"),
+        ("pre_stop: {command: a}", "must be a list"),
+        ("annotations: {hivemind/pre-stop: x}", "ours"),
         ("depends_on: [db]", "no service"),
         ("links: [db]", "no service"),
         ("links: ['web:a b']", "not a name and a workload"),

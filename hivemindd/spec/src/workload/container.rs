@@ -116,6 +116,16 @@ pub struct ContainerSpec {
     /// The container's NIS domain name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domainname: Option<String>,
+    /// Runs a small init process first in the container, which passes signals on and takes care of orphans.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
+    /// Run inside the container, in order, once it has started; it is stopped when one fails.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub post_start: Vec<Hook>,
+    /// Run inside the container, in order, before it is asked to stop; they and the stop have the time of
+    /// `stopGraceMs` together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pre_stop: Vec<Hook>,
     /// Notes for tools that look at the container's runtime specification.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -143,6 +153,23 @@ pub struct File {
 fn readable() -> u32 {
     0o444
 }
+
+/// A command that runs inside a container at a moment of its life, as the container's user.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hook {
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// Environment, over the container's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The directory it starts in; absent: the container's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+}
+
+/// More hooks than a container needs: each holds up its start or its stop.
+const MAX_HOOKS: usize = 16;
 
 /// Changes to what the container's root may do; names of capabilities(7) without `CAP_`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -335,6 +362,9 @@ impl ContainerSpec {
             hosts: Vec::new(),
             resolver: Resolver::default(),
             domainname: None,
+            init: false,
+            post_start: Vec::new(),
+            pre_stop: Vec::new(),
             annotations: BTreeMap::new(),
         }
     }
@@ -373,6 +403,15 @@ impl ContainerSpec {
                 "/spec/container/health",
                 "needs a command, and intervals, timeout and retries over 0".into(),
             );
+        }
+        for (pointer, hooks) in [("postStart", &self.post_start), ("preStop", &self.pre_stop)] {
+            if hooks.len() > MAX_HOOKS || hooks.iter().any(|hook| hook.command.is_empty()) {
+                let text = format!("needs a command each, and at most {MAX_HOOKS} of them");
+                return fail(&format!("/spec/container/{pointer}"), text);
+            }
+        }
+        if let Some(name) = self.annotations.keys().find(|name| name.is_empty() || name.starts_with("hivemind/")) {
+            return fail("/spec/container/annotations", format!("{name:?} cannot be used; `hivemind/` is ours"));
         }
         self.validate_place()?;
         self.validate_rights()

@@ -36,6 +36,7 @@ fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits
     let around = Surroundings {
         execution,
         identity,
+        init_program: Path::new("/opt/hivemind/bin/hivemind-init"),
         netns: Path::new("/run/netns/hm-0123456789abcdef"),
         files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
         limits,
@@ -156,6 +157,23 @@ fn a_container_joins_its_network_and_sees_its_own_names() {
 }
 
 #[test]
+fn an_init_process_goes_before_the_command_and_hooks_are_kept_with_the_container() {
+    let mut plan = plan();
+    plan.spec.init = true;
+    plan.spec.annotations = [("note".to_owned(), "x".to_owned())].into();
+    let hook = Hook { command: vec!["drain".into()], ..Hook::default() };
+    plan.spec.pre_stop = vec![hook.clone()];
+    let spec = built(&plan, &shell(), Identity::default(), true);
+    assert_eq!(spec["process"]["args"], json!([INIT, "reap", "sh"]));
+    let mounts = spec["mounts"].as_array().unwrap();
+    let init = mounts.iter().find(|mount| mount["destination"] == INIT).unwrap();
+    assert_eq!(init["source"], "/opt/hivemind/bin/hivemind-init");
+    assert_eq!(spec["annotations"]["note"], "x");
+    assert_eq!(pre_stop(&spec), [hook]);
+    assert_eq!(pre_stop(&built(&self::plan(), &shell(), Identity::default(), true)), []);
+}
+
+#[test]
 fn a_working_directory_must_be_absolute() {
     let mut plan = plan();
     let mut execution = shell();
@@ -165,6 +183,7 @@ fn a_working_directory_must_be_absolute() {
     let around = Surroundings {
         execution: &execution,
         identity: Identity::default(),
+        init_program: Path::new("/h"),
         netns: Path::new("/n"),
         files: Path::new("/f"),
         limits: true,
