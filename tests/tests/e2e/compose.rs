@@ -41,10 +41,16 @@ services:
         say configs "$$(cat /srv/page.txt)"
         say mode "$$(stat -c %a:%u:%g /srv/page.txt)"
         say written "$$(echo x 2>/dev/null >>/srv/page.txt && echo yes || echo no)"
+        say init "$$(cat /proc/1/comm)"
+        until [ -e /scratch/hooked ]; do sleep 0.1; done
+        say post_start "$$(cat /scratch/hooked)"
         sleep 3
         touch /scratch/ready
         exec sleep 100000
-    stop_grace_period: 0s
+    init: true
+    post_start: [{command: [sh, -c, 'echo $$WORD in $$PWD >/scratch/hooked'], environment: {WORD: hooked}, working_dir: /srv}]
+    pre_stop: [{command: [sh, -c, 'echo is asked to go >/proc/1/fd/1']}]
+    stop_grace_period: 20s
     cap_drop: [ALL]
     cap_add: [CHOWN, NET_BIND_SERVICE, CAP_IPC_LOCK]
     security_opt: ['no-new-privileges:true']
@@ -138,7 +144,7 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     cluster.wait_for_running("looker", 1, STARTING);
     let said = wait::until("it has said all", Duration::from_secs(30), || {
         let said = cluster.hivemind(["logs", "looker"]).ok().stdout();
-        if said.contains("written=") { Ok(said) } else { Err(said) }
+        if said.contains("post_start=") { Ok(said) } else { Err(said) }
     })
     .0;
     let told: BTreeMap<&str, &str> = said
@@ -176,11 +182,14 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     is("configs", "written in the file");
     is("mode", "440:5:0");
     is("written", "no");
+    is("init", "hivemind-init");
+    is("post_start", "hooked in /srv");
 
     // A new content is a new version.
     cluster.push(&LOOKING.replace("written in the file", "written anew")).ok();
     wait::until("the new content is there", STARTING, || {
         let said = cluster.hivemind(["logs", "looker"]).ok().stdout();
-        if said.contains("configs=written anew") { Ok(()) } else { Err(said) }
+        let both = ["is asked to go", "configs=written anew"].iter().all(|text| said.contains(text));
+        if both { Ok(()) } else { Err(said) }
     });
 }
