@@ -25,6 +25,9 @@ use crate::{check, disk, initramfs, programs, root, uki, verity};
 /// Most of an image is compressed already, so that higher levels take many times longer and save nothing.
 const IMAGE_ZSTD_LEVEL: i32 = 3;
 
+/// What the root file system gets of ours. Named anew when that changes.
+const DAEMON_RECIPE: &str = "root: hivemindd, hivemind-init";
+
 /// What decides about the content of a cached step besides its inputs: the code that makes it.
 const DEBIAN_RECIPE: &str =
     concat!(include_str!("debian.rs"), include_str!("modules.rs"), include_str!("elf.rs"));
@@ -224,7 +227,7 @@ pub fn build(options: &Options) -> Result<Output> {
     let build_id = Key::new("build").with(base_key.finish().as_bytes()).with(&agent).with(&init).finish();
     let release_text = os_release(&version, &minimum, &build_id[..16]);
     let root = progress.step("root file system, daemon", || {
-        let key = Key::new("root").with(base_key.finish().as_bytes()).with(release_text.as_bytes());
+        let key = Key::new(DAEMON_RECIPE).with(base_key.finish().as_bytes()).with(release_text.as_bytes());
         let key = key.with(SEAL_RECIPE.as_bytes());
         let made = cache.get("root", &key, |work, out| {
             root::with_daemon(&base, &daemon, &release_text, lock.as_of, work, out)?;

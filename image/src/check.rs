@@ -15,10 +15,11 @@ const FORBIDDEN: [&str; 24] = [
 ];
 
 /// Files that PID 1 and the agent count on.
-const REQUIRED: [&str; 14] = [
+const REQUIRED: [&str; 15] = [
     "/etc/containerd/config.toml",
     "/etc/os-release",
     "/etc/ssl/certs/ca-certificates.crt",
+    "/opt/hivemind/bin/hivemind-init",
     "/sbin",
     "/usr/bin/containerd",
     "/usr/bin/containerd-shim-runc-v2",

@@ -234,7 +234,10 @@ impl WorkloadSpec {
             return fail("/spec/global", "an exclusive workload has one replica in all".into());
         }
         if self.max_per_node == Some(0) {
-            return fail("/spec/maxPerNode", "0 replicas on each node are none at all; set `replicas` to 0".into());
+            return fail(
+                "/spec/maxPerNode",
+                "0 replicas on each node are none at all; set `replicas` to 0".into(),
+            );
         }
         if self.spread.len() > MAX_SPREAD {
             return fail("/spec/spread", format!("has more than {MAX_SPREAD} labels"));

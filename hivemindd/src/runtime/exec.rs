@@ -43,8 +43,7 @@ impl Runtime {
         let name = format!("exec-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = self.files(container).join(&name);
         let pipe = output::make_pipe(&path).and_then(|()| output::open_pipe(&path));
-        let pipe =
-            pipe.map_err(|error| transient(format!("its output pipe cannot be made: {error}")))?;
+        let pipe = pipe.map_err(|error| transient(format!("its output pipe cannot be made: {error}")))?;
         let output_path = path.to_string_lossy().into_owned();
         let exec = ExecProcessRequest {
             container_id: container.0.clone(),
@@ -54,7 +53,8 @@ impl Runtime {
             spec: Some(Any { type_url: PROCESS_TYPE.into(), value: process }),
             ..Default::default()
         };
-        let exec = self.containerd.tasks().exec(request(exec)).await.map_err(refused("running a command inside"));
+        let exec =
+            self.containerd.tasks().exec(request(exec)).await.map_err(refused("running a command inside"));
         let result = match exec {
             Err(error) => Err(error),
             Ok(_) => {

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, File, HOST_GATEWAY, Hook, Host, Tmpfs, Ulimit, rights};
+use hivemind_spec::workload::{
+    CPU_SHARES, ContainerSpec, File, HOST_GATEWAY, Hook, Host, Tmpfs, Ulimit, rights,
+};
 
 use super::reader::Reader;
 use super::service::Configs;

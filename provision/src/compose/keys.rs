@@ -40,6 +40,7 @@ pub const TOP: &[Row] = &[
 /// A service.
 pub const SERVICE: &[Row] = &[
     ("annotations", Honoured("annotations of the container's runtime specification")),
+    ("attach", Honoured("`false` only: a push shows no output, and `hivemind logs` shows all of it")),
     (
         "cap_add",
         Honoured(
@@ -84,7 +85,12 @@ pub const SERVICE: &[Row] = &[
     ("healthcheck", Honoured("see below")),
     ("hostname", Honoured("the container's host name")),
     ("image", Honoured("the image to run")),
-    ("init", Honoured("a small init process before the command, which passes signals on and takes care of orphans")),
+    (
+        "init",
+        Honoured(
+            "a small init process before the command, which passes signals on and takes care of orphans",
+        ),
+    ),
     ("ipc", Honoured("`private` only, which every container has")),
     ("label_file", Honoured("labels, read when the file is pushed; `labels` goes before it")),
     ("labels", Honoured("the workload's labels")),
@@ -97,6 +103,8 @@ pub const SERVICE: &[Row] = &[
     ),
     ("pids_limit", Honoured("process limit, as deploy.resources.limits.pids")),
     ("ports", Honoured("ports on every machine that lead to the service")),
+    ("post_start", Honoured("see below; run inside once it has started, which has failed when one fails")),
+    ("pre_stop", Honoured("see below; run inside before it is asked to stop, within `stop_grace_period`")),
     (
         "profiles",
         Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)"),

@@ -47,9 +47,8 @@ fn rule(level: Level, key: &str) -> (Rule, Level) {
         (Level::Service, "healthcheck") => (Rule::Plain, Level::Health),
         (Level::Service, "deploy") => (Rule::Plain, Level::Deploy),
         (Level::Service, "command" | "entrypoint") | (Level::Health, "test") => (Rule::Whole, Level::Other),
-        (Level::Service, "environment" | "labels" | "annotations" | "sysctls") | (Level::Deploy, "labels") => {
-            (Rule::Pairs, Level::Other)
-        }
+        (Level::Service, "environment" | "labels" | "annotations" | "sysctls")
+        | (Level::Deploy, "labels") => (Rule::Pairs, Level::Other),
         (Level::Service, "extra_hosts") => (Rule::Hosts, Level::Other),
         (Level::Service, "depends_on") => (Rule::Dependencies, Level::Other),
         (Level::Service, "dns_opt" | "dns_search" | "env_file" | "label_file" | "tmpfs") => {
@@ -245,16 +244,36 @@ mod tests {
             ("a: 1", "a:", "{a: 1}"),
             ("command: [a, b]", "command: [c]", "{command: [c]}"),
             ("entrypoint: a", "entrypoint: [c]", "{entrypoint: [c]}"),
-            ("healthcheck: {test: [a, b], retries: 2}", "healthcheck: {test: [c]}", "{healthcheck: {test: [c], retries: 2}}"),
+            (
+                "healthcheck: {test: [a, b], retries: 2}",
+                "healthcheck: {test: [c]}",
+                "{healthcheck: {test: [c], retries: 2}}",
+            ),
             ("environment: [A=1, B=2, C]", "environment: {B: 3}", "{environment: {A: 1, B: 3, C: }}"),
             ("labels: {a: x}", "labels: [a=y, b=z=q]", "{labels: {a: y, b: z=q}}"),
-            ("deploy: {labels: [a=x], replicas: 1}", "deploy: {labels: {b: y}}", "{deploy: {labels: {a: x, b: y}, replicas: 1}}"),
+            (
+                "deploy: {labels: [a=x], replicas: 1}",
+                "deploy: {labels: {b: y}}",
+                "{deploy: {labels: {a: x, b: y}, replicas: 1}}",
+            ),
             ("extra_hosts: ['a:::1']", "extra_hosts: {b: 1.2.3.4}", "{extra_hosts: {a: ::1, b: 1.2.3.4}}"),
-            ("depends_on: [a]", "depends_on: {b: {condition: c}}", "{depends_on: {a: {condition: service_started}, b: {condition: c}}}"),
+            (
+                "depends_on: [a]",
+                "depends_on: {b: {condition: c}}",
+                "{depends_on: {a: {condition: service_started}, b: {condition: c}}}",
+            ),
             ("tmpfs: /a", "tmpfs: [/b, /a]", "{tmpfs: [/a, /b]}"),
             ("ports: ['80:80']", "ports: ['80:80', '81:81']", "{ports: [80:80, 81:81]}"),
-            ("ports: [{target: 80, published: 80}]", "ports: [{published: 80, target: 80}]", "{ports: [{published: 80, target: 80}]}"),
-            ("configs: [{source: a, target: /x}]", "configs: [{source: b, target: x}, c]", "{configs: [{source: b, target: x}, c]}"),
+            (
+                "ports: [{target: 80, published: 80}]",
+                "ports: [{published: 80, target: 80}]",
+                "{ports: [{published: 80, target: 80}]}",
+            ),
+            (
+                "configs: [{source: a, target: /x}]",
+                "configs: [{source: b, target: x}, c]",
+                "{configs: [{source: b, target: x}, c]}",
+            ),
             ("ports: ['80:80']", "ports: !override ['81:81']", "{ports: [81:81]}"),
             ("ports: ['80:80']\na: 1", "ports: !reset []", "{a: 1}"),
             ("environment: {A: 1, B: 2}", "environment: {A: !reset null}", "{environment: {B: 2}}"),

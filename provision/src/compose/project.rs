@@ -56,7 +56,8 @@ fn named(reader: &Reader<'_>, node: &Node) -> Option<Node> {
         return None;
     };
     let place = reader.resolve(node.mark, &path);
-    let folder = place.rsplit_once('/').map_or("", |(folder, _)| if folder.is_empty() { "/" } else { folder });
+    let folder =
+        place.rsplit_once('/').map_or("", |(folder, _)| if folder.is_empty() { "/" } else { folder });
     parse(reader, node.mark, &place, folder, &text)
 }
 
@@ -80,7 +81,7 @@ fn includes(reader: &Reader<'_>, include: &Node, open: &mut Vec<String>) -> Opti
         let mut paths = item;
         if let Value::Mapping(_) = item.value {
             match reader.entries(item, keys::INCLUDE)?.first() {
-                Some((_, path)) => paths = path,
+                Some((_, path)) => paths = *path,
                 None => {
                     reader.fault(item.mark, "`path` is missing");
                     continue;
@@ -133,7 +134,8 @@ fn add(reader: &Reader<'_>, tree: &mut Node, part: Node) -> Option<()> {
             match own.iter().find(|(other, _)| other.text == name.text) {
                 Some((_, there)) if merge::is_same(there, &node) => {}
                 Some(_) => {
-                    let text = format!("{:?} is there already, in the file that includes this one", name.text);
+                    let text =
+                        format!("{:?} is there already, in the file that includes this one", name.text);
                     reader.fault(name.mark, text);
                 }
                 None => own.push((name, node)),

@@ -44,7 +44,9 @@ impl<'a> Reader<'a> {
     pub(super) fn resolve(&self, mark: Mark, path: &str) -> String {
         let path = path.strip_prefix("./").unwrap_or(path);
         match self.files.borrow().get(mark.file) {
-            Some(file) if !file.folder.is_empty() && !path.starts_with('/') => format!("{}/{path}", file.folder),
+            Some(file) if !file.folder.is_empty() && !path.starts_with('/') => {
+                format!("{}/{path}", file.folder)
+            }
             _ => path.to_owned(),
         }
     }
@@ -62,7 +64,12 @@ impl<'a> Reader<'a> {
             list.dedup();
             list.truncate(MAX_FAULTS);
             for fault in &mut list {
-                fault.file = self.files.borrow().get(fault.mark.file).map(|file| file.name.clone()).unwrap_or_default();
+                fault.file = self
+                    .files
+                    .borrow()
+                    .get(fault.mark.file)
+                    .map(|file| file.name.clone())
+                    .unwrap_or_default();
             }
             list
         };

@@ -508,7 +508,8 @@ fn preferences(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
             match text.strip_prefix("node.labels.").filter(|label| !label.is_empty()) {
                 Some(label) => draft.spread.push(label.to_owned()),
                 None => {
-                    let text = format!("{text:?} is not a label of nodes; write for example node.labels.zone");
+                    let text =
+                        format!("{text:?} is not a label of nodes; write for example node.labels.zone");
                     reader.fault(value.mark, text);
                 }
             }

@@ -327,6 +327,10 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "services.NAME.depends_on.NAME" => {
                     service(&format!("depends_on: {{other: {{{entry}}}}}")) + "  other: {image: a}\n"
                 }
+                "include" => {
+                    let entry = format!("{{path: parts/db.yaml, {entry}}}");
+                    format!("services:\n  web: {{image: a}}\ninclude:\n  - {entry}\n")
+                }
                 "configs.NAME" => {
                     format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n")
                 }

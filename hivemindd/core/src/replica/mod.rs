@@ -550,7 +550,9 @@ impl Replicas {
         }
         match verdict {
             Some(detail) => Standing::new(Phase::Unhealthy, format!("health check failed: {detail}")),
-            None if is_unproven => Standing::new(Phase::Starting, "runs; its health check has not passed yet"),
+            None if is_unproven => {
+                Standing::new(Phase::Starting, "runs; its health check has not passed yet")
+            }
             None => Standing::new(Phase::Running, reason),
         }
     }

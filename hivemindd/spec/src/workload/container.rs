@@ -410,8 +410,13 @@ impl ContainerSpec {
                 return fail(&format!("/spec/container/{pointer}"), text);
             }
         }
-        if let Some(name) = self.annotations.keys().find(|name| name.is_empty() || name.starts_with("hivemind/")) {
-            return fail("/spec/container/annotations", format!("{name:?} cannot be used; `hivemind/` is ours"));
+        if let Some(name) =
+            self.annotations.keys().find(|name| name.is_empty() || name.starts_with("hivemind/"))
+        {
+            return fail(
+                "/spec/container/annotations",
+                format!("{name:?} cannot be used; `hivemind/` is ours"),
+            );
         }
         self.validate_place()?;
         self.validate_rights()
