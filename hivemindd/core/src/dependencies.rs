@@ -1,31 +1,47 @@
 //! What a workload's containers wait for before they start: other workloads of its namespace.
 //!
 //! Goes by what is known, also of nodes that cannot be heard: a machine that comes up alone starts what it
-//! started before, and does not wait for others that are out of reach. It says nothing about containers that
-//! run or that are started again: order is for beginnings.
+//! started before, and does not wait for others that are out of reach. What a node said of itself before it
+//! started anew is past. It says nothing about containers that run or that are started again: order is for
+//! beginnings.
 
 use hivemind_spec::api::Phase;
+use hivemind_spec::id::NodeId;
 use hivemind_spec::workload::{Condition, Dependency};
 
 use crate::cluster::{Cluster, Workload};
 use crate::record::{ReplicaId, ReplicaStatus, WorkloadId};
 
 /// What the first dependency is, in words, that is not as the workload wants it; `None` when all are.
-pub fn waits_for(cluster: &Cluster, id: &WorkloadId, workload: &Workload) -> Option<String> {
+/// `is_past` says of a replica, and of the node it is placed on, that what the map says of it is over.
+pub fn waits_for(
+    cluster: &Cluster,
+    id: &WorkloadId,
+    workload: &Workload,
+    is_past: impl Fn(&ReplicaId, &NodeId) -> bool,
+) -> Option<String> {
     workload.spec.depends_on.iter().find_map(|dependency| {
         let other = WorkloadId { namespace: id.namespace.clone(), name: dependency.workload.clone() };
-        unmet(cluster, &other, dependency).map(|what| format!("waits for {} {what}", other.name))
+        unmet(cluster, &other, dependency, &is_past).map(|what| format!("waits for {} {what}", other.name))
     })
 }
 
-fn unmet(cluster: &Cluster, other: &WorkloadId, dependency: &Dependency) -> Option<String> {
+fn unmet(
+    cluster: &Cluster,
+    other: &WorkloadId,
+    dependency: &Dependency,
+    is_past: &impl Fn(&ReplicaId, &NodeId) -> bool,
+) -> Option<String> {
     let Some(workload) = cluster.workloads.get(other) else {
         return dependency.required.then(|| "to be pushed: there is no such workload".to_owned());
     };
     // The node that a replica is placed on knows how it is; what others said of it before is past.
     let slots = cluster.placements.get(other).map(|placed| &placed.slots);
     let statuses = slots.into_iter().flatten().filter_map(|(slot, node)| {
-        cluster.replicas.get(&(ReplicaId { workload: other.clone(), slot: *slot }, *node))
+        let key = (ReplicaId { workload: other.clone(), slot: *slot }, *node);
+        // Of one that has completed, nothing is left to run.
+        let counts = |status: &&ReplicaStatus| status.phase == Phase::Completed || !is_past(&key.0, node);
+        cluster.replicas.get(&key).filter(counts)
     });
     let statuses: Vec<&ReplicaStatus> = statuses.collect();
     let wanted = cluster.wanted(workload);
@@ -107,7 +123,7 @@ mod tests {
         }
 
         fn waits(&self) -> Option<String> {
-            waits_for(&self.cluster, &workload_id("web"), &self.web)
+            waits_for(&self.cluster, &workload_id("web"), &self.web, |_, _| false)
         }
     }
 
@@ -138,6 +154,21 @@ mod tests {
         assert!(Bench::new(Condition::Started, true).waits().unwrap().contains("no such workload"));
         assert_eq!(Bench::new(Condition::Started, false).waits(), None);
         assert_eq!(Bench::new(Condition::Healthy, true).db(0).waits(), None, "nobody wants any of it");
+    }
+
+    #[test]
+    fn what_a_node_said_before_it_started_anew_is_past_except_what_has_completed() {
+        for (condition, phase, met) in [
+            (Condition::Started, Phase::Running, false),
+            (Condition::Healthy, Phase::Running, false),
+            (Condition::Completed, Phase::Completed, true),
+        ] {
+            let mut bench = Bench::new(condition, true).db(1);
+            assert_eq!(bench.says(2, 0, phase), None);
+            let past = |_: &ReplicaId, node: &NodeId| *node == node_id(2);
+            let waits = waits_for(&bench.cluster, &workload_id("web"), &bench.web, past);
+            assert_eq!(waits.is_none(), met, "{condition:?}");
+        }
     }
 
     #[test]

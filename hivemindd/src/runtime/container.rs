@@ -248,7 +248,8 @@ impl Runtime {
         if signal != Signal::SIGKILL as u32 {
             tokio::select! {
                 ended = &mut ended => return ended,
-                () = self.before_stop(id, grace) => {}
+                // What its time does not suffice for ends with the container.
+                _ = tokio::time::timeout_at(deadline, self.before_stop(id, grace)) => {}
             }
         }
         self.kill(id, signal).await?;

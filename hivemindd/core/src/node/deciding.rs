@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::Phase;
 use hivemind_spec::document::{Kind, SpecKey};
+use hivemind_spec::id::NodeId;
 use hivemind_spec::release::Architecture;
 
 use super::{Content, MAX_ROUNDS, Node};
@@ -240,9 +241,11 @@ impl Node {
         &self,
         replicas: impl Iterator<Item = (&'a ReplicaId, &'a &'a Workload)>,
     ) -> BTreeMap<WorkloadId, String> {
+        let me = self.settings.me;
+        let is_past = |replica: &ReplicaId, node: &NodeId| *node == me && !self.replicas.runs(replica);
         let with_dependencies = replicas.filter(|(_, workload)| !workload.spec.depends_on.is_empty());
         let waits = |(replica, workload): (&ReplicaId, &&Workload)| {
-            let why = dependencies::waits_for(&self.cluster, &replica.workload, workload)?;
+            let why = dependencies::waits_for(&self.cluster, &replica.workload, workload, is_past)?;
             Some((replica.workload.clone(), why))
         };
         with_dependencies.filter_map(waits).collect()

@@ -294,6 +294,14 @@ impl Replicas {
         held.chain(starting).map(|labels| labels.replica.workload.clone()).collect()
     }
 
+    /// Whether a container of a replica runs here, as far as is known.
+    pub fn runs(&self, replica: &ReplicaId) -> bool {
+        self.observed.inventory().containers.values().any(|state| {
+            state.task == TaskState::Running
+                && state.labels.as_ref().is_some_and(|labels| labels.replica == *replica)
+        })
+    }
+
     /// Drops memories of what neither exists nor is wanted.
     fn forget(&mut self, wanted: &BTreeMap<ReplicaId, &Workload>) {
         let containers = &self.observed.inventory().containers;
