@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::rights;
-use super::tmpfs::Tmpfs;
+use super::tmpfs::{Tmpfs, may_cover};
 use crate::document::{DocumentError, is_dns_label};
 
 /// CPU asked for when the document asks for none, in thousandths of a core. Small, so that a
@@ -440,6 +440,7 @@ impl ContainerSpec {
             if !file.path.starts_with('/') || parts().any(|part| matches!(part, "" | "." | "..")) {
                 return fail(pointer, format!("{:?} is not the path of a file from the root", file.path));
             }
+            may_cover(&file.path).map_err(|message| DocumentError::new(pointer.clone(), message))?;
             if file.mode > 0o777 {
                 return fail(pointer, format!("the mode {:o} is over 777", file.mode));
             }

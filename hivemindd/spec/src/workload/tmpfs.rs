@@ -18,14 +18,28 @@ impl Tmpfs {
     pub fn parse(text: &str) -> Result<Self, String> {
         let (path, options) = text.split_once(':').unwrap_or((text, ""));
         if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-            return Err(format!(
-                "{path:?} must be a path from the root, as /{}",
-                path.trim_start_matches(['.', '/'])
-            ));
+            let wanted = path.trim_start_matches(['.', '/']);
+            return Err(format!("{path:?} must be a path from the root, as /{wanted}"));
         }
+        may_cover(path)?;
         let options = options.split(',').map(str::trim).filter(|option| !option.is_empty());
         let options = options.map(option).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { path: path.to_owned(), options })
+    }
+}
+
+/// Whether something of the document's may be mounted there: not over the root, and not over what shows the kernel,
+/// whose masks must stay.
+///
+/// # Errors
+/// Why not.
+pub(super) fn may_cover(path: &str) -> Result<(), String> {
+    match path.split('/').find(|part| !part.is_empty() && *part != ".") {
+        None => Err("the root itself is the image's".to_owned()),
+        Some(first @ ("proc" | "sys" | "dev")) if path != "/dev/shm" && !path.starts_with("/dev/shm/") => {
+            Err(format!("{path:?} is in /{first}, which shows the kernel and stays as it is"))
+        }
+        Some(_) => Ok(()),
     }
 }
 
@@ -76,10 +90,16 @@ mod tests {
         assert_eq!(parsed.path, "/run");
         assert_eq!(parsed.options, ["size=67108864", "mode=755", "uid=5", "exec"]);
         assert_eq!(Tmpfs::parse("/run").unwrap().options, Vec::<String>::new());
+        assert!(Tmpfs::parse("/dev/shm:size=1g").is_ok() && Tmpfs::parse("/process").is_ok());
         assert_eq!(Tmpfs::parse("/a:size=1g").unwrap().options, ["size=1073741824"]);
         for (text, wanted) in [
             ("run", "from the root, as /run"),
             ("/a/../b", "from the root"),
+            ("/", "the image's"),
+            ("/./", "the image's"),
+            ("/proc/sys", "shows the kernel"),
+            ("//sys", "shows the kernel"),
+            ("/dev/net", "shows the kernel"),
             ("/run:size=50%", "not a size"),
             ("/run:size=0", "not a size"),
             ("/run:size=", "not a size"),
