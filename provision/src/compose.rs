@@ -10,6 +10,7 @@
 //! in with [`Surroundings`].
 
 mod container;
+mod environment;
 mod health;
 mod interpolate;
 pub mod keys;
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::document::{Document, Kind, Metadata, Spec, is_dns_label};
 
-pub use self::interpolate::environment_file;
+pub use self::environment::{Environment, environment};
 pub use self::project::Input;
 use self::reader::Reader;
 use self::yaml::Mark;

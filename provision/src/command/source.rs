@@ -94,14 +94,18 @@ fn variables(
     read: &dyn Fn(&str) -> Result<Option<String>, String>,
 ) -> Result<BTreeMap<String, String>> {
     let text = read(".env").map_err(|e| Failure::local("file", e))?.unwrap_or_default();
-    let mut variables = compose::environment_file(&text).map_err(|(line, what)| {
-        let file = folder.join(".env").display().to_string();
-        Failure::input("bad-env", what).at(Place { file, line, column: 1 })
-    })?;
-    variables.extend(
-        std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-    );
+    let own: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let at = |line| Place { file: folder.join(".env").display().to_string(), line, column: 1 };
+    let read = compose::environment(&text, &own);
+    let compose::Environment { mut variables, unset } =
+        read.map_err(|(line, what)| Failure::input("bad-env", what).at(at(line)))?;
+    for (line, name) in unset {
+        let what = format!("the variable {name} is not set and became nothing");
+        note(&format!("{} {}: {what}", paint(CHANGING, "note:"), at(line)));
+    }
+    variables.extend(own);
     Ok(variables)
 }
 

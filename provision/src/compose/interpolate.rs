@@ -1,5 +1,4 @@
-//! `${VARIABLE}` in values, as the Compose specification defines it ("Interpolation"), and the
-//! `.env` files the variables may come from.
+//! `${VARIABLE}` in values, as the Compose specification defines it ("Interpolation").
 
 use std::collections::BTreeMap;
 
@@ -58,7 +57,7 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 /// How long the name at the start of `text` is.
-fn name_end(text: &str) -> usize {
+pub(super) fn name_end(text: &str) -> usize {
     if text.starts_with(|c: char| c.is_ascii_digit()) {
         return 0;
     }
@@ -112,54 +111,6 @@ fn expression(
     }
 }
 
-/// Reads an environment file: `NAME=VALUE` lines, `#` comments, values in single quotes (as they
-/// are) or double quotes (with `\n`, `\"`, `\\` and `\$`), `export` before the name.
-///
-/// # Errors
-/// The line, from 1, and what is wrong with it.
-pub fn environment_file(text: &str) -> Result<BTreeMap<String, String>, (usize, String)> {
-    let mut variables = BTreeMap::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let fault = |what: &str| (index + 1, format!("{what}; write NAME=VALUE"));
-        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
-        let (name, value) = line.split_once('=').ok_or_else(|| fault("there is no `=`"))?;
-        let name = name.trim();
-        if name.is_empty() || name_end(name) != name.len() {
-            return Err(fault(&format!("{name:?} cannot name a variable")));
-        }
-        let value = environment_value(value.trim()).ok_or_else(|| fault("a quote is not closed"))?;
-        variables.insert(name.to_owned(), value);
-    }
-    Ok(variables)
-}
-
-fn environment_value(text: &str) -> Option<String> {
-    if let Some(rest) = text.strip_prefix('\'') {
-        return Some(rest[..rest.find('\'')?].to_owned());
-    }
-    let Some(rest) = text.strip_prefix('"') else {
-        return Some(text.split(" #").next().unwrap_or_default().trim_end().to_owned());
-    };
-    let mut value = String::new();
-    let mut characters = rest.chars();
-    loop {
-        match characters.next()? {
-            '"' => return Some(value),
-            '\\' => match characters.next()? {
-                'n' => value.push('\n'),
-                't' => value.push('\t'),
-                c @ ('"' | '\\' | '$') => value.push(c),
-                c => value.extend(['\\', c]),
-            },
-            c => value.push(c),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,24 +159,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn environment_files_are_read_with_quotes_and_comments() {
-        let text = "# c\nA=1\nexport B = two # c\nC='$x #'\nD=\"a\\nb\\\"\"\nE=\n";
-        let read = environment_file(text).unwrap();
-        let value = |name: &str| read[name].as_str();
-        assert_eq!(
-            (value("A"), value("B"), value("C"), value("D"), value("E")),
-            ("1", "two", "$x #", "a\nb\"", "")
-        );
-        assert_eq!(environment_file("A=1\nnonsense\n").unwrap_err().0, 2);
-        assert_eq!(environment_file("A='1\n").unwrap_err().0, 1);
-    }
-
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "[${}A-C:?+a-c-]{0,40}") {
             let _ = interpolate(&text, &variables());
-            let _ = environment_file(&text);
         }
     }
 }

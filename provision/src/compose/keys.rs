@@ -242,8 +242,8 @@ pub const PORT: &[Row] = &[
 /// An entry of `env_file` in its long form.
 pub const ENV_FILE: &[Row] = &[
     ("path", Honoured("the file, beside the Compose file")),
+    ("format", Honoured("`raw`: values are as they stand, without quotes and variables")),
     ("required", Honoured("whether the file must be there; true if not given")),
-    ("format", LATER),
 ];
 
 /// An entry of `include` in its long form.

@@ -9,7 +9,7 @@ use hivemind_spec::workload::{
 
 use super::reader::Reader;
 use super::yaml::{Key, Mark, Node, Value};
-use super::{container, environment_file, keys};
+use super::{container, environment, keys};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -269,11 +269,12 @@ fn environment(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
 
 fn env_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for item in reader.one_or_many(node)? {
-        let (mut path, mut required) = (None, true);
+        let (mut path, mut required, mut raw) = (None, true, false);
         if let Value::Mapping(_) = item.value {
             for (key, value) in reader.entries(item, keys::ENV_FILE)? {
                 match key.text.as_str() {
                     "required" => required = reader.boolean(value)?,
+                    "format" => raw = reader.word(value, &[("raw", true)])?,
                     _ => path = Some(reader.text(value)?),
                 }
             }
@@ -284,14 +285,14 @@ fn env_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> 
             reader.fault(item.mark, "`path` is missing");
             continue;
         };
-        draft.env_files.extend(variables(reader, item.mark, &path, required)?);
+        draft.env_files.extend(variables(reader, item.mark, &path, required, raw)?);
     }
     Some(())
 }
 
 fn label_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for item in reader.one_or_many(node)? {
-        for (name, value) in variables(reader, item.mark, &reader.text(item)?, true)? {
+        for (name, value) in variables(reader, item.mark, &reader.text(item)?, true, false)? {
             label(reader, &mut draft.label_files, item.mark, name, value);
         }
     }
@@ -299,16 +300,23 @@ fn label_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
 }
 
 /// Reads a file of `NAME=VALUE` lines.
-fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool) -> Option<Pairs> {
-    match reader.ok(mark, reader.read(mark, path))? {
-        Some(text) => {
-            let variables = environment_file(&text).map_err(|(line, what)| format!("{path}:{line}: {what}"));
-            return reader.ok(mark, variables);
+fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool, raw: bool) -> Option<Pairs> {
+    let Some(text) = reader.ok(mark, reader.read(mark, path))? else {
+        if required {
+            reader.fault(mark, format!("there is no file {path}"));
         }
-        None if required => reader.fault(mark, format!("there is no file {path}")),
-        None => {}
+        return Some(Pairs::new());
+    };
+    let fault = |(line, what): (usize, String)| format!("{path}:{line}: {what}");
+    if raw {
+        return reader.ok(mark, environment::raw(&text).map_err(fault));
     }
-    Some(Pairs::new())
+    let read = environment::environment(&text, &reader.surroundings.variables);
+    let read = reader.ok(mark, read.map_err(fault))?;
+    for (line, name) in read.unset {
+        reader.warn(mark, format!("{path}:{line}: the variable {name} is not set and became nothing"));
+    }
+    Some(read.variables)
 }
 
 fn label(reader: &Reader<'_>, labels: &mut Pairs, mark: Mark, name: String, value: String) {

@@ -6,7 +6,7 @@ use super::*;
 fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
     let read = |path: &str| {
         Ok(match path {
-            "app.env" => Some("FROM_FILE=file\nBOTH=file\n".to_owned()),
+            "app.env" => Some("FROM_FILE=file\nBOTH=file\nVERSION=v${TAG}\n".to_owned()),
             "bad.env" => Some("A=1\nnonsense\n".to_owned()),
             "app.conf" => Some("from a file\n".to_owned()),
             "parts/db.yaml" => Some(DATABASE.to_owned()),
@@ -526,6 +526,9 @@ fn the_environment_goes_before_environment_files() {
     );
     let env = &workload.container.env;
     assert_eq!((env["BOTH"].as_str(), env["FROM_FILE"].as_str()), ("here", "file"));
+    assert_eq!(env["VERSION"], "v1.2", "variables are replaced there too");
+    let raw = self::workload(&service("env_file: [{path: app.env, format: raw}]")).container.env;
+    assert_eq!(raw["VERSION"], "v${TAG}");
 }
 
 #[test]
