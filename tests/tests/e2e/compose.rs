@@ -1,6 +1,6 @@
 //! What a Compose file asks for shows inside its containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
@@ -109,6 +109,19 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     let cluster = Cluster::formed("compose", 2);
     what_a_compose_file_asks_for_shows_inside_its_containers(&cluster);
     services_wait_for_what_they_depend_on_also_on_other_machines(&cluster);
+    a_global_service_has_one_replica_on_each_machine(&cluster);
+}
+
+fn a_global_service_has_one_replica_on_each_machine(cluster: &Cluster) {
+    cluster
+        .push(
+            "services:\n  everywhere:\n    image: registry.lab:5000/busybox:1\n    \
+             command: [sleep, '100000']\n    stop_grace_period: 0s\n    deploy: {mode: global}\n",
+        )
+        .ok();
+    let replicas = cluster.wait_for_running("everywhere", 2, STARTING);
+    let nodes: BTreeSet<_> = replicas.iter().map(|replica| &replica.node).collect();
+    assert_eq!(nodes.len(), 2, "{replicas:#?}");
 }
 
 fn services_wait_for_what_they_depend_on_also_on_other_machines(cluster: &Cluster) {
