@@ -163,13 +163,13 @@ pub const SERVICE: &[Row] = &[
 
 /// `deploy`.
 pub const DEPLOY: &[Row] = &[
+    ("endpoint_mode", Honoured("`dnsrr` only: names lead to the live replicas")),
     ("labels", Honoured("the workload's labels, as the service's `labels`")),
     ("mode", Honoured("`replicated`, or `global`: one replica on each machine that the constraints allow")),
     ("placement", Honoured("see below")),
     ("replicas", Honoured("how many replicas run")),
     ("resources", Honoured("see below")),
     ("restart_policy", Honoured("see below")),
-    ("endpoint_mode", Refused("names lead to the live replicas, and ports are balanced")),
     ("rollback_config", LATER),
     ("update_config", LATER),
 ];
@@ -343,6 +343,15 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.x-hivemind", EXTENSION),
 ];
 
+/// Keys of a service that are refused, and all the same may be `false`, which is so.
+pub const MAY_BE_FALSE: [&str; 5] =
+    ["oom_kill_disable", "privileged", "stdin_open", "tty", "use_api_socket"];
+
+/// Whether a key of a table may be `false`, though it is refused.
+pub fn may_be_false(table: &[Row], key: &str) -> bool {
+    MAY_BE_FALSE.contains(&key) && table.iter().any(|(name, _)| *name == key)
+}
+
 /// Why a key is not taken; nothing when it is.
 pub fn refusal(table: &[Row], key: &str) -> Option<String> {
     match table.iter().find(|(name, _)| *name == key) {
@@ -367,7 +376,7 @@ pub fn documentation() -> String {
          Every key of the [Compose specification](https://compose-spec.io) is honoured or refused with file, line and\n\
          reason; none is ignored. Keys that start with `x-` are notes, as the specification says, except\n\
          `x-hivemind`. Of several files each is laid over the ones before it, as the specification says, `!reset` and\n\
-         `!override` included. This page is written from the code (`provision/src/compose/keys.rs`) and checked by a test.\n",
+         `!override` included. A refused key that is `false` anyway may say so. This page is written from the code (`provision/src/compose/keys.rs`) and checked by a test.\n",
     );
     for (place, table) in ALL {
         text.push_str(&format!("\n## {place}\n\n| key | | effect or reason |\n|---|---|---|\n"));

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use hivemind_spec::document::is_dns_label;
 
 use super::interpolate::interpolate;
-use super::keys::{Row, refusal};
+use super::keys::{Row, may_be_false, refusal};
 use super::yaml::{Key, Mark, Node, Scalar, Type, Value};
 use super::{Fault, Surroundings};
 
@@ -110,6 +110,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             match refusal(table, &key.text) {
+                Some(_) if may_be_false(table, &key.text) && value.is_false() => {}
                 Some(reason) => self.fault(key.mark, reason),
                 None => honoured.push((key, value)),
             }

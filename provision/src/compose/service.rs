@@ -442,6 +442,7 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
             }
             "replicas" => replicas(reader, value).map(|n| set(reader, &mut draft.replicas, value.mark, n)),
             "labels" => labels(reader, draft, value),
+            "endpoint_mode" => reader.word(value, &[("dnsrr", ())]),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),
             _ => restart_policy(reader, value)

@@ -346,6 +346,16 @@ fn every_other_refused_key_is_refused_where_it_stands() {
 }
 
 #[test]
+fn a_refused_key_that_is_false_anyway_may_say_so() {
+    let base = compiled(&service(""));
+    for key in keys::MAY_BE_FALSE {
+        assert_eq!(compiled(&service(&format!("{key}: false"))).documents, base.documents, "{key}");
+        assert!(refused(&format!("{key}: true")).contains(key));
+    }
+    assert!(refused("healthcheck: {test: a, tty: false}").contains("not a key here"));
+}
+
+#[test]
 fn a_misspelt_key_is_refused_with_a_guess() {
     assert!(refused("comand: a").contains("did you mean `command`?"));
     assert!(refused("deploy: {replica: 2}").contains("did you mean `replicas`?"));
@@ -380,6 +390,7 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("ports: ['80:80', '80:81']", "published twice"),
         ("deploy: {replicas: many}", "whole number"),
         ("deploy: {replicas: -1}", "out of range"),
+        ("deploy: {endpoint_mode: vip}", "dnsrr"),
         ("deploy: {mode: everywhere}", "`global`"),
         ("deploy: {mode: global, replicas: 2}", "leave the number out"),
         ("deploy: {mode: global}\nx-hivemind: {exclusive: true}", "cannot be global"),

@@ -135,6 +135,11 @@ impl Node {
         matches!(&self.value, Value::Scalar(scalar) if scalar.kind() == Type::Null)
     }
 
+    /// Whether it is `false`.
+    pub(super) fn is_false(&self) -> bool {
+        matches!(&self.value, Value::Scalar(scalar) if scalar.plain && scalar.text == "false")
+    }
+
     /// What it is, for messages.
     pub fn describe(&self) -> &'static str {
         match &self.value {
