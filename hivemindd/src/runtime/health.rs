@@ -16,7 +16,8 @@ use super::exec::OVERHEAD;
 /// containers must not spend itself on checking them.
 const CHECKS_AT_A_TIME: usize = 4;
 
-/// Time between checks while a container may still be starting, milliseconds: Docker's default.
+/// Time between checks until one has passed, milliseconds: Docker's default for a container that starts. It serves only
+/// then, and should not wait for a whole interval.
 const START_INTERVAL_MS: u64 = 5000;
 
 /// Runs the checks on the list, each at its interval, and tells `events` how they went. Ends when
@@ -62,8 +63,7 @@ async fn check_one(
     let interval = Duration::from_millis(check.interval_ms);
     let start_interval =
         Duration::from_millis(check.start_interval_ms.unwrap_or(START_INTERVAL_MS)).min(interval);
-    let start_period_ends = Instant::now() + Duration::from_millis(check.start_period_ms);
-    let mut passed = false;
+    let (mut passed, mut told) = (false, Instant::now());
     // The first check comes soon: a container that is healthy at once should serve at once.
     let mut next = Instant::now() + interval.min(Duration::from_secs(1));
     loop {
@@ -71,13 +71,16 @@ async fn check_one(
         let Ok(place) = places.acquire().await else { return };
         let (healthy, detail) = runtime.check_health(&container, &check).await;
         drop(place);
-        let event = Event::HealthChecked { container: container.clone(), healthy, detail };
-        if events.send(event).await.is_err() {
-            return;
-        }
         passed |= healthy;
-        let starting = !passed && Instant::now() < start_period_ends;
-        next = Instant::now() + if starting { start_interval } else { interval };
+        // Until one has passed there are more checks than failures that count.
+        if passed || told.elapsed() >= interval {
+            told = Instant::now();
+            let event = Event::HealthChecked { container: container.clone(), healthy, detail };
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        next = Instant::now() + if passed { interval } else { start_interval };
     }
 }
 

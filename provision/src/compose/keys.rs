@@ -222,7 +222,7 @@ pub const HEALTHCHECK: &[Row] = &[
     ("disable", Honoured("no check")),
     ("interval", Honoured("time between checks; 30s if not given")),
     ("retries", Honoured("failures in a row that count; 3 if not given")),
-    ("start_interval", Honoured("time between checks within `start_period`; 5s if not given")),
+    ("start_interval", Honoured("time between checks until one has passed; 5s if not given")),
     ("start_period", Honoured("time after the start in which failures do not count")),
     ("test", Honoured("the command; as text it is run by the container's /bin/sh")),
     ("timeout", Honoured("time a check may take; 30s if not given")),

@@ -328,8 +328,8 @@ pub struct HealthCheck {
     pub retries: u32,
     /// Time after the start in which failures do not count, milliseconds.
     pub start_period_ms: u64,
-    /// Time between checks within `start_period_ms`, until the first that passes, milliseconds; absent:
-    /// `interval_ms`.
+    /// Time between checks until one has passed, if it is less than `interval_ms`, milliseconds; absent: 5 seconds.
+    /// Failures count no more often for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_interval_ms: Option<u64>,
 }
