@@ -287,7 +287,7 @@ async fn a_container_lives_from_pull_to_removal() {
         timeout_ms: 5000,
         retries: 1,
         start_period_ms: 0,
-        start_interval_ms: None,
+        ..HealthCheck::default()
     };
     let whoami = runtime.check_health(&first.id, &check(&["/bin/sh", "-c", "id -u; id -g; hostname"])).await;
     assert_eq!(whoami, (true, "101\n102\nbox-0".into()));

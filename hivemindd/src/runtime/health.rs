@@ -1,16 +1,23 @@
-//! Health checks: commands run inside containers at their intervals.
+//! Health checks, at their intervals: commands run inside containers, and questions to them from their machine.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hivemind_core::event::{ContainerId, Event};
-use hivemind_spec::workload::{HealthCheck, Hook};
+use axum::body::Body;
+use hivemind_core::event::{ContainerId, Event, OperationError};
+use hivemind_spec::words::chain;
+use hivemind_spec::workload::{HealthCheck, Hook, HttpCheck};
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::Runtime;
+use super::client::transient;
 use super::exec::OVERHEAD;
+use super::{Runtime, labels};
 
 /// Checks that run at a time: each starts a process through the shim, and a node full of
 /// containers must not spend itself on checking them.
@@ -88,13 +95,125 @@ impl Runtime {
     /// Runs a check once. Returns whether it passed, and its output or error, shortened.
     pub async fn check_health(&self, container: &ContainerId, check: &HealthCheck) -> (bool, String) {
         let limit = Duration::from_millis(check.timeout_ms);
-        let hook = Hook { command: check.command.clone(), ..Hook::default() };
-        match timeout(limit + OVERHEAD, self.execute(container, &hook, limit)).await {
-            Ok(Ok((0, output))) => (true, output),
-            Ok(Ok((code, output))) if output.is_empty() => (false, format!("exit code {code}")),
-            Ok(Ok((code, output))) => (false, format!("exit code {code}: {output}")),
+        let checking = async {
+            match (&check.http, check.tcp) {
+                (Some(http), _) => self.ask(container, http, limit).await,
+                (None, Some(port)) => self.connect_to(container, port, limit).await,
+                (None, None) => self.run_check(container, check, limit).await,
+            }
+        };
+        match timeout(limit + OVERHEAD, checking).await {
+            Ok(Ok(verdict)) => verdict,
             Ok(Err(error)) => (false, error.text),
             Err(_) => (false, "the check could not be run in time".into()),
         }
+    }
+
+    async fn run_check(
+        &self,
+        container: &ContainerId,
+        check: &HealthCheck,
+        limit: Duration,
+    ) -> Result<(bool, String), OperationError> {
+        let hook = Hook { command: check.command.clone(), ..Hook::default() };
+        Ok(match self.execute(container, &hook, limit).await? {
+            (0, output) => (true, output),
+            (code, output) if output.is_empty() => (false, format!("exit code {code}")),
+            (code, output) => (false, format!("exit code {code}: {output}")),
+        })
+    }
+
+    async fn ask(
+        &self,
+        container: &ContainerId,
+        http: &HttpCheck,
+        limit: Duration,
+    ) -> Result<(bool, String), OperationError> {
+        let place = (self.address(container).await?, http.port);
+        let url = format!("http://{}:{}{}", place.0, place.1, http.path);
+        Ok(match timeout(limit, status_of(place, &http.path)).await {
+            Ok(Ok(status)) => (status.is_success() || status.is_redirection(), format!("{url}: {status}")),
+            Ok(Err(error)) => (false, format!("{url}: {error}")),
+            Err(_) => (false, format!("{url}: no answer within {} ms", limit.as_millis())),
+        })
+    }
+
+    async fn connect_to(
+        &self,
+        container: &ContainerId,
+        port: u16,
+        limit: Duration,
+    ) -> Result<(bool, String), OperationError> {
+        let ip = self.address(container).await?;
+        Ok(match timeout(limit, TcpStream::connect((ip, port))).await {
+            Ok(Ok(_)) => (true, String::new()),
+            Ok(Err(error)) => (false, format!("{ip}:{port}: {error}")),
+            Err(_) => (false, format!("{ip}:{port}: no answer within {} ms", limit.as_millis())),
+        })
+    }
+
+    /// A container's address in the overlay.
+    async fn address(&self, container: &ContainerId) -> Result<Ipv4Addr, OperationError> {
+        let record = self.container(container).await?;
+        let labels = record.and_then(|record| labels::read(&record.labels));
+        labels.map(|labels| labels.container.ip).ok_or_else(|| transient("the container is not there"))
+    }
+}
+
+/// The status of the answer to a GET; what follows it is not read.
+async fn status_of(place: (Ipv4Addr, u16), path: &str) -> Result<StatusCode, String> {
+    let stream = TcpStream::connect(place).await.map_err(|error| error.to_string())?;
+    let handshake = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| chain(&error))?;
+    let request = Request::get(path)
+        .header(header::HOST, format!("{}:{}", place.0, place.1))
+        .header(header::USER_AGENT, concat!("hivemind-health/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close")
+        .body(Body::empty())
+        .map_err(|error| error.to_string())?;
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // It may have ended with the answer.
+        _ = connection => answer.await,
+    };
+    answer.map(|answer| answer.status()).map_err(|error| chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Asks a server that answers with these bytes and hangs up; also gives what it was asked.
+    async fn ask(answer: &'static str) -> (Result<u16, String>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 1000];
+            let length = stream.read(&mut asked).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&asked[..length]).into_owned()
+        });
+        let status = status_of((Ipv4Addr::LOCALHOST, port), "/ready?deep=1").await;
+        (status.map(|status| status.as_u16()), server.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_question_by_http_is_answered_by_its_status() {
+        let (status, asked) = ask("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+        assert_eq!(status, Ok(204));
+        assert!(asked.starts_with("GET /ready?deep=1 HTTP/1.1\r\nhost: 127.0.0.1:"), "{asked}");
+        assert_eq!(ask("HTTP/1.1 503 Not Yet\r\ncontent-length: 2\r\n\r\nno").await.0, Ok(503));
+        // The rest of an answer that goes on for ever is not waited for.
+        assert_eq!(ask("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nx").await.0, Ok(200));
+        for nothing in ["", "nonsense\r\n\r\n"] {
+            assert!(ask(nothing).await.0.is_err(), "{nothing:?}");
+        }
+        assert!(status_of((Ipv4Addr::LOCALHOST, 1), "/").await.unwrap_err().contains("refused"));
     }
 }

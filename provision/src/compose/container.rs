@@ -9,7 +9,7 @@ use hivemind_spec::workload::{
 use super::reader::Reader;
 use super::service::Configs;
 use super::yaml::{Key, Node, Value};
-use super::{health, keys, ports};
+use super::{keys, ports};
 
 /// Reads one key. A `None` means that the fault is recorded.
 pub(super) fn key(
@@ -39,7 +39,6 @@ pub(super) fn key(
         }
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
-        "healthcheck" => container.health = health::health(reader, node)?,
         "init" => container.init = reader.boolean(node)?,
         "post_start" => container.post_start = hooks(reader, node)?,
         "pre_stop" => container.pre_stop = hooks(reader, node)?,

@@ -1,6 +1,6 @@
 //! `healthcheck`.
 
-use hivemind_spec::workload::HealthCheck;
+use hivemind_spec::workload::{HealthCheck, HttpCheck};
 
 use super::keys;
 use super::reader::Reader;
@@ -11,16 +11,35 @@ const INTERVAL_MS: u64 = 30_000;
 const TIMEOUT_MS: u64 = 30_000;
 const RETRIES: u32 = 3;
 
-/// The outer `None` is a fault; the inner one is a check that is switched off.
-pub(super) fn health(reader: &Reader<'_>, node: &Node) -> Option<Option<HealthCheck>> {
-    let mut check = HealthCheck {
-        command: Vec::new(),
+/// A check at the specification's times that does nothing yet.
+pub(super) fn at_default_times() -> HealthCheck {
+    HealthCheck {
         interval_ms: INTERVAL_MS,
         timeout_ms: TIMEOUT_MS,
         retries: RETRIES,
-        start_period_ms: 0,
-        start_interval_ms: None,
-    };
+        ..HealthCheck::default()
+    }
+}
+
+/// `x-hivemind.health`: `http://:PORT/PATH` or `tcp://:PORT`.
+pub(super) fn question(text: &str) -> Result<(Option<HttpCheck>, Option<u16>), String> {
+    let wrong = || format!("{text:?} is not a health check; write http://:8080/path or tcp://:5432");
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(wrong);
+    if let Some(rest) = text.strip_prefix("tcp://:") {
+        return Ok((None, Some(port(rest)?)));
+    }
+    let rest = text.strip_prefix("http://:").ok_or_else(wrong)?;
+    let (number, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let path = if path.is_empty() { "/" } else { path };
+    if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(wrong());
+    }
+    Ok((Some(HttpCheck { port: port(number)?, path: path.to_owned() }), None))
+}
+
+/// The outer `None` is a fault; the inner one is a check that is switched off. What it does may be missing.
+pub(super) fn health(reader: &Reader<'_>, node: &Node) -> Option<Option<HealthCheck>> {
+    let mut check = at_default_times();
     let mut disabled = false;
     for (key, value) in reader.entries(node, keys::HEALTHCHECK)? {
         match key.text.as_str() {
@@ -36,14 +55,7 @@ pub(super) fn health(reader: &Reader<'_>, node: &Node) -> Option<Option<HealthCh
             _ => check.retries = u32::try_from(reader.integer(value, 1, 1000)?).ok()?,
         }
     }
-    if disabled {
-        return Some(None);
-    }
-    if check.command.is_empty() {
-        reader.fault(node.mark, "`test` is missing: the command that checks");
-        return None;
-    }
-    Some(Some(check))
+    Some((!disabled).then_some(check))
 }
 
 fn positive_ms(reader: &Reader<'_>, node: &Node) -> Option<u64> {

@@ -312,6 +312,10 @@ pub const EXTENSION: &[Row] = &[
         "exclusive",
         Honoured("`true`: there must never be two; it runs only by leave of more than half of the machines"),
     ),
+    (
+        "health",
+        Honoured("`http://:PORT/PATH` or `tcp://:PORT`: a check without a command, at the times of `healthcheck`"),
+    ),
     ("priority", Honoured("who goes without when capacity is short: lower numbers first")),
     (
         "takeover",

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Condition, Constraint, ContainerSpec, Dependency, Exclusive, MAX_REPLICAS, Operator, RestartCondition,
+    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, MAX_REPLICAS, Operator, RestartCondition,
     RestartPolicy, Takeover, WorkloadSpec,
 };
 
 use super::reader::Reader;
 use super::yaml::{Key, Mark, Node, Value};
-use super::{container, environment, keys};
+use super::{container, environment, health, keys};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -51,6 +51,9 @@ struct Draft {
     depends_on: Vec<(Mark, Dependency)>,
     links: Pairs,
     container_name: Placed<()>,
+    /// Where `healthcheck` is.
+    healthcheck: Placed<()>,
+    question: Placed<(Option<HttpCheck>, Option<u16>)>,
     takeover: Takeover,
     priority: i32,
     exclusive: Placed<bool>,
@@ -85,6 +88,7 @@ pub(super) fn service(reader: &Reader<'_>, configs: &Configs, name: &Key, node: 
     };
     draft.container.image = image;
     cpu_quota(reader, &mut draft);
+    health_check(reader, &mut draft);
     check(reader, &draft);
     Some(draft.finish())
 }
@@ -114,6 +118,8 @@ impl Draft {
             depends_on: Vec::new(),
             links: Pairs::new(),
             container_name: None,
+            healthcheck: None,
+            question: None,
             takeover: Takeover::default(),
             priority: 0,
             exclusive: None,
@@ -186,6 +192,24 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
     }
 }
 
+/// Puts together what a check does and when.
+fn health_check(reader: &Reader<'_>, draft: &mut Draft) {
+    let check = &mut draft.container.health;
+    match (draft.question.take(), draft.healthcheck) {
+        (Some((mark, _)), Some(_)) if check.as_ref().is_none_or(|check| !check.command.is_empty()) => {
+            reader.fault(mark, "`healthcheck` says otherwise; say it in one place");
+        }
+        (Some((_, (http, tcp))), _) => {
+            let times = check.take().unwrap_or_else(health::at_default_times);
+            *check = Some(HealthCheck { http, tcp, ..times });
+        }
+        (None, Some((mark, ()))) if check.as_ref().is_some_and(|check| check.command.is_empty()) => {
+            reader.fault(mark, "`test` is missing: the command that checks");
+        }
+        (None, _) => {}
+    }
+}
+
 /// Makes a CPU limit of a quota and its period.
 fn cpu_quota(reader: &Reader<'_>, draft: &mut Draft) {
     let period_us = draft.cpu_period_us.map_or(CPU_PERIOD_US.1, |(_, period)| period);
@@ -216,6 +240,10 @@ fn service_key(
         "environment" => environment(reader, draft, node)?,
         "env_file" => env_files(reader, draft, node)?,
         "depends_on" => draft.depends_on.extend(dependencies(reader, node)?),
+        "healthcheck" => {
+            draft.healthcheck = Some((at, ()));
+            draft.container.health = health::health(reader, node)?;
+        }
         "container_name" => {
             draft.container_name = Some((at, ()));
             draft.links.insert(reader.text(node)?, service.text.clone());
@@ -423,6 +451,10 @@ fn hivemind_extension(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Op
     for (key, value) in reader.entries(node, keys::EXTENSION)? {
         match key.text.as_str() {
             "exclusive" => draft.exclusive = Some((value.mark, reader.boolean(value)?)),
+            "health" => {
+                let question = reader.ok(value.mark, health::question(&reader.text(value)?))?;
+                draft.question = Some((value.mark, question));
+            }
             "takeover" => draft.takeover = reader.word(value, &takeovers)?,
             _ => {
                 let priority = reader.integer(value, i32::MIN.into(), i32::MAX.into())?;

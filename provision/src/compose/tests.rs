@@ -472,6 +472,11 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("labels: {hivemind/app: x}", "ours"),
         ("x-hivemind: {takeover: sometimes}", "majority"),
         ("x-hivemind: {priority: 99999999999}", "out of range"),
+        ("x-hivemind: {health: 'https://:1/'}", "not a health check"),
+        ("x-hivemind: {health: 'http://web:80/'}", "not a health check"),
+        ("x-hivemind: {health: 'tcp://:0'}", "not a health check"),
+        ("healthcheck: {test: a}\nx-hivemind: {health: 'tcp://:1'}", "say it in one place"),
+        ("healthcheck: {disable: true}\nx-hivemind: {health: 'tcp://:1'}", "say it in one place"),
         ("x-hivemind: {exclusive: 1}", "true or false"),
         ("deploy: {replicas: 2}\nx-hivemind: {exclusive: true}", "at most one"),
         ("hostname: ${NOPE:?say it}", "say it"),
@@ -655,6 +660,17 @@ fn a_service_is_laid_over_the_one_it_extends() {
     ] {
         assert!(refused(rest).contains(wanted), "{rest}: {}", refused(rest));
     }
+}
+
+#[test]
+fn a_check_may_ask_instead_of_running_a_command() {
+    let check = |rest: &str| workload(&service(rest)).container.health.unwrap();
+    let http = check("healthcheck: {interval: 5s}\nx-hivemind: {health: 'http://:8080/ready?deep=1'}");
+    let asked = http.http.unwrap();
+    assert_eq!((asked.port, asked.path.as_str(), http.interval_ms), (8080, "/ready?deep=1", 5000));
+    let tcp = check("x-hivemind: {health: 'tcp://:5432'}");
+    assert_eq!((tcp.tcp, tcp.command.len(), tcp.retries), (Some(5432), 0, 3));
+    assert_eq!(check("x-hivemind: {health: 'http://:80'}").http.unwrap().path, "/");
 }
 
 #[test]

@@ -110,6 +110,7 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     what_a_compose_file_asks_for_shows_inside_its_containers(&cluster);
     services_wait_for_what_they_depend_on_also_on_other_machines(&cluster);
     a_global_service_has_one_replica_on_each_machine(&cluster);
+    a_check_asks_by_http_or_tcp_where_there_is_no_command_to_run(&cluster);
 }
 
 fn a_global_service_has_one_replica_on_each_machine(cluster: &Cluster) {
@@ -122,6 +123,24 @@ fn a_global_service_has_one_replica_on_each_machine(cluster: &Cluster) {
     let replicas = cluster.wait_for_running("everywhere", 2, STARTING);
     let nodes: BTreeSet<_> = replicas.iter().map(|replica| &replica.node).collect();
     assert_eq!(nodes.len(), 2, "{replicas:#?}");
+}
+
+fn a_check_asks_by_http_or_tcp_where_there_is_no_command_to_run(cluster: &Cluster) {
+    cluster
+        .push(
+            "services:\n  asked:\n    image: registry.lab:5000/nginx:1\n    x-hivemind: {health: 'http://:80/'}\n  \
+             reached:\n    image: registry.lab:5000/redis:1\n    x-hivemind: {health: 'tcp://:6379'}\n  \
+             wrong:\n    image: registry.lab:5000/nginx:1\n    x-hivemind: {health: 'http://:80/nothing-here'}\n    \
+             healthcheck: {interval: 1s, retries: 2}\n",
+        )
+        .ok();
+    cluster.wait_for_running("asked", 1, STARTING);
+    cluster.wait_for_running("reached", 1, STARTING);
+    wait::until("what answers 404 is restarted, and ps says why", STARTING, || {
+        let replicas = cluster.replicas("wrong")?;
+        let told = replicas.iter().any(|r| r.restarts > 0 && r.reason.contains("404"));
+        if told { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
 }
 
 fn services_wait_for_what_they_depend_on_also_on_other_machines(cluster: &Cluster) {

@@ -196,7 +196,7 @@ fn checked() -> Workload {
         timeout_ms: 1000,
         retries: 3,
         start_period_ms: 5000,
-        start_interval_ms: None,
+        ..HealthCheck::default()
     });
     workload
 }

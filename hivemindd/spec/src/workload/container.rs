@@ -314,12 +314,19 @@ pub enum Protocol {
     Udp,
 }
 
-/// A command run inside the container; exit code 0 is healthy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// A check of whether a container does what it is there for: one of `command`, `http` and `tcp`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
-    /// The command and its arguments.
+    /// A command and its arguments, run inside the container; exit code 0 is healthy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// What is asked for from its machine by HTTP; a status from 200 to 399 is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpCheck>,
+    /// A port that must take a connection by TCP from its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<u16>,
     /// Time between checks, milliseconds.
     pub interval_ms: u64,
     /// Time a check may take, milliseconds.
@@ -332,6 +339,29 @@ pub struct HealthCheck {
     /// Failures count no more often for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_interval_ms: Option<u64>,
+}
+
+/// What a health check asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpCheck {
+    /// The container's port.
+    pub port: u16,
+    /// Path and query, with the first slash.
+    pub path: String,
+}
+
+impl HealthCheck {
+    fn is_complete(&self) -> bool {
+        let ways = [!self.command.is_empty(), self.http.is_some(), self.tcp.is_some()];
+        let http = self.http.as_ref();
+        let port = http.map(|http| http.port).or(self.tcp);
+        let path = http.is_none_or(|http| {
+            http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic())
+        });
+        let times = [self.interval_ms, self.timeout_ms, self.retries.into(), self.start_interval_ms.unwrap_or(1)];
+        ways.iter().filter(|way| **way).count() == 1 && port != Some(0) && path && !times.contains(&0)
+    }
 }
 
 impl ContainerSpec {
@@ -392,16 +422,12 @@ impl ContainerSpec {
             }
         }
         self.resources.validate()?;
-        if let Some(health) = &self.health
-            && (health.command.is_empty()
-                || health.interval_ms == 0
-                || health.timeout_ms == 0
-                || health.retries == 0
-                || health.start_interval_ms == Some(0))
-        {
+        if self.health.as_ref().is_some_and(|health| !health.is_complete()) {
             return fail(
                 "/spec/container/health",
-                "needs a command, and intervals, timeout and retries over 0".into(),
+                "needs one of a command, an HTTP path with its port, and a TCP port; and intervals, timeout and \
+                 retries over 0"
+                    .into(),
             );
         }
         for (pointer, hooks) in [("postStart", &self.post_start), ("preStop", &self.pre_stop)] {
