@@ -181,6 +181,9 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
     if let (Some((mark, ())), Some((_, replicas @ 2..))) = (draft.container_name, draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas cannot all have this name; remove it"));
     }
+    if let (Some((mark, ())), Some((_, true))) = (draft.container_name, draft.global) {
+        reader.fault(mark, "a global service has several containers, which cannot all have this name; remove it");
+    }
     if let (Some((_, true)), Some((mark, _))) = (draft.global, draft.replicas) {
         reader.fault(mark, "a global service has one replica on each machine; leave the number out");
     }

@@ -466,6 +466,7 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("links: [db]", "no service"),
         ("links: ['web:a b']", "not a name and a workload"),
         ("container_name: a\nscale: 2", "cannot all have this name"),
+        ("container_name: a\ndeploy: {mode: global}", "cannot all have this name"),
         ("depends_on: [web]", "break the circle"),
         ("depends_on: web", "must be a list"),
         ("depends_on: {web: {condition: soon}}", "service_healthy"),
