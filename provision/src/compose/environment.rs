@@ -67,8 +67,9 @@ pub fn environment(text: &str, outside: &BTreeMap<String, String>) -> Result<Env
 ///
 /// # Errors
 /// The line, from 1, and what is wrong with it.
-pub fn raw(text: &str) -> Result<BTreeMap<String, String>, (usize, String)> {
-    let entries = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+pub(super) fn raw(text: &str) -> Result<BTreeMap<String, String>, (usize, String)> {
+    let entries =
+        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
     let entry = |(index, line): (usize, &str)| {
         let (name, value) = line.split_once('=').ok_or_else(|| (index + 1, "there is no `=`".to_owned()))?;
         Ok((name.to_owned(), value.to_owned()))
@@ -149,7 +150,8 @@ mod tests {
 
     #[test]
     fn values_in_quotes_may_go_over_several_lines() {
-        let read = environment("KEY=\"-----BEGIN\nabc\n-----END\" # a key\nONE='x\ny'\nB=2", &outside()).unwrap();
+        let read =
+            environment("KEY=\"-----BEGIN\nabc\n-----END\" # a key\nONE='x\ny'\nB=2", &outside()).unwrap();
         assert_eq!(read.variables["KEY"], "-----BEGIN\nabc\n-----END");
         assert_eq!((read.variables["ONE"].as_str(), read.variables["B"].as_str()), ("x\ny", "2"));
     }

@@ -314,7 +314,9 @@ pub const EXTENSION: &[Row] = &[
     ),
     (
         "health",
-        Honoured("`http://:PORT/PATH` or `tcp://:PORT`: a check without a command, at the times of `healthcheck`"),
+        Honoured(
+            "`http://:PORT/PATH` or `tcp://:PORT`: a check without a command, at the times of `healthcheck`",
+        ),
     ),
     ("priority", Honoured("who goes without when capacity is short: lower numbers first")),
     (
@@ -348,8 +350,7 @@ pub const ALL: &[(&str, &[Row])] = &[
 ];
 
 /// Keys of a service that are refused, and all the same may be `false`, which is so.
-pub const MAY_BE_FALSE: [&str; 5] =
-    ["oom_kill_disable", "privileged", "stdin_open", "tty", "use_api_socket"];
+pub const MAY_BE_FALSE: [&str; 5] = ["oom_kill_disable", "privileged", "stdin_open", "tty", "use_api_socket"];
 
 /// Whether a key of a table may be `false`, though it is refused.
 pub fn may_be_false(table: &[Row], key: &str) -> bool {

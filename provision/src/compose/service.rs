@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, MAX_REPLICAS, Operator, RestartCondition,
-    RestartPolicy, Takeover, WorkloadSpec,
+    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, MAX_REPLICAS,
+    Operator, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
 };
 
 use super::reader::Reader;
@@ -182,7 +182,10 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
         reader.fault(mark, format!("{replicas} replicas cannot all have this name; remove it"));
     }
     if let (Some((mark, ())), Some((_, true))) = (draft.container_name, draft.global) {
-        reader.fault(mark, "a global service has several containers, which cannot all have this name; remove it");
+        reader.fault(
+            mark,
+            "a global service has several containers, which cannot all have this name; remove it",
+        );
     }
     if let (Some((_, true)), Some((mark, _))) = (draft.global, draft.replicas) {
         reader.fault(mark, "a global service has one replica on each machine; leave the number out");
@@ -240,7 +243,7 @@ fn service_key(
     let microseconds = |least, most| reader.integer(node, least, most).and_then(|n| u64::try_from(n).ok());
     match key.text.as_str() {
         "image" => draft.image = Some(container::image(reader, node)),
-        "environment" => environment(reader, draft, node)?,
+        "environment" => variables_of_container(reader, draft, node)?,
         "env_file" => env_files(reader, draft, node)?,
         "depends_on" => draft.depends_on.extend(dependencies(reader, node)?),
         "healthcheck" => {
@@ -283,7 +286,7 @@ fn set<T: PartialEq>(reader: &Reader<'_>, slot: &mut Placed<T>, mark: Mark, valu
     }
 }
 
-fn environment(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
+fn variables_of_container(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for (mark, name, value) in reader.pairs(node)? {
         if name.is_empty() || name.contains(['=', '\0']) {
             reader.fault(mark, format!("{name:?} cannot name a variable"));

@@ -359,7 +359,8 @@ impl HealthCheck {
         let path = http.is_none_or(|http| {
             http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic())
         });
-        let times = [self.interval_ms, self.timeout_ms, self.retries.into(), self.start_interval_ms.unwrap_or(1)];
+        let times =
+            [self.interval_ms, self.timeout_ms, self.retries.into(), self.start_interval_ms.unwrap_or(1)];
         ways.iter().filter(|way| **way).count() == 1 && port != Some(0) && path && !times.contains(&0)
     }
 }
