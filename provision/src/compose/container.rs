@@ -1,5 +1,6 @@
 //! The keys of a service that say what surrounds its containers: programs, files, names and rights.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hivemind_spec::workload::{
@@ -46,8 +47,8 @@ pub(super) fn key(
         "tmpfs" => container.tmpfs = tmpfs(reader, node)?,
         "shm_size" => container.shm_size_bytes = Some(reader.size_bytes(node)?),
         "configs" => container.files = files(reader, configs, node)?,
-        "cap_add" => container.capabilities.add = capabilities(reader, node, rights::may_add)?.collect(),
-        "cap_drop" => container.capabilities.drop = capabilities(reader, node, |_| Ok(()))?.collect(),
+        "cap_add" => container.capabilities.add = capabilities(reader, node, rights::may_add)?,
+        "cap_drop" => container.capabilities.drop = capabilities(reader, node, |_| Ok(()))?,
         "sysctls" => sysctls(reader, container, node)?,
         "ulimits" => ulimits(reader, container, node)?,
         "security_opt" => security(reader, node)?,
@@ -61,14 +62,17 @@ pub(super) fn key(
             container.resources.cpu_shares = u64::try_from(shares).ok();
         }
         "cpuset" => container.resources.cpuset = Some(reader.text_or_number(node, "a list of cores")?),
-        "annotations" => {
-            let pairs = reader.pairs(node)?.into_iter();
-            container.annotations = pairs.map(|(_, name, value)| (name, value.unwrap_or_default())).collect();
-        }
+        "annotations" => container.annotations = map(reader, node)?,
         // The table and this list are held together by a test that feeds every key.
         other => reader.fault(key.mark, format!("`{other}` is not supported; remove it")),
     }
     Some(())
+}
+
+/// Pairs of which those without a value have an empty one.
+fn map(reader: &Reader<'_>, node: &Node) -> Option<BTreeMap<String, String>> {
+    let pairs = reader.pairs(node)?.into_iter();
+    Some(pairs.map(|(_, name, value)| (name, value.unwrap_or_default())).collect())
 }
 
 fn texts(reader: &Reader<'_>, node: &Node, what: &str) -> Option<Vec<String>> {
@@ -129,14 +133,13 @@ fn capabilities(
     reader: &Reader<'_>,
     node: &Node,
     may: impl Fn(&str) -> Result<(), String>,
-) -> Option<impl Iterator<Item = String>> {
-    let mut names = Vec::new();
-    for item in reader.sequence(node)? {
+) -> Option<BTreeSet<String>> {
+    let name = |item: &Node| {
         let text = reader.text(item)?;
         let name = rights::capability(&text).and_then(|name| may(name).map(|()| name.to_owned()));
-        names.push(reader.ok(item.mark, name)?);
-    }
-    Some(names.into_iter())
+        reader.ok(item.mark, name)
+    };
+    reader.sequence(node)?.iter().map(name).collect()
 }
 
 fn sysctls(reader: &Reader<'_>, container: &mut ContainerSpec, node: &Node) -> Option<()> {
@@ -189,10 +192,7 @@ fn hooks(reader: &Reader<'_>, node: &Node) -> Option<Vec<Hook>> {
             match key.text.as_str() {
                 "command" => hook.command = reader.command(value)?,
                 "working_dir" => hook.working_dir = Some(absolute(reader, value)?),
-                _ => {
-                    let pairs = reader.pairs(value)?.into_iter();
-                    hook.env = pairs.map(|(_, name, value)| (name, value.unwrap_or_default())).collect();
-                }
+                _ => hook.env = map(reader, value)?,
             }
         }
         if hook.command.is_empty() {

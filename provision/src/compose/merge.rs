@@ -165,32 +165,30 @@ pub(super) fn is_same(one: &Node, other: &Node) -> bool {
     }
 }
 
-/// A list of `NAME=VALUE` as a map; what is none of that stays as it is, and is a fault later.
+/// A list of `NAME=VALUE` as a map.
 fn as_pairs(node: Node, signs: &[char]) -> Node {
-    let Value::Sequence(items) = &node.value else { return node };
-    let pair = |item: &Node| {
-        let Value::Scalar(scalar) = &item.value else { return None };
-        let (name, value) = match scalar.text.split_once(signs) {
-            Some((name, value)) => (name, text(value, item)),
-            None => (scalar.text.as_str(), Node::null(item.mark)),
-        };
-        Some((Key { mark: item.mark, text: name.to_owned() }, value))
-    };
-    match items.iter().map(pair).collect() {
-        Some(entries) => Node { value: Value::Mapping(entries), ..node },
-        None => node,
-    }
+    as_map(node, |item, text| match text.split_once(signs) {
+        Some((name, value)) => (name, self::text(value, item)),
+        None => (text, Node::null(item.mark)),
+    })
 }
 
 /// A list of services as a map to how they must be.
 fn as_dependencies(node: Node) -> Node {
+    as_map(node, |item, name| {
+        let condition = Key { mark: item.mark, text: "condition".to_owned() };
+        let value = Value::Mapping(vec![(condition, text("service_started", item))]);
+        (name, Node { mark: item.mark, value, overlay: Overlay::Merge })
+    })
+}
+
+/// A list of texts as a map, with `entry` of each; what is none of that stays as it is, and is a fault later.
+fn as_map(node: Node, entry: impl for<'t> Fn(&Node, &'t str) -> (&'t str, Node)) -> Node {
     let Value::Sequence(items) = &node.value else { return node };
     let entry = |item: &Node| {
         let Value::Scalar(scalar) = &item.value else { return None };
-        let condition = Key { mark: item.mark, text: "condition".to_owned() };
-        let value = Value::Mapping(vec![(condition, text("service_started", item))]);
-        let key = Key { mark: item.mark, text: scalar.text.clone() };
-        Some((key, Node { mark: item.mark, value, overlay: Overlay::Merge }))
+        let (name, value) = entry(item, &scalar.text);
+        Some((Key { mark: item.mark, text: name.to_owned() }, value))
     };
     match items.iter().map(entry).collect() {
         Some(entries) => Node { value: Value::Mapping(entries), ..node },
