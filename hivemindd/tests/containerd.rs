@@ -106,6 +106,7 @@ impl World {
             run_dir: self.directory.join("containers"),
             netns_dir: self.directory.join("netns"),
             log_dir: self.directory.join("logs"),
+            volume_dir: self.directory.join("volumes"),
             bridge: self.bridge.clone(),
             shim_cgroup: if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
                 "/hivemind/shims".into()
@@ -201,6 +202,7 @@ fn plan(image: &str, slot: u32, more: serde_json::Value) -> ContainerPlan {
         gateway: "10.99.3.1".parse().unwrap(),
         search: "default.hive.internal".into(),
         mtu: 1400,
+        volumes: Default::default(),
     }
 }
 

@@ -107,6 +107,13 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Nodes>,
     },
+    /// List volumes and where their data is, or have it deleted
+    #[command(after_help = "Examples:\n  hivemind volumes --output json\n  hivemind volumes remove data --grace 1d")]
+    Volumes {
+        /// What to do; lists them if not given
+        #[command(subcommand)]
+        command: Option<Volumes>,
+    },
     /// Give the machines a new release of the operating system, or show how far it has come
     #[command(
         args_conflicts_with_subcommands = true,
@@ -122,7 +129,7 @@ pub enum Command {
     /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
     #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
     Support(Support),
-    /// Remove workloads
+    /// Remove workloads; their volumes stay
     #[command(after_help = "Examples:\n  hivemind remove web\n  hivemind remove -f compose.yaml --yes")]
     Remove(Remove),
     /// Manage operators' keys
@@ -367,6 +374,53 @@ pub struct Remove {
     /// The workloads' namespace
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
     pub namespace: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// See [`Command::Volumes`].
+#[derive(Debug, Subcommand)]
+pub enum Volumes {
+    /// List them
+    #[command(after_help = "Example:\n  hivemind volumes list")]
+    List(VolumesList),
+    /// Have a volume's data deleted, after a time in which that can be taken back
+    #[command(after_help = "Examples:\n  hivemind volumes remove data\n  hivemind volumes remove data --grace 0s --yes")]
+    Remove(VolumesRemove),
+    /// Take back that a volume's data is deleted, where it is not deleted yet
+    #[command(after_help = "Example:\n  hivemind volumes restore data")]
+    Restore(VolumeName),
+}
+
+/// See [`Volumes::List`].
+#[derive(Debug, Default, Args)]
+pub struct VolumesList {
+    /// Only this namespace; all if not given
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+}
+
+/// A volume, by name.
+#[derive(Debug, Args)]
+pub struct VolumeName {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub name: String,
+    /// Its namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+}
+
+/// See [`Volumes::Remove`].
+#[derive(Debug, Args)]
+pub struct VolumesRemove {
+    /// Which
+    #[command(flatten)]
+    pub volume: VolumeName,
+    /// How long each machine keeps the data, counting time in which it runs
+    #[arg(long, default_value = "7d", value_parser = quantity::duration_ms)]
+    pub grace: u64,
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,

@@ -15,6 +15,7 @@ mod source;
 mod support;
 mod token;
 mod upgrade;
+mod volumes;
 mod watch;
 
 use std::future::Future;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Convert(options) => plan::convert(&global, &options),
         Command::Ps(options) => show::ps(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
+        Command::Volumes { command } => volumes::run(&global, command.as_ref()),
         Command::Upgrade(options) => upgrade::run(&global, &options),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),

@@ -20,6 +20,7 @@ mod ports;
 mod project;
 mod reader;
 mod service;
+mod volumes;
 pub mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,7 +71,7 @@ pub struct Surroundings<'a> {
 pub struct Compiled {
     /// The project's name.
     pub project: String,
-    /// One document for each service, in the order of the file, with revision 0.
+    /// One document for each volume, and then for each service, in the order of the file, with revision 0.
     pub documents: Vec<Document>,
     /// What is no fault but may surprise.
     pub warnings: Vec<Fault>,
@@ -94,12 +95,13 @@ pub fn compile(inputs: &[Input], surroundings: &Surroundings<'_>) -> Result<Comp
 fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document>)> {
     let top = reader.entries(root, keys::TOP)?;
     let mut project = reader.surroundings.project.clone();
-    let (mut services, mut configs) = (None, service::Configs::new());
+    let (mut services, mut shared) = (None, service::Shared::default());
     for (key, node) in top {
         match key.text.as_str() {
             "name" => project = reader.label(node, "a project's name")?,
             "services" => services = Some(node),
-            "configs" => configs = contents(reader, node)?,
+            "configs" => shared.configs = contents(reader, node)?,
+            "volumes" if !node.is_null() => shared.volumes = volumes::declared(reader, node)?,
             "version" => reader.warn(key.mark, "`version` is obsolete and has no effect"),
             _ => {}
         }
@@ -112,7 +114,8 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
     if services.is_empty() {
         reader.fault(root.mark, "`services` is empty");
     }
-    let (mut documents, mut order) = (Vec::new(), order::Order::default());
+    let (mut workloads, mut order) = (Vec::new(), order::Order::default());
+    let mut mounts = BTreeMap::new();
     let mut published = BTreeSet::new();
     for (key, node) in services {
         if !is_dns_label(&key.text) {
@@ -120,22 +123,11 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
             reader.fault(key.mark, format!("{:?} cannot name a service; {rule}", key.text));
             continue;
         }
-        let Some(service) = service::service(reader, &configs, key, node) else { continue };
-        let service::Service { workload, mut labels, profiles, depends_on } = service;
-        labels.insert(APP_LABEL.to_owned(), project.clone());
-        let document = Document {
-            metadata: Metadata {
-                name: key.text.clone(),
-                namespace: reader.surroundings.namespace.clone(),
-                labels,
-                revision: 0,
-                replaces: None,
-                ancestors: None,
-                deleted: false,
-            },
-            kind: Kind::Workload,
-            spec: Some(Spec::Workload(Box::new(workload))),
-        };
+        let Some(service) = service::service(reader, &mut shared, key, node) else { continue };
+        let service::Service { workload, labels, profiles, depends_on, volumes_from } = service;
+        mounts.insert(key.text.clone(), (workload.container.volumes.clone(), volumes_from));
+        let spec = Spec::Workload(Box::new(workload));
+        let document = document(reader, &project, Kind::Workload, &key.text, labels, spec);
         // What the types and this reader cannot see, the document's own check does.
         if let Err(error) = Document::parse(&document.to_json()) {
             reader.fault(key.mark, format!("service {}: {}", key.text, error.message));
@@ -155,15 +147,52 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
             }
         }
         order.add(&document, depends_on);
-        documents.push(document);
+        workloads.push(document);
     }
     order.check(reader);
-    Some((project, documents))
+    let mut used = BTreeSet::new();
+    for document in &mut workloads {
+        let Some(Spec::Workload(workload)) = &mut document.spec else { continue };
+        let all = volumes::with_others(reader, &mounts, &document.metadata.name, &mut Vec::new());
+        used.extend(all.iter().map(|mount| (mount.volume.clone(), workload.global)));
+        workload.container.volumes = all;
+    }
+    // Volumes first, so that no workload waits for one that is on its way.
+    let volumes = volumes::documents(shared.volumes, &used).into_iter().map(|(volume, spec)| {
+        let spec = Spec::Volume(spec);
+        let document = document(reader, &project, Kind::Volume, &volume.name, volume.labels, spec);
+        if let Err(error) = Document::parse(&document.to_json()) {
+            reader.fault(volume.mark, format!("volume {}: {}", volume.name, error.message));
+        }
+        document
+    });
+    Some((project.clone(), volumes.chain(workloads).collect()))
+}
+
+fn document(
+    reader: &Reader<'_>,
+    project: &str,
+    kind: Kind,
+    name: &str,
+    mut labels: BTreeMap<String, String>,
+    spec: Spec,
+) -> Document {
+    labels.insert(APP_LABEL.to_owned(), project.to_owned());
+    let metadata = Metadata {
+        name: name.to_owned(),
+        namespace: reader.surroundings.namespace.clone(),
+        labels,
+        revision: 0,
+        replaces: None,
+        ancestors: None,
+        deleted: false,
+    };
+    Document { metadata, kind, spec: Some(spec) }
 }
 
 /// The contents of the top level's `configs`.
-fn contents(reader: &Reader<'_>, node: &yaml::Node) -> Option<service::Configs> {
-    let mut configs = service::Configs::new();
+fn contents(reader: &Reader<'_>, node: &yaml::Node) -> Option<BTreeMap<String, String>> {
+    let mut configs = BTreeMap::new();
     for (name, node) in reader.mapping(node)? {
         let mut found = Vec::new();
         for (key, value) in reader.entries(node, keys::CONFIG)? {

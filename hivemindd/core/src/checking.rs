@@ -236,5 +236,6 @@ fn is_about(observation: &Observation, topic: &Topic) -> bool {
             | (Observation::Replica(_), Topic::Replica(_))
             | (Observation::Overtaken(_), Topic::Overtaken(_))
             | (Observation::Doubled(_), Topic::Doubled(_))
+            | (Observation::Volume(_), Topic::Volume(_))
     )
 }

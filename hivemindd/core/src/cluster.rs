@@ -8,12 +8,13 @@ use hivemind_spec::api::{Phase, UpdatePhase};
 use hivemind_spec::document::{Kind, NodeIntentSpec, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::release::{Architecture, OsReleaseSpec};
+use hivemind_spec::volume::VolumeSpec;
 use hivemind_spec::workload::{Constraint, Operator, Protocol, Takeover, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{
     Doubled, Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, Rollout,
-    WorkloadId,
+    VolumeId, VolumePart, VolumeStatus, WorkloadId,
 };
 use crate::time::{Hlc, Time};
 
@@ -24,6 +25,10 @@ pub struct Cluster {
     pub workloads: BTreeMap<WorkloadId, Workload>,
     /// Nodes that enrolled, revoked ones included.
     pub nodes: BTreeMap<NodeId, Node>,
+    /// Volumes that count.
+    pub volumes: BTreeMap<VolumeId, VolumeSpec>,
+    /// Which nodes say that they have which parts of volumes.
+    pub volume_parts: BTreeMap<(VolumePart, NodeId), VolumeStatus>,
     /// How replicas are, by the node that says so.
     pub replicas: BTreeMap<(ReplicaId, NodeId), ReplicaStatus>,
     /// Where replicas were placed.
@@ -264,6 +269,16 @@ impl Cluster {
     ) -> impl Iterator<Item = (&'a (ReplicaId, NodeId), &'a ReplicaStatus)> {
         let first = (ReplicaId { workload: id.clone(), slot: 0 }, NodeId([0; 16]));
         self.replicas.range(first..).take_while(move |((replica, _), _)| replica.workload == *id)
+    }
+
+    /// Which nodes say that they have a part of a volume, and how it is there.
+    pub fn holders<'a>(
+        &'a self,
+        part: &'a VolumePart,
+    ) -> impl Iterator<Item = (&'a NodeId, &'a VolumeStatus)> {
+        let first = (part.clone(), NodeId([0; 16]));
+        let parts = self.volume_parts.range(first..).take_while(move |((other, _), _)| other == part);
+        parts.map(|((_, node), status)| (node, status))
     }
 
     /// Which workload has each published port: the first by name of those that ask for it.

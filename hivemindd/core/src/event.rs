@@ -12,7 +12,7 @@ use hivemind_spec::workload::{ContainerSpec, HealthCheck, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Letter;
-use crate::record::{Record, RecordKey, ReplicaId};
+use crate::record::{Record, RecordKey, ReplicaId, VolumePart};
 use crate::time::Time;
 
 /// Names a request so that its answer finds it. Given by the edge, never reused while it runs.
@@ -333,6 +333,11 @@ pub enum RuntimeOp {
         /// Whether its logs go too (the replica is gone), or stay (it will be made anew).
         logs: bool,
     },
+    /// Delete a part of a volume with all that is in it. No container uses it.
+    DeleteVolume {
+        /// Which.
+        part: VolumePart,
+    },
 }
 
 /// MTU of containers' interfaces: an Ethernet underlay's 1500 less VXLAN's 50 bytes. Where the
@@ -360,6 +365,8 @@ pub struct ContainerPlan {
     pub search: String,
     /// MTU of the overlay.
     pub mtu: u32,
+    /// Its volumes, by name.
+    pub volumes: BTreeMap<String, VolumePlan>,
 }
 
 /// What a container is, kept in its containerd labels.
@@ -384,6 +391,26 @@ pub struct Inventory {
     pub containers: BTreeMap<ContainerId, ContainerState>,
     /// References of images that are there and unpacked.
     pub images: BTreeSet<String>,
+    /// Parts of volumes.
+    pub volumes: BTreeMap<VolumePart, VolumeState>,
+}
+
+/// A part of a volume that exists.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeState {
+    /// When it was made, wall milliseconds.
+    pub made_ms: u64,
+    /// What is in it, bytes; absent where that cannot be told.
+    pub used_bytes: Option<u64>,
+}
+
+/// A volume as a container is to find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePlan {
+    /// The part that is its; made if it is not there.
+    pub part: VolumePart,
+    /// The most it may hold, bytes; absent: what the machine has.
+    pub size_bytes: Option<u64>,
 }
 
 /// A container that exists.

@@ -6,10 +6,10 @@ use hivemind_spec::api::{Capacity, Phase};
 use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
-use hivemind_spec::workload::{ContainerSpec, RestartPolicy, Takeover, WorkloadSpec};
+use hivemind_spec::workload::{ContainerSpec, RestartPolicy, Takeover, VolumeMount, WorkloadSpec};
 
 use crate::cluster::{Cluster, LastSeen, Liveness, Node, OsRelease, Workload};
-use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
 use crate::time::Time;
 
 pub(crate) const MIB: u64 = 1024 * 1024;
@@ -27,6 +27,15 @@ pub(crate) fn workload_id(name: &str) -> WorkloadId {
 
 pub(crate) fn replica_id(name: &str, slot: u32) -> ReplicaId {
     ReplicaId { workload: workload_id(name), slot }
+}
+
+pub(crate) fn volume_id(name: &str) -> VolumeId {
+    VolumeId { namespace: "default".into(), name: name.into() }
+}
+
+/// A volume in a container.
+pub(crate) fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount { volume: volume.into(), path: path.into(), read_only: false, no_copy: false }
 }
 
 /// Now, `s` seconds into the test.

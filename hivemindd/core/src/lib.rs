@@ -35,3 +35,4 @@ pub mod statement;
 pub mod sync;
 pub mod time;
 pub mod trust;
+pub mod volume;

@@ -47,6 +47,7 @@ use crate::report::View;
 use crate::state::{Content, Map};
 use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
+use crate::volume::Volumes;
 
 use deciding::Unplanned;
 use doubles::Doubles;
@@ -209,6 +210,7 @@ pub struct Node {
     /// Until when containers may run that have a lease, as last handed out.
     fences: BTreeMap<ContainerId, u64>,
     inventory_known: bool,
+    volumes: Volumes,
     run_before: BTreeSet<Digest>,
     network: Option<NetworkPlan>,
     zone: Option<Zone>,
@@ -292,6 +294,7 @@ impl Node {
             leases: Leases::new(settings.me, settings.boot << 32),
             fences: BTreeMap::new(),
             inventory_known: false,
+            volumes: Volumes::default(),
             run_before: BTreeSet::new(),
             network: None,
             zone: None,
@@ -321,6 +324,7 @@ impl Node {
         node.forget_grants_if_lost();
         node.introduce_self(now, &mut out);
         node.replicas = Replicas::new(&node.own_replica_statuses());
+        node.volumes = Volumes::new(node.own_volume_parts());
         node.finish(now, &mut out);
         (node, out)
     }

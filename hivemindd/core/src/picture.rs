@@ -12,7 +12,7 @@ use hivemind_spec::id::NodeId;
 use crate::cluster::{Cluster, Node, OsRelease, Workload};
 use crate::enrolment;
 use crate::record::{
-    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, WorkloadId,
+    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, VolumeId, WorkloadId,
 };
 use crate::state::{Content, Entry, Map, Order};
 use crate::statement;
@@ -34,6 +34,10 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
             Some(Spec::OsRelease(spec)) => {
                 let release = OsRelease { digest: document.digest(), spec: (**spec).clone() };
                 cluster.os_releases.insert(spec.architecture, release);
+            }
+            Some(Spec::Volume(spec)) => {
+                let id = VolumeId { namespace: name.namespace.clone(), name: name.name.clone() };
+                cluster.volumes.insert(id, spec.clone());
             }
             Some(Spec::NodeIntent(intent)) => {
                 intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
@@ -104,6 +108,10 @@ fn follow_one(cluster: &mut Cluster, map: &Map, key: &RecordKey) -> bool {
                 place(cluster, map, &replica.workload);
             }
         }
+        (RecordKey::Observation(id, Topic::Volume(part)), _) => {
+            cluster.volume_parts.remove(&(part.clone(), *id));
+            add_entry(cluster, key, entry);
+        }
         (RecordKey::Decision(Matter::Placement(workload)), _) => place(cluster, map, workload),
         (RecordKey::Decision(Matter::Forgotten), _) => {
             cluster.forgotten = Forgotten::default();
@@ -160,6 +168,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             Content::Observation(Some(Observation::Replica(status))),
         ) if speaks(cluster, id) => {
             cluster.replicas.insert((replica.clone(), *id), status.clone());
+        }
+        (
+            RecordKey::Observation(id, Topic::Volume(part)),
+            Content::Observation(Some(Observation::Volume(status))),
+        ) if speaks(cluster, id) => {
+            cluster.volume_parts.insert((part.clone(), *id), *status);
         }
         (
             RecordKey::Observation(id, Topic::Overtaken(name)),

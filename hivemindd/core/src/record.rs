@@ -43,6 +43,8 @@ pub enum Topic {
     Overtaken(SpecKey),
     /// [`Observation::Doubled`] of that node.
     Doubled(NodeId),
+    /// [`Observation::Volume`].
+    Volume(VolumePart),
 }
 
 /// What a decision is about.
@@ -77,6 +79,36 @@ pub struct ReplicaId {
 impl std::fmt::Display for ReplicaId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}-{}", self.workload.namespace, self.workload.name, self.slot)
+    }
+}
+
+/// A volume's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VolumeId {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// One of a volume's parts: all of it, or what belongs to one replica.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VolumePart {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The replica's number where each has its own, else 0.
+    pub number: u32,
+}
+
+impl std::fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl std::fmt::Display for VolumePart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.volume, self.number)
     }
 }
 
@@ -169,6 +201,19 @@ pub enum Observation {
     Overtaken(Overtaken),
     /// That another node runs twice: on two machines at once, with the same identity.
     Doubled(Doubled),
+    /// That it holds a part of a volume.
+    Volume(VolumeStatus),
+}
+
+/// A part of a volume on the node that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// When it was made, wall milliseconds of that node.
+    pub made_ms: u64,
+    /// What is in it, bytes, give or take a sixteenth and a mebibyte; absent where that is not counted.
+    pub used_bytes: Option<u64>,
+    /// For how long it has waited to be discarded, milliseconds of the node's running; absent: it is not to be.
+    pub discarding_ms: Option<u64>,
 }
 
 /// A node that runs twice: its disk was copied, and the copy started beside it.

@@ -1,6 +1,6 @@
 //! What the API tells people about nodes, workloads and replicas, in words that help.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::{self, Capacity, NodeState, Phase, RolloutState};
 use hivemind_spec::document::SpecKey;
@@ -10,9 +10,10 @@ use hivemind_spec::release::Architecture;
 use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
-use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, VolumeId, VolumePart, WorkloadId};
 use crate::rollout::{self, Standing};
 use crate::time::Time;
+use crate::volume;
 
 /// Problems listed in a status, at most: a cluster in trouble must not drown the first cause.
 const MAX_PROBLEMS: usize = 50;
@@ -147,6 +148,41 @@ impl View<'_> {
         }
     }
 
+    /// `GET /v1/volumes`, by namespace and name; of one namespace if given.
+    pub fn volumes(&self, namespace: Option<&str>) -> Vec<api::Volume> {
+        let documents = self.cluster.volumes.keys();
+        let names: BTreeSet<&VolumeId> =
+            documents.chain(self.cluster.volume_parts.keys().map(|(part, _)| &part.volume)).collect();
+        let chosen = names.into_iter().filter(|id| namespace.is_none_or(|n| n == id.namespace));
+        chosen.map(|id| self.volume(id)).collect()
+    }
+
+    fn volume(&self, id: &VolumeId) -> api::Volume {
+        let uses = |(name, workload): (&WorkloadId, &cluster::Workload)| {
+            let mounts = &workload.spec.container.volumes;
+            let uses = name.namespace == id.namespace && mounts.iter().any(|mount| mount.volume == id.name);
+            uses.then(|| name.name.clone())
+        };
+        let first = (VolumePart { volume: id.clone(), number: 0 }, NodeId([0; 16]));
+        let parts = self.cluster.volume_parts.range(first..).take_while(|((part, _), _)| part.volume == *id);
+        let parts = parts.map(|((part, node), status)| api::VolumePart {
+            number: part.number,
+            node: *node,
+            hostname: self.cluster.hostname(node),
+            reachable: self.cluster.is_live(self.liveness, node),
+            made_ms: status.made_ms,
+            used_bytes: status.used_bytes,
+            discarding_ms: status.discarding_ms,
+        });
+        api::Volume {
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+            spec: self.cluster.volumes.get(id).cloned(),
+            workloads: self.cluster.workloads.iter().filter_map(uses).collect(),
+            parts: parts.collect(),
+        }
+    }
+
     /// `GET /v1/workloads`, by namespace and name; of one namespace if given.
     pub fn workloads(&self, namespace: Option<&str>) -> Vec<api::Workload> {
         let chosen =
@@ -247,6 +283,9 @@ impl View<'_> {
         let placed = self.cluster.placements.get(&id);
         let side = self.cluster.side(self.liveness, self.now);
         let why = match workload.spec.takeover {
+            _ if volume::is_bound(self.cluster, &id, workload) => {
+                "its data is there, and so it waits for its node".to_owned()
+            }
             Takeover::Never => "takeover is \"never\", so it waits for its node".to_owned(),
             Takeover::Majority if !side.is_majority() => format!(
                 "this side sees {} of {} nodes and may not take over; takeover is \"majority\"",

@@ -70,7 +70,7 @@ impl Holder {
         }
         match self.role {
             Role::Admin => true,
-            Role::Deployer => kind == Kind::Workload,
+            Role::Deployer => matches!(kind, Kind::Workload | Kind::Volume),
             Role::Viewer => false,
         }
     }

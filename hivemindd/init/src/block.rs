@@ -212,6 +212,22 @@ pub(super) fn has_ext4(device: &Path) -> std::io::Result<bool> {
     Ok(u16::from_le_bytes(magic) == 0xef53)
 }
 
+/// Whether an ext4 file system counts what projects hold: one that an older release made does not.
+///
+/// # Errors
+/// When the device cannot be read.
+pub(super) fn counts_by_project(device: &Path) -> std::io::Result<bool> {
+    /// Offset of `s_feature_ro_compat`.
+    const FEATURES_AT: u64 = 1024 + 100;
+    /// `EXT4_FEATURE_RO_COMPAT_QUOTA` and `EXT4_FEATURE_RO_COMPAT_PROJECT`.
+    const WANTED: u32 = 0x100 | 0x2000;
+    let mut file = std::fs::File::open(device)?;
+    file.seek(SeekFrom::Start(FEATURES_AT))?;
+    let mut features = [0; 4];
+    file.read_exact(&mut features)?;
+    Ok(u32::from_le_bytes(features) & WANTED == WANTED)
+}
+
 /// Whether the device's beginning was never written, which is how the image leaves it.
 ///
 /// # Errors

@@ -20,7 +20,7 @@ use hivemind_spec::api::Wipe;
 use hivemind_spec::words::chain;
 use nix::mount::{MsFlags, umount};
 
-use super::block::{Device, Disk, has_ext4, is_blank};
+use super::block::{Device, Disk, counts_by_project, has_ext4, is_blank};
 use super::console::line;
 use super::{Error, mounts, reset, sys, watchdog};
 
@@ -92,7 +92,9 @@ pub(super) fn bring_up(disk: &Disk) -> Result<u64, Error> {
 
 fn mount(node: &Path) -> Result<(), Error> {
     let flags = MsFlags::MS_NOATIME | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mounts::mount_device(node, Path::new(MOUNT_POINT), "ext4", flags, MOUNT_OPTIONS)
+    let counts = counts_by_project(node).map_err(Error::io("reading", node))?;
+    let options = format!("{MOUNT_OPTIONS}{}", if counts { ",prjquota" } else { "" });
+    mounts::mount_device(node, Path::new(MOUNT_POINT), "ext4", flags, &options)
 }
 
 /// Wipes what an operator ordered to.
@@ -163,7 +165,9 @@ fn check(node: &Path, options: &[&str]) -> Result<(), Error> {
 fn make(node: &Path) -> Result<(), Error> {
     let mut mkfs = Command::new("/usr/sbin/mkfs.ext4");
     mkfs.args(["-F", "-q", "-L", "hivemind-state", "-m", "5"]);
-    mkfs.args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]).arg(node);
+    // Volumes are counted and limited by project.
+    mkfs.args(["-O", "quota,project"]);
+    mkfs.args(["-E", "quotatype=prjquota,lazy_itable_init=1,lazy_journal_init=1,nodiscard"]).arg(node);
     run("/usr/sbin/mkfs.ext4", mkfs, MKFS_LIMIT)
         .map_err(|failure| Error::Program { program: "/usr/sbin/mkfs.ext4", message: failure.to_string() })
 }

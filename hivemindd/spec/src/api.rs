@@ -10,6 +10,7 @@ use crate::document::{Ancestor, Document, MAX_ANCESTORS, SpecKey};
 use crate::dsse::Envelope;
 use crate::id::{ClusterId, Digest, NodeId, ReleaseId};
 use crate::release::Architecture;
+use crate::volume::VolumeSpec;
 
 /// `GET /v1/health`, unsigned: answers as soon as the node can serve requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -228,6 +229,43 @@ pub enum UpdatePhase {
     Ready,
     /// It cannot take it, and trying again would not help.
     Failed,
+}
+
+/// One item of `GET /v1/volumes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Volume {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What is wanted of it; absent when nothing is, and machines have data of that name all the same.
+    pub spec: Option<VolumeSpec>,
+    /// The workloads that use it, by name.
+    pub workloads: Vec<String>,
+    /// Where its data is.
+    pub parts: Vec<VolumePart>,
+}
+
+/// A part of a volume: all that a machine has of it, or what belongs to one replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumePart {
+    /// The replica's number where each has its own, else 0.
+    pub number: u32,
+    /// The node that has it.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// The node's host name.
+    pub hostname: String,
+    /// Whether the node can be heard.
+    pub reachable: bool,
+    /// When it was made, milliseconds since 1970.
+    pub made_ms: u64,
+    /// What is in it, bytes, give or take a sixteenth and a mebibyte; absent where that is not counted.
+    pub used_bytes: Option<u64>,
+    /// For how long it has waited to be discarded, milliseconds of the node's running; absent: it is not to be.
+    pub discarding_ms: Option<u64>,
 }
 
 /// One item of `GET /v1/releases`: how far a release of the operating system has come.

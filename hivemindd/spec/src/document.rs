@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::id::{Digest, NodeId, TokenId};
 use crate::release::OsReleaseSpec;
+use crate::volume::VolumeSpec;
 use crate::workload::WorkloadSpec;
 
 /// The only API version there is.
@@ -37,12 +38,14 @@ pub enum Kind {
     Workload,
     /// The operating system's release that machines of one architecture are to have.
     OsRelease,
+    /// Data that outlives containers.
+    Volume,
 }
 
 impl Kind {
     /// Whether documents of this kind live in a namespace. Others belong to the whole cluster.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Workload)
+        matches!(self, Kind::Workload | Kind::Volume)
     }
 }
 
@@ -143,6 +146,8 @@ pub enum Spec {
     Workload(Box<WorkloadSpec>),
     /// See [`Kind::OsRelease`].
     OsRelease(Box<OsReleaseSpec>),
+    /// See [`Kind::Volume`].
+    Volume(VolumeSpec),
 }
 
 /// The three built-in roles.
@@ -151,7 +156,7 @@ pub enum Spec {
 pub enum Role {
     /// May do everything.
     Admin,
-    /// May push and remove workloads, and read.
+    /// May push and remove workloads and volumes, and read.
     Deployer,
     /// May read.
     Viewer,
@@ -362,6 +367,7 @@ impl Document {
         match &self.spec {
             Some(Spec::Workload(workload)) => workload.validate(),
             Some(Spec::OsRelease(release)) => release.validate(&self.metadata.name),
+            Some(Spec::Volume(volume)) => volume.validate(),
             Some(Spec::NodeIntent(intent)) if intent.node.to_string() != self.metadata.name => {
                 Err(DocumentError::new("/spec/node", "must be the same id as the document's name"))
             }
@@ -396,6 +402,7 @@ fn parse_spec(kind: Kind, value: Value) -> Result<Spec, DocumentError> {
         Kind::NodeIntent => Spec::NodeIntent(typed(value)?),
         Kind::Workload => Spec::Workload(Box::new(typed(value)?)),
         Kind::OsRelease => Spec::OsRelease(Box::new(typed(value)?)),
+        Kind::Volume => Spec::Volume(typed(value)?),
     })
 }
 

@@ -14,5 +14,6 @@ pub mod key;
 pub mod machine;
 pub mod problem;
 pub mod release;
+pub mod volume;
 pub mod words;
 pub mod workload;

@@ -65,6 +65,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/workloads", get(reads::workloads))
         .route("/v1/replicas", get(reads::replicas))
         .route("/v1/releases", get(reads::releases))
+        .route("/v1/volumes", get(reads::volumes))
         .route("/v1/status", get(reads::status))
         .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));

@@ -22,6 +22,7 @@ use super::{logs, orders, reads, specs, support};
         reads::workloads,
         reads::replicas,
         reads::releases,
+        reads::volumes,
         reads::status,
         reads::health,
         reads::version,

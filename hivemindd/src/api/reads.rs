@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use hivemind_spec::api::{Health, Node, Replica, Rollout, Status, Version, Workload};
+use hivemind_spec::api::{Health, Node, Replica, Rollout, Status, Version, Volume, Workload};
 use hivemind_spec::document::API_VERSION;
 use hivemind_spec::problem::Problem;
 use serde::Deserialize;
@@ -57,6 +57,26 @@ pub(super) async fn replicas(
         .agent
         .read(move |node, now| node.view(now, "").replicas(namespace.as_deref(), workload.as_deref()))
         .await?;
+    Ok(Json(Items { items }))
+}
+
+/// Of which namespace.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OfNamespace {
+    /// Only of this namespace.
+    namespace: Option<String>,
+}
+
+/// The volumes, and where their data is.
+#[utoipa::path(get, path = "/v1/volumes", params(OfNamespace),
+    responses((status = 200, body = Items<Volume>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn volumes(
+    State(context): State<Context>,
+    Query(OfNamespace { namespace }): Query<OfNamespace>,
+) -> Result<Json<Items<Volume>>, Refusal> {
+    let items = context.agent.read(move |node, now| node.view(now, "").volumes(namespace.as_deref())).await?;
     Ok(Json(Items { items }))
 }
 

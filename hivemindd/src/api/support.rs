@@ -79,6 +79,7 @@ fn views(view: &hivemind_core::report::View<'_>) -> BTreeMap<String, String> {
         ("nodes.json", json(&view.nodes())),
         ("replicas.json", json(&view.replicas(None, None))),
         ("releases.json", json(&view.releases())),
+        ("volumes.json", json(&view.volumes(None))),
     ];
     named.into_iter().map(|(name, text)| (name.to_owned(), text)).collect()
 }

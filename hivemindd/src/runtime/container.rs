@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeInfo;
@@ -19,6 +20,7 @@ use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
+use hivemind_core::record::VolumePart;
 use hivemind_init::fence;
 use hivemind_spec::workload::HOST_GATEWAY;
 use nix::sys::signal::Signal;
@@ -30,7 +32,7 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
-use super::{Runtime, cgroup};
+use super::{Runtime, cgroup, on_disk, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -162,6 +164,7 @@ impl Runtime {
         let (mounts, ()) =
             tokio::try_join!(self.prepare_snapshot(id, &image.chain), self.networks.create(plan))?;
 
+        self.provide_volumes(plan, &mounts).await?;
         let files = self.files(id);
         write_files(&files, plan)
             .map_err(|error| transient(format!("writing to {}: {error}", files.display())))?;
@@ -172,6 +175,7 @@ impl Runtime {
             init_program: &self.settings.init_program,
             netns: &self.networks.path(id),
             files: &files,
+            volumes: &|part| self.volumes.data(part),
             limits: self.limits,
             open_files: self.open_files,
         };
@@ -182,6 +186,36 @@ impl Runtime {
         self.containerd.containers().update(request(update)).await.map_err(refused("making a container"))?;
         self.run_task(plan, mounts, &files).await?;
         self.run_hooks(id, "the hook after its start", &plan.spec.post_start, HOOKS_LIMIT).await
+    }
+
+    /// Makes the container's volumes that are not there yet.
+    async fn provide_volumes(&self, plan: &ContainerPlan, layers: &[Mount]) -> Result<(), OperationError> {
+        if plan.volumes.is_empty() {
+            return Ok(());
+        }
+        let at = self.settings.run_dir.join(format!("{}-image", plan.id.0));
+        let (volumes, layers) = (Arc::clone(&self.volumes), layers.to_vec());
+        let (mounts, plans) = (plan.spec.volumes.clone(), plan.volumes.clone());
+        on_disk("making its volumes", move || {
+            let mut image = None;
+            for mount in &mounts {
+                let Some(plan) = plans.get(&mount.volume) else { continue };
+                let fills = !mount.no_copy && !volumes.data(&plan.part).exists();
+                if fills && image.is_none() {
+                    image = Some(volume::image(&layers, &at)?);
+                }
+                let from = image.as_ref().filter(|_| fills).map(|image| (image, mount.path.as_str()));
+                volumes.provide(plan, wall_ms(), from)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes a part of a volume.
+    pub(super) async fn delete_volume(&self, part: &VolumePart) -> Result<(), OperationError> {
+        let (volumes, part) = (Arc::clone(&self.volumes), part.clone());
+        on_disk("deleting a volume", move || volumes.delete(&part)).await
     }
 
     async fn prepare_snapshot(&self, id: &ContainerId, chain: &str) -> Result<Vec<Mount>, OperationError> {

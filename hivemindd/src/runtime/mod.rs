@@ -30,6 +30,7 @@ mod oci;
 mod output;
 mod seccomp;
 mod user;
+mod volume;
 mod watch;
 
 pub use watch::Seen;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub netns_dir: PathBuf,
     /// Containers' logs.
     pub log_dir: PathBuf,
+    /// Volumes.
+    pub volume_dir: PathBuf,
     /// The overlay's bridge.
     pub bridge: String,
     /// The cgroup shims are in, so that they are not counted as containerd's; empty: containerd's.
@@ -85,6 +88,7 @@ impl Default for Settings {
             run_dir: "/run/hivemind/containers".into(),
             netns_dir: "/run/netns".into(),
             log_dir: "/var/log/containers".into(),
+            volume_dir: "/var/lib/hivemind/volumes".into(),
             bridge: "hive0".into(),
             shim_cgroup: "/hivemind/shims".into(),
             insecure_registries: Vec::new(),
@@ -110,6 +114,7 @@ pub struct Inner {
     images: image::Images,
     networks: netns::Networks,
     logs: output::Collector,
+    volumes: Arc<volume::Volumes>,
     operations: Semaphore,
     pulls: Semaphore,
     /// Whether resource limits can be set.
@@ -134,6 +139,7 @@ impl Runtime {
             .map_err(|error| client::permanent(format!("the log collector cannot start: {error}")))?;
         let limits = cgroup::prepare(&settings.shim_cgroup);
         Ok(Self(Arc::new(Inner {
+            volumes: Arc::new(volume::Volumes::new(settings.volume_dir.clone())),
             settings,
             containerd,
             images,
@@ -165,6 +171,7 @@ impl Runtime {
             RuntimeOp::Remove { container, logs } => {
                 within(OPERATION_LIMIT, "removing", self.remove(container, *logs)).await
             }
+            RuntimeOp::DeleteVolume { part } => self.delete_volume(part).await,
         }
     }
 
@@ -190,7 +197,10 @@ impl Runtime {
             },
             self.images.list(),
         )?;
-        let mut inventory = Inventory { images: images.into_iter().collect(), ..Inventory::default() };
+        let volumes = Arc::clone(&self.volumes);
+        let volumes = on_disk("looking at the volumes", move || volumes.list()).await?;
+        let images = images.into_iter().collect();
+        let mut inventory = Inventory { images, volumes, ..Inventory::default() };
         for container in containers.into_inner().containers {
             let labels = labels::read(&container.labels).map(|labels| labels.container);
             let id = ContainerId(container.id);
@@ -212,6 +222,16 @@ impl Runtime {
         }
         Ok(inventory)
     }
+}
+
+/// Work on the disk, which may take its time.
+async fn on_disk<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, OperationError> {
+    let result = tokio::task::spawn_blocking(work).await;
+    let result = result.map_err(|error| client::transient(format!("{doing}: {error}")))?;
+    result.map_err(|error| client::transient(format!("{doing}: {error}")))
 }
 
 /// Gives up what takes longer than `limit`. What it began, containerd and the kernel may still end: every operation
@@ -295,6 +315,7 @@ mod tests {
             containerd,
             networks: netns::Networks { directory: folder.path().to_owned(), bridge: "absent".to_owned() },
             logs: output::Collector::start().unwrap(),
+            volumes: Arc::new(volume::Volumes::new(folder.path().join("volumes"))),
             operations: Semaphore::new(OPERATIONS_AT_A_TIME),
             pulls: Semaphore::new(PULLS_AT_A_TIME),
             limits: false,

@@ -253,6 +253,7 @@ mod tests {
             gateway: Ipv4Addr::new(10, 42, 1, 1),
             search: "default.hive.internal".to_owned(),
             mtu: 1450,
+            volumes: Default::default(),
         }
     }
 

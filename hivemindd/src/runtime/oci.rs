@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hivemind_core::event::{ContainerPlan, OperationError};
-use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, Hook, MAX_OPEN_FILES, Tmpfs, Ulimit};
+use hivemind_core::record::VolumePart;
+use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, Hook, MAX_OPEN_FILES, Tmpfs, Ulimit, VolumeMount};
 use serde_json::{Value, json};
 
 use super::client::permanent;
@@ -75,6 +76,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) netns: &'a Path,
     /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
     pub(super) files: &'a Path,
+    /// Where the data of its volumes is.
+    pub(super) volumes: &'a dyn Fn(&VolumePart) -> PathBuf,
     /// Whether resource limits can be set: not where no cgroup controllers are delegated.
     pub(super) limits: bool,
     /// The highest hard limit of open files that can be given.
@@ -250,6 +253,7 @@ fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>,
         options.extend(tmpfs.options.iter().map(String::as_str));
         mounts.push(mount(&tmpfs.path, "tmpfs", "tmpfs", &options));
     }
+    mounts.extend(volumes(plan, around));
     if plan.spec.init {
         let options = ["bind", "rprivate", "ro", "nosuid", "nodev"];
         mounts.push(mount(INIT, "bind", &around.init_program.to_string_lossy(), &options));
@@ -261,6 +265,19 @@ fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>,
         mounts.push(mount(&file.path, "bind", &source.to_string_lossy(), &options));
     }
     Ok(mounts)
+}
+
+/// The volumes, those first in which others are mounted.
+fn volumes(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
+    let mut wanted: Vec<_> = plan.spec.volumes.iter().collect();
+    wanted.sort_by_key(|mount| mount.path.as_str());
+    let mount = |mount: &VolumeMount| {
+        let source = (around.volumes)(&plan.volumes.get(&mount.volume)?.part);
+        let access = if mount.read_only { "ro" } else { "rw" };
+        let options = ["bind", "rprivate", access, "nosuid", "nodev"];
+        Some(json!({ "destination": mount.path, "type": "bind", "source": source, "options": options }))
+    };
+    wanted.into_iter().filter_map(mount).collect()
 }
 
 /// Where the content lies of the document's file with this number.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use hivemind_spec::api::{Node, NodeState, SpecItem};
-use hivemind_spec::document::{Document, Kind};
+use hivemind_spec::document::{Document, Kind, SpecKey};
 use hivemind_spec::id::NodeId;
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     } else {
         say(&render(&changes));
         for key in &left {
-            say(&paint(FAINT, &left_over_note(&key.name)));
+            say(&paint(FAINT, &left_over_note(key)));
         }
     }
     Ok(if differs && options.exit_code { Exit::Differs } else { Exit::Success })
@@ -52,9 +52,9 @@ pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// The workload documents the cluster holds in a namespace, tombstones included where it tells.
+/// The documents the cluster holds in a namespace, tombstones included where it tells.
 pub(super) async fn current(client: &Client, namespace: &str) -> Result<Vec<SpecItem>> {
-    client.list(&format!("/v1/specs?kind={}&namespace={}", Kind::Workload, percent(namespace))).await
+    client.list(&format!("/v1/specs?namespace={}", percent(namespace))).await
 }
 
 /// The nodes that have a say in where exclusive workloads run, if there are any such among the documents.
@@ -66,8 +66,17 @@ pub(super) async fn enrolled(client: &Client, documents: &[Document]) -> Result<
     Ok(nodes.into_iter().filter(|node| node.state != NodeState::Revoked).map(|node| node.id).collect())
 }
 
-pub(super) fn left_over_note(name: &str) -> String {
-    format!("{name} is of this project, but not in the file; it stays. `hivemind remove {name}` removes it.")
+pub(super) fn left_over_note(key: &SpecKey) -> String {
+    let name = &key.name;
+    match key.kind {
+        Kind::Volume => format!(
+            "volume {name} is of this project, but not in the file; its data stays. `hivemind volumes remove {name}` \
+             has it deleted."
+        ),
+        _ => format!(
+            "{name} is of this project, but not in the file; it stays. `hivemind remove {name}` removes it."
+        ),
+    }
 }
 
 fn describe(change: &Change) -> Value {
@@ -121,8 +130,6 @@ fn render_difference(difference: &Difference) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hivemind_spec::document::SpecKey;
-
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! `hivemind push`: sign and send, and with `--wait` watch it come up.
 
 use hivemind_spec::api::Accepted;
-use hivemind_spec::document::Document;
+use hivemind_spec::document::{Document, Kind};
 use hivemind_spec::dsse::Envelope;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
         let enrolled = enrolled(&client, &compiled.documents).await?;
         let changes = compare(compiled.documents, &current, &enrolled, client.now_ms());
         for key in left_over(&compiled.project, &changes, &current) {
-            note(&paint(FAINT, &left_over_note(&key.name)));
+            note(&paint(FAINT, &left_over_note(&key)));
         }
         Ok(changes)
     })?;
@@ -41,7 +41,8 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
     let outcome = if options.wait {
         let interrupted =
             "stopped watching; the push was accepted and goes on. `hivemind ps` shows how far it is";
-        let targets = changes.iter().map(|change| watch::Target::new(change, &accepted)).collect();
+        let workloads = changes.iter().filter(|change| change.key.kind == Kind::Workload);
+        let targets = workloads.map(|change| watch::Target::new(change, &accepted)).collect();
         let watching = watch::until_running(&client, targets, options.timeout, text);
         Some(super::block_on(interrupted, watching)?)
     } else {
@@ -88,7 +89,10 @@ pub(super) async fn send(client: &Client, document: &Document) -> Result<Accepte
 }
 
 fn report(change: &Change, accepted: Option<&Accepted>) -> String {
-    let name = paint(STRONG, &change.key.name);
+    let name = match change.key.kind {
+        Kind::Volume => format!("volume {}", paint(STRONG, &change.key.name)),
+        _ => paint(STRONG, &change.key.name),
+    };
     let Some(accepted) = accepted else {
         return format!("{name}  {}", paint(FAINT, "unchanged"));
     };

@@ -17,7 +17,9 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
             // Services that were left out of the last push may be there from one before.
             let profile = vec!["*".to_owned()];
             let source = Source { files: vec![file.clone()], namespace: options.namespace.clone(), profile };
-            source::compile(&source)?.documents.into_iter().map(|document| document.metadata.name).collect()
+            let documents = source::compile(&source)?.documents.into_iter();
+            let workloads = documents.filter(|document| document.kind == Kind::Workload);
+            workloads.map(|document| document.metadata.name).collect()
         }
     };
     // Removing twice what was named twice would be a conflict with oneself.

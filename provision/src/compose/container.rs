@@ -8,14 +8,13 @@ use hivemind_spec::workload::{
 };
 
 use super::reader::Reader;
-use super::service::Configs;
 use super::yaml::{Key, Node, Value};
 use super::{keys, ports};
 
 /// Reads one key. A `None` means that the fault is recorded.
 pub(super) fn key(
     reader: &Reader<'_>,
-    configs: &Configs,
+    configs: &BTreeMap<String, String>,
     container: &mut ContainerSpec,
     key: &Key,
     node: &Node,
@@ -44,9 +43,9 @@ pub(super) fn key(
         "post_start" => container.post_start = hooks(reader, node)?,
         "pre_stop" => container.pre_stop = hooks(reader, node)?,
         "read_only" => container.read_only = reader.boolean(node)?,
-        "tmpfs" => container.tmpfs = tmpfs(reader, node)?,
+        "tmpfs" => container.tmpfs.extend(tmpfs(reader, node)?),
         "shm_size" => container.shm_size_bytes = Some(reader.size_bytes(node)?),
-        "configs" => container.files = files(reader, configs, node)?,
+        "configs" => container.files.extend(files(reader, configs, node)?),
         "cap_add" => container.capabilities.add = capabilities(reader, node, rights::may_add)?,
         "cap_drop" => container.capabilities.drop = capabilities(reader, node, |_| Ok(()))?,
         "sysctls" => sysctls(reader, container, node)?,
@@ -217,7 +216,7 @@ fn security(reader: &Reader<'_>, node: &Node) -> Option<()> {
 }
 
 /// The configurations that a service names, as files.
-fn files(reader: &Reader<'_>, configs: &Configs, node: &Node) -> Option<Vec<File>> {
+fn files(reader: &Reader<'_>, configs: &BTreeMap<String, String>, node: &Node) -> Option<Vec<File>> {
     let mut files = Vec::new();
     for item in reader.sequence(node)? {
         let (mut source, mut target, mut uid, mut gid, mut mode) = (None, None, 0, 0, 0o444);

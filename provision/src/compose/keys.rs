@@ -15,8 +15,7 @@ use Verdict::{Honoured, Refused};
 /// A key and its verdict.
 pub type Row = (&'static str, Verdict);
 
-const STORAGE: Verdict =
-    Refused("storage is not in this version; a container's own file system goes with it");
+const ON_DISK: Verdict = Refused("volumes are on the machines' own disks in this version");
 const NETWORKS: Verdict = Refused("all workloads share one network, where they find each other by name");
 const RIGHTS: Verdict = Refused("containers get no rights over the machine they run on");
 const ONE_PLACE: Verdict = Refused("a container must not depend on the machine it happens to run on");
@@ -34,7 +33,7 @@ pub const TOP: &[Row] = &[
     ("models", LATER),
     ("networks", NETWORKS),
     ("secrets", LATER),
-    ("volumes", STORAGE),
+    ("volumes", Honoured("see below; data that outlives containers, and is deleted by order only")),
 ];
 
 /// A service.
@@ -157,8 +156,11 @@ pub const SERVICE: &[Row] = &[
     ("use_api_socket", RIGHTS),
     ("userns_mode", RIGHTS),
     ("uts", RIGHTS),
-    ("volumes", STORAGE),
-    ("volumes_from", STORAGE),
+    (
+        "volumes",
+        Honoured("see below; volumes, files beside the Compose file, which travel with the workload, and memory"),
+    ),
+    ("volumes_from", Honoured("all volumes of another service; `SERVICE:ro` to read them only")),
 ];
 
 /// `deploy`.
@@ -279,6 +281,59 @@ pub const CONFIG_USE: &[Row] = &[
     ("uid", Honoured("the file's owner; 0 if not given")),
 ];
 
+/// An entry of the top level's `volumes`.
+pub const VOLUME: &[Row] = &[
+    ("driver", Honoured("`local` only: a folder on the disk of a machine")),
+    ("external", Honoured("`true`: it was pushed before, and is as it was pushed")),
+    ("labels", Honoured("the volume's labels")),
+    ("name", Honoured("what it is called in its namespace; the key if not given")),
+    ("driver_opts", ON_DISK),
+];
+
+/// `x-hivemind` of a volume.
+pub const VOLUME_EXTENSION: &[Row] = &[
+    (
+        "per",
+        Honoured(
+            "`cluster`: there is one, and all that use it run where it is; `node`: each machine has its own; `replica`: \
+             each replica has its own, where it stays. `node` if not given and a global service uses it, else `cluster`",
+        ),
+    ),
+    ("size", Honoured("the most that each may hold")),
+];
+
+/// An entry of a service's `volumes` in its long form.
+pub const MOUNT: &[Row] = &[
+    ("bind", Honoured("see below")),
+    ("consistency", Honoured("for macOS; writes are seen by all at once anyway")),
+    ("read_only", Honoured("whether the container may only read it")),
+    ("source", Honoured("the volume's name, or a file beside the Compose file")),
+    ("target", Honoured("where in the container")),
+    ("tmpfs", Honoured("see below")),
+    ("type", Honoured("`volume`, `bind` or `tmpfs`")),
+    ("volume", Honoured("see below")),
+    ("image", LATER),
+];
+
+/// `bind` of such an entry.
+pub const MOUNT_BIND: &[Row] = &[
+    ("create_host_path", Honoured("without effect: a file that travels must be there")),
+    ("selinux", Honoured("`z` or `Z`, without effect: machines have no SELinux")),
+    ("propagation", RIGHTS),
+    ("recursive", RIGHTS),
+];
+
+/// `volume` of such an entry.
+pub const MOUNT_VOLUME: &[Row] = &[
+    ("nocopy", Honoured("whether a new volume is empty; else it begins with what the image has there")),
+    ("labels", Refused("a volume's labels are under the top level's `volumes`")),
+    ("subpath", LATER),
+];
+
+/// `tmpfs` of such an entry.
+pub const MOUNT_TMPFS: &[Row] =
+    &[("mode", Honoured("its permissions, octal")), ("size", Honoured("the most it may hold"))];
+
 /// An entry of `depends_on` in its long form.
 pub const DEPENDENCY: &[Row] = &[
     (
@@ -343,8 +398,14 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.post_start", HOOK),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.configs", CONFIG_USE),
+    ("services.NAME.volumes", MOUNT),
+    ("services.NAME.volumes.bind", MOUNT_BIND),
+    ("services.NAME.volumes.volume", MOUNT_VOLUME),
+    ("services.NAME.volumes.tmpfs", MOUNT_TMPFS),
     ("services.NAME.extends", EXTENDS),
     ("configs.NAME", CONFIG),
+    ("volumes.NAME", VOLUME),
+    ("volumes.NAME.x-hivemind", VOLUME_EXTENSION),
     ("include", INCLUDE),
     ("services.NAME.x-hivemind", EXTENSION),
 ];

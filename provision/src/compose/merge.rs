@@ -54,7 +54,7 @@ fn rule(level: Level, key: &str) -> (Rule, Level) {
         (Level::Service, "dns_opt" | "dns_search" | "env_file" | "label_file" | "tmpfs") => {
             (Rule::List, Level::Other)
         }
-        (Level::Service, "configs") => (Rule::Targets, Level::Other),
+        (Level::Service, "configs" | "volumes") => (Rule::Targets, Level::Other),
         _ => (Rule::Plain, Level::Other),
     }
 }
@@ -132,10 +132,10 @@ fn sequences(rule: Rule, mut below: Vec<Node>, above: Vec<Node>) -> Vec<Node> {
     below
 }
 
-/// Where in the container a configuration goes.
+/// Where in the container a configuration or a volume goes.
 fn target(node: &Node) -> Option<String> {
     let text = match &node.value {
-        Value::Scalar(scalar) => scalar.text.clone(),
+        Value::Scalar(scalar) => scalar.text.split(':').nth(1).unwrap_or(&scalar.text).to_owned(),
         Value::Mapping(entries) => {
             let find = |name: &str| entries.iter().find(|(key, _)| key.text == name);
             match &find("target").or_else(|| find("source"))?.1.value {

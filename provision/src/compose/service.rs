@@ -8,6 +8,7 @@ use hivemind_spec::workload::{
 };
 
 use super::reader::Reader;
+use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
 use super::{container, environment, health, keys};
 
@@ -24,8 +25,14 @@ type Pairs = BTreeMap<String, String>;
 /// A value together with where it was set, for keys that can be set in two places.
 type Placed<T> = Option<(Mark, T)>;
 
-/// Contents of the file's configurations, by name.
-pub(super) type Configs = BTreeMap<String, String>;
+/// What the file has for all its services.
+#[derive(Default)]
+pub(super) struct Shared {
+    /// Contents of its configurations, by name.
+    pub(super) configs: BTreeMap<String, String>,
+    /// Its volumes, and those without a name of the services that were read.
+    pub(super) volumes: Volumes,
+}
 
 /// What is collected while a service's keys are read.
 struct Draft {
@@ -51,6 +58,7 @@ struct Draft {
     depends_on: Vec<(Mark, Dependency)>,
     links: Pairs,
     container_name: Placed<()>,
+    volumes_from: Vec<volumes::From>,
     /// Where `healthcheck` is.
     healthcheck: Placed<()>,
     question: Placed<(Option<HttpCheck>, Option<u16>)>,
@@ -67,16 +75,18 @@ pub(super) struct Service {
     pub(super) profiles: Vec<String>,
     /// Where in the file it says which services it depends on.
     pub(super) depends_on: Vec<(Mark, Dependency)>,
+    /// The services whose volumes it has too.
+    pub(super) volumes_from: Vec<volumes::From>,
 }
 
 /// Reads a service.
-pub(super) fn service(reader: &Reader<'_>, configs: &Configs, name: &Key, node: &Node) -> Option<Service> {
+pub(super) fn service(reader: &Reader<'_>, shared: &mut Shared, name: &Key, node: &Node) -> Option<Service> {
     let mut draft = Draft::new();
     for (key, value) in reader.entries(node, keys::SERVICE)? {
         // `key:` with nothing after it is as if it were not there, as Compose has it, save for the
         // image, which must be named. A `None` means that the fault is recorded.
         if !value.is_null() || key.text == "image" {
-            service_key(reader, configs, &mut draft, (name, key), value);
+            service_key(reader, shared, &mut draft, (name, key), value);
         }
     }
     if let Some((_, extension)) = reader.mapping(node)?.iter().find(|(key, _)| key.text == "x-hivemind") {
@@ -118,6 +128,7 @@ impl Draft {
             depends_on: Vec::new(),
             links: Pairs::new(),
             container_name: None,
+            volumes_from: Vec::new(),
             healthcheck: None,
             question: None,
             takeover: Takeover::default(),
@@ -160,7 +171,13 @@ impl Draft {
         };
         let mut labels = self.label_files;
         labels.extend(self.labels);
-        Service { workload, labels, profiles: self.profiles, depends_on: self.depends_on }
+        Service {
+            workload,
+            labels,
+            profiles: self.profiles,
+            depends_on: self.depends_on,
+            volumes_from: self.volumes_from,
+        }
     }
 }
 
@@ -234,7 +251,7 @@ fn cpu_quota(reader: &Reader<'_>, draft: &mut Draft) {
 /// Reads one key. A `None` means that the fault is recorded, so the result is not looked at.
 fn service_key(
     reader: &Reader<'_>,
-    configs: &Configs,
+    shared: &mut Shared,
     draft: &mut Draft,
     (service, key): (&Key, &Key),
     node: &Node,
@@ -270,7 +287,11 @@ fn service_key(
         "profiles" => {
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
         }
-        _ => container::key(reader, configs, &mut draft.container, key, node)?,
+        "volumes" => {
+            volumes::mounts(reader, &mut shared.volumes, &service.text, &mut draft.container, node)?
+        }
+        "volumes_from" => draft.volumes_from = volumes::others(reader, node)?,
+        _ => container::key(reader, &shared.configs, &mut draft.container, key, node)?,
     }
     Some(())
 }

@@ -1,3 +1,5 @@
+mod volumes;
+
 use hivemind_spec::workload::{Condition, RestartCondition, Takeover, WorkloadSpec};
 
 use super::keys::Verdict;
@@ -249,6 +251,8 @@ fn sample(key: &str) -> &'static str {
         "tmpfs" => "/a",
         "ulimits" => "{nofile: 100}",
         "user" => "'1'",
+        "volumes" => "[data:/a]",
+        "volumes_from" => "[other]",
         "working_dir" => "/a",
         other => panic!("no sample for the honoured key {other}"),
     }
@@ -267,7 +271,8 @@ const SPECIFIED: &str = "annotations attach blkio_config build cap_add cap_drop 
 
 #[test]
 fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line() {
-    let more = "  other:\n    image: other\n    user: '7'\nconfigs: {a: {content: text}}\n";
+    let more = "  other:\n    image: other\n    user: '7'\n    volumes: [data:/b]\n\
+                configs: {a: {content: text}}\nvolumes: {data: {}}\n";
     let base = compiled(&(service("") + more));
     let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
     let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();

@@ -129,6 +129,15 @@ pub fn workload_document(name: &str, revision: u64, shape: impl FnOnce(&mut Work
     document
 }
 
+/// A volume of which there is one.
+pub fn volume(name: &str, revision: u64) -> Envelope {
+    let json = r#"{"apiVersion":"hivemind/v1","kind":"Volume","metadata":{"name":"NAME","namespace":"default","revision":1},
+        "spec":{}}"#;
+    let mut document = named(json, name);
+    document.metadata.revision = revision;
+    sign(&document, &root_key())
+}
+
 /// An operator's key, signed by `by`.
 pub fn key_document(
     name: &str,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_core::event::{ContainerPlan, Note, RequestId, RuntimeOp};
 use hivemind_core::node::STEADY_MS;
-use hivemind_core::record::{Record, RecordKey, ReplicaId, WorkloadId};
+use hivemind_core::record::{Record, RecordKey, ReplicaId, VolumePart, WorkloadId};
 use hivemind_core::state::encode;
 use hivemind_spec::api::Accepted;
 use hivemind_spec::document::{Ancestor, Document, Kind, MAX_ANCESTORS, Role, Spec, SpecKey};
@@ -84,6 +84,8 @@ pub struct Ledger {
     /// Where replicas of workloads with `takeover: never` belong: where they were started first.
     homes: BTreeMap<ReplicaId, NodeId>,
     never: BTreeSet<WorkloadId>,
+    /// Where data is: where a container first had it.
+    data: BTreeMap<VolumePart, NodeId>,
     /// Workloads of which there must never be two.
     exclusive: BTreeSet<WorkloadId>,
     /// Nodes cut off for good, as everybody would know who had heard of everything.
@@ -102,6 +104,7 @@ impl Default for Ledger {
             ancestors: BTreeMap::new(),
             homes: BTreeMap::new(),
             never: BTreeSet::new(),
+            data: BTreeMap::new(),
             exclusive: BTreeSet::new(),
             cut_off: BTreeSet::new(),
         };
@@ -160,7 +163,7 @@ impl Ledger {
         let signature = envelope.verify(|id| self.operators.get(id).map(|operator| operator.public));
         let covers = match operator.role {
             Role::Admin => true,
-            Role::Deployer => document.kind == Kind::Workload,
+            Role::Deployer => matches!(document.kind, Kind::Workload | Kind::Volume),
             Role::Viewer => false,
         };
         let here =
@@ -240,6 +243,10 @@ impl Ledger {
             RuntimeOp::Start(plan) => {
                 self.nothing_unsigned_runs(index, machine, plan);
                 self.stays_at_home(machine.id, plan);
+                self.stays_with_its_data(machine.id, plan);
+            }
+            RuntimeOp::DeleteVolume { part } => {
+                self.must(false, "no data is deleted without an order", || format!("m{index} deletes {part}"));
             }
             RuntimeOp::Stop { container, .. } => {
                 let stopped = machine.runtime.running().find(|plan| plan.id == *container);
@@ -333,6 +340,21 @@ impl Ledger {
         self.must(home == node, "takeover \"never\" is kept", || {
             format!("node {} starts {replica}, which is node {}'s", node.short(), home.short())
         });
+    }
+
+    fn stays_with_its_data(&mut self, node: NodeId, plan: &ContainerPlan) {
+        // As with those that belong to their nodes.
+        for part in plan.volumes.values().map(|volume| &volume.part) {
+            if self.cut_off.contains(&node) {
+                return;
+            }
+            let home = *self.data.entry(part.clone()).or_insert(node);
+            let kept = home == node || self.cut_off.contains(&home);
+            self.must(kept, "a replica runs where its data is", || {
+                let replica = &plan.labels.replica;
+                format!("node {} starts {replica}, whose data {part} is on {}", node.short(), home.short())
+            });
+        }
     }
 
     fn nothing_healthy_is_disturbed(&mut self, index: usize, plan: &ContainerPlan) {

@@ -12,7 +12,7 @@ use hivemind_spec::id::{NodeId, ReleaseId};
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
 use hivemind_spec::release::Architecture;
-use hivemind_spec::workload::{Exclusive, Resources, Takeover};
+use hivemind_spec::workload::{Exclusive, Resources, Takeover, VolumeMount};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
 use super::trace::Trace;
@@ -49,6 +49,9 @@ const STEADY: &str = "steady";
 
 /// The workload that waits for its nodes.
 const HOMELY: &str = "homely";
+
+/// The workload with data, and its volume.
+const KEEPER: &str = "keeper";
 
 /// The workload of which there must never be two.
 const SINGLE: &str = "single";
@@ -232,9 +235,19 @@ impl Life {
             });
             self.push_now(0, envelope)?;
         }
+        let revision = self.next_revision();
+        self.push_now(0, cast::volume(KEEPER, revision))?;
+        let revision = self.next_revision();
+        let keeper = cast::workload_with(KEEPER, revision, &cast::root_key(), |spec| {
+            spec.priority = 100;
+            let (volume, path) = (KEEPER.to_owned(), "/data".to_owned());
+            spec.container.volumes = vec![VolumeMount { volume, path, read_only: false, no_copy: false }];
+            spec.container.resources.cpu_request_millis = Some(100);
+        });
+        self.push_now(0, keeper)?;
         let placed = |world: &World| {
             let runs: BTreeSet<String> = world.machines.iter().flat_map(|m| m.runs()).collect();
-            runs.len() == 2 * count as usize
+            runs.len() == 2 * count as usize + 1
         };
         if !self.world.run_until(HEALING_MS, placed) || !self.world.run_until(FORMING_MS, World::agrees) {
             self.kept()?;

@@ -169,7 +169,10 @@ impl Machine {
     pub(super) fn copy(&self, index: usize) -> Self {
         let fresh = Self::new(index, &self.token, self.document.clone());
         let disk = self.disk.clone();
+        let mut runtime = fresh.runtime.clone();
+        runtime.inventory.volumes = self.runtime.inventory.volumes.clone();
         Self {
+            runtime,
             id: self.id,
             seed: self.seed,
             boot: self.boot,

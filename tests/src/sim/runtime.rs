@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hivemind_core::event::{
     ContainerId, ContainerPlan, ContainerState, Inventory, OperationError, RuntimeOp, TaskState,
+    VolumeState,
 };
 use rand::{Rng, RngExt as _};
 
@@ -53,8 +54,15 @@ impl Runtime {
                 let state = ContainerState { labels: Some(plan.labels.clone()), task };
                 self.inventory.containers.insert(plan.id.clone(), state);
                 self.plans.insert(plan.id.clone(), (**plan).clone());
+                for volume in plan.volumes.values() {
+                    let new = VolumeState { made_ms: wall_ms, used_bytes: None };
+                    self.inventory.volumes.entry(volume.part.clone()).or_insert(new);
+                }
             }
             RuntimeOp::Stop { container, .. } if !fails => self.end(container, 143, wall_ms),
+            RuntimeOp::DeleteVolume { part } if !fails => {
+                self.inventory.volumes.remove(part);
+            }
             RuntimeOp::Remove { container, .. } if !fails => {
                 self.inventory.containers.remove(container);
                 self.plans.remove(container);

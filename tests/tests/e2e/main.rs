@@ -23,4 +23,5 @@ mod revocation;
 mod supervisor;
 mod support;
 mod upgrade;
+mod volumes;
 mod workloads;

@@ -10,17 +10,18 @@ use hivemind_spec::api::Phase;
 use hivemind_spec::document::{Kind, SpecKey};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::release::Architecture;
+use hivemind_spec::volume::Per;
 
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
-use crate::event::{Action, Actions, Level, NetworkPlan};
+use crate::event::{Action, Actions, Level, NetworkPlan, VolumePlan};
 use crate::record::{
     Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Rollout, Topic,
-    WorkloadId,
+    VolumePart, WorkloadId,
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dependencies, dns, overlay, rollout, scheduler, statement};
+use crate::{dependencies, dns, overlay, rollout, scheduler, statement, volume};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -258,6 +259,8 @@ impl Node {
             self.replica_wake_ms = None;
             return;
         }
+        let volumes = self.volumes.look(now, &self.cluster, self.replicas.volumes());
+        self.tell_volumes(now, &volumes);
         self.check_before_first_run(now, out);
         let leases = self.hold_leases(now, out);
         let wanted: BTreeMap<ReplicaId, &Workload> = self
@@ -268,15 +271,19 @@ impl Node {
             .collect();
         let Some(facts) = &self.facts else { return };
         let waits = self.waits_of(wanted.iter());
+        let mounts = self.volumes_of(&wanted);
         let here = Here {
             leases: &leases,
             waits: &waits,
+            volumes: &mounts,
+            discarded: &volumes.due,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,
         };
         let plan = self.replicas.plan(now, &wanted, here);
         let lease_wake_ms = self.leases.wake_at_ms(now.mono_ms);
-        self.replica_wake_ms = [plan.wake_at_ms, lease_wake_ms].into_iter().flatten().min();
+        let wakes = [plan.wake_at_ms, lease_wake_ms, volumes.wake_at_ms];
+        self.replica_wake_ms = wakes.into_iter().flatten().min();
         if self.fences != plan.fences {
             if !plan.fences.is_empty() {
                 out.push(Action::Fence(plan.fences.clone()));
@@ -291,6 +298,43 @@ impl Node {
             self.health_checks = Some(plan.health_checks);
         }
         self.tell_replicas(now, plan.statuses, out);
+    }
+
+    /// The volumes of replicas that have any, or why they cannot be used here.
+    fn volumes_of(
+        &self,
+        wanted: &BTreeMap<ReplicaId, &Workload>,
+    ) -> BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>> {
+        let me = self.settings.me;
+        let mut all = BTreeMap::new();
+        for (replica, workload) in wanted.iter().filter(|(_, w)| !w.spec.container.volumes.is_empty()) {
+            let plan = |(name, (part, per)): (String, (VolumePart, Per))| {
+                let home = volume::home(&self.cluster, &part, Some(&me)).filter(|home| *home != me);
+                if let Some(home) = home.filter(|_| per != Per::Node && !self.replicas.volumes().contains_key(&part)) {
+                    return Err(format!("its volume {name} is on {}", self.cluster.hostname(&home)));
+                }
+                let size_bytes = self.cluster.volumes.get(&part.volume).and_then(|spec| spec.size_bytes);
+                Ok((name, VolumePlan { part, size_bytes }))
+            };
+            let parts = volume::parts(&self.cluster, replica, workload).map_err(|why| why.to_string());
+            let plans = parts.and_then(|parts| parts.into_iter().map(plan).collect());
+            all.insert(replica.clone(), plans);
+        }
+        all
+    }
+
+    /// Says which parts of volumes this node has, and takes back what it said about those that are gone.
+    fn tell_volumes(&mut self, now: Time, volumes: &volume::Standing) {
+        if self.is_revoked(&self.settings.me) {
+            return;
+        }
+        let before = self.own_volume_parts();
+        for part in before.into_keys().filter(|part| !volumes.statuses.contains_key(part)) {
+            self.say(now, Topic::Volume(part), None);
+        }
+        for (part, status) in &volumes.statuses {
+            self.say(now, Topic::Volume(part.clone()), Some(Observation::Volume(*status)));
+        }
     }
 
     /// Says how this node's replicas are, and takes back what it said about those that are gone.

@@ -20,9 +20,10 @@ use hivemind_spec::problem::{Code, Problem};
 use super::replication::{self, FANOUT};
 use super::{Content, Node};
 use crate::checking;
+use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, Message, RequestId};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Record, RecordKey};
+use crate::record::{Record, RecordKey, VolumeId, WorkloadId};
 use crate::state::Entry;
 use crate::time::Time;
 
@@ -97,6 +98,7 @@ impl Node {
         check_content(document.value())?;
         self.check_exclusive(document.value())?;
         self.check_release(document.value())?;
+        self.check_volume(document.value())?;
         let place = checking::spec_key(envelope, &document);
         if let Some(held) = self.check_current(&document)?
             && held.record == Record::Spec(envelope.clone())
@@ -155,6 +157,36 @@ impl Node {
                 refuse("/spec/version", detail, "push that version or a newer one")
             }
             None => Ok(()),
+        }
+    }
+
+    /// Refuses what would leave data behind where nothing finds it, or take it from what uses it.
+    fn check_volume(&self, document: &Document) -> Result<(), Box<Problem>> {
+        let Some(Spec::Volume(spec)) = &document.spec else { return Ok(()) };
+        let id = VolumeId {
+            namespace: document.metadata.namespace.clone(),
+            name: document.metadata.name.clone(),
+        };
+        let refuse = |place: &str, detail: String, advice: &str| {
+            Err(Box::new(Problem::new(Code::InvalidDocument, detail).advice(advice).at(place)))
+        };
+        let held = self.cluster.volume_parts.keys().any(|(part, _)| part.volume == id);
+        if let Some(before) = self.cluster.volumes.get(&id)
+            && (before.per != spec.per && held)
+        {
+            let detail = format!("volume {id} has data, and so stays one for each {}", before.per.name());
+            return refuse("/spec/per", detail, "use a volume of another name, or remove this one first");
+        }
+        let uses = |(name, workload): &(&WorkloadId, &Workload)| {
+            let mounts = &workload.spec.container.volumes;
+            name.namespace == id.namespace && mounts.iter().any(|mount| mount.volume == id.name)
+        };
+        match self.cluster.workloads.iter().find(uses) {
+            Some((name, _)) if spec.discard.is_some() => {
+                let detail = format!("workload {} uses volume {id}", name.name);
+                refuse("/spec/discard", detail, "remove the workload first, or push it without the volume")
+            }
+            _ => Ok(()),
         }
     }
 

@@ -11,7 +11,9 @@ use super::{Content, Node, Unplanned};
 use crate::cluster::{LastSeen, OsRelease};
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
+use crate::record::{
+    Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic, VolumeId, VolumePart, VolumeStatus,
+};
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
 use crate::time::Time;
@@ -214,6 +216,11 @@ impl Node {
         let workload = match (key, content) {
             (RecordKey::Observation(_, Topic::Overtaken(name)), _) => return !self.map.has_document(name),
             (RecordKey::Observation(_, Topic::Replica(replica)), _) => &replica.workload,
+            // Data outlives its document; that it is gone does not.
+            (RecordKey::Observation(_, Topic::Volume(part)), Content::Observation(None)) => {
+                let VolumeId { namespace, name } = part.volume.clone();
+                return !self.map.has_document(&SpecKey { kind: Kind::Volume, namespace, name });
+            }
             (RecordKey::Decision(Matter::Placement(workload)), Content::Decision(None)) => workload,
             (RecordKey::Decision(Matter::Rollout(architecture)), Content::Decision(None)) => {
                 return !self.map.has_document(&OsRelease::name(*architecture));
@@ -556,6 +563,21 @@ impl Node {
     }
 }
 
+impl Node {
+    /// What this node says of the parts of volumes it has.
+    pub(super) fn own_volume_parts(&self) -> BTreeMap<VolumePart, VolumeStatus> {
+        let own = self.map.observations(self.settings.me);
+        own.filter_map(|(key, entry)| match (key, &entry.content) {
+            (
+                RecordKey::Observation(_, Topic::Volume(part)),
+                Content::Observation(Some(Observation::Volume(status))),
+            ) => Some((part.clone(), *status)),
+            _ => None,
+        })
+        .collect()
+    }
+}
+
 fn is_key_document(key: &RecordKey) -> bool {
     matches!(key, RecordKey::Spec(name, _) if name.kind == Kind::Key)
 }
@@ -566,6 +588,9 @@ pub(super) fn describe(key: &RecordKey) -> String {
         RecordKey::Spec(name, signer) => format!("the document {name} by key {}", signer.short()),
         RecordKey::Observation(node, Topic::Replica(replica)) => {
             format!("the status of replica {replica} by node {}", node.short())
+        }
+        RecordKey::Observation(node, Topic::Volume(part)) => {
+            format!("the status of volume {part} by node {}", node.short())
         }
         RecordKey::Observation(node, _) => format!("a statement of node {}", node.short()),
         RecordKey::Decision(Matter::Placement(workload)) => {

@@ -22,6 +22,7 @@
 //! It will not move a replica: which replicas are wanted here is the scheduler's.
 
 mod address;
+mod discard;
 mod health;
 mod life;
 mod observed;
@@ -40,11 +41,11 @@ use hivemind_spec::workload::{HealthCheck, RestartCondition};
 use crate::cluster::Workload;
 use crate::event::{
     ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, LocalNetwork, OVERLAY_MTU,
-    OperationError, OperationId, RuntimeOp, TaskState,
+    OperationError, OperationId, RuntimeOp, TaskState, VolumePlan, VolumeState,
 };
 use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{ReplicaId, ReplicaStatus, WorkloadId};
+use crate::record::{ReplicaId, ReplicaStatus, VolumePart, WorkloadId};
 use crate::time::Time;
 
 use health::Health;
@@ -107,6 +108,10 @@ pub struct Here<'a> {
     pub leases: &'a BTreeMap<WorkloadId, (Lease, String)>,
     /// What workloads wait for before their containers start, in words ([`crate::dependencies`]).
     pub waits: &'a BTreeMap<WorkloadId, String>,
+    /// The volumes of replicas that have any, by the volumes' names, or why they cannot be used, in words.
+    pub volumes: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
+    /// Parts of volumes that are to be deleted.
+    pub discarded: &'a BTreeSet<VolumePart>,
 }
 
 impl Here<'_> {
@@ -139,15 +144,21 @@ pub fn container_id(replica: &ReplicaId, template: &Digest) -> ContainerId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum InFlight {
     Pull { image: String },
-    Start { container: ContainerId, labels: ContainerLabels, since_wall_ms: u64 },
+    Start {
+        container: ContainerId,
+        labels: ContainerLabels,
+        volumes: Vec<VolumePart>,
+        since_wall_ms: u64,
+    },
     Stop { container: ContainerId },
     Remove { container: ContainerId },
+    Discard { part: VolumePart },
 }
 
 impl InFlight {
     fn container(&self) -> Option<&ContainerId> {
         match self {
-            Self::Pull { .. } => None,
+            Self::Pull { .. } | Self::Discard { .. } => None,
             Self::Start { container, .. } | Self::Stop { container } | Self::Remove { container } => {
                 Some(container)
             }
@@ -198,6 +209,7 @@ pub struct Replicas {
     health: BTreeMap<ContainerId, Health>,
     trouble: BTreeMap<ContainerId, Trouble>,
     stopping: BTreeMap<ContainerId, Stopping>,
+    failed_discards: discard::Failed,
     said: BTreeMap<ReplicaId, ReplicaStatus>,
 }
 
@@ -221,8 +233,10 @@ impl Replicas {
                 self.pulls.forget(&image);
                 self.observed.expect_image(image);
             }
+            (Some(InFlight::Discard { part }), result) => self.discarded(now, part, result.is_err()),
             (Some(InFlight::Pull { image }), Err(error)) => self.pulls.failed(now, &image, error),
-            (Some(InFlight::Start { container, labels, since_wall_ms }), Ok(())) => {
+            (Some(InFlight::Start { container, labels, volumes, since_wall_ms }), Ok(())) => {
+                self.observed.expect_volumes(now, volumes);
                 self.observed.expect_running(now, container, labels, since_wall_ms);
             }
             (Some(InFlight::Start { labels, .. }), Err(error)) => {
@@ -275,6 +289,7 @@ impl Replicas {
             let standing = self.advance(now, replica, workload, node, &mut plan);
             standings.insert(replica.clone(), standing);
         }
+        self.discard(now, node.discarded, wanted, &mut plan);
         self.pulls.forget_refused();
         for (replica, standing) in standings {
             let status = self.status(now, &replica, wanted.get(&replica).copied(), standing);
@@ -286,12 +301,22 @@ impl Replicas {
 
     /// The workloads of which anything is here, or is about to be.
     pub fn workloads_here(&self) -> BTreeSet<WorkloadId> {
+        self.replicas_here().map(|replica| replica.workload.clone()).collect()
+    }
+
+    /// The replicas of which a container is here, or is about to be.
+    fn replicas_here(&self) -> impl Iterator<Item = &ReplicaId> {
         let held = self.observed.inventory().containers.values().filter_map(|state| state.labels.as_ref());
         let starting = self.operations.values().filter_map(|op| match op {
             InFlight::Start { labels, .. } => Some(labels),
             _ => None,
         });
-        held.chain(starting).map(|labels| labels.replica.workload.clone()).collect()
+        held.chain(starting).map(|labels| &labels.replica)
+    }
+
+    /// The parts of volumes that are here.
+    pub fn volumes(&self) -> &BTreeMap<VolumePart, VolumeState> {
+        &self.observed.inventory().volumes
     }
 
     /// Whether a container of a replica runs here, as far as is known.
@@ -432,7 +457,7 @@ impl Replicas {
                 return Standing::new(Phase::Starting, "the container that ended is being removed");
             }
             Some(InFlight::Stop { .. }) => return self.being_stopped(replica),
-            Some(InFlight::Pull { .. }) | None => {}
+            Some(InFlight::Pull { .. } | InFlight::Discard { .. }) | None => {}
         }
         let Some(state) = self.observed.inventory().containers.get(&id).cloned() else {
             return self.start(now, &id, replica, workload, node, plan);
@@ -603,6 +628,12 @@ impl Replicas {
         let again = self.lives.get(replica).is_some_and(|life| life.ended.is_some());
         let waits = node.waits.get(&replica.workload).filter(|_| !again);
         let blocked = blocked.or_else(|| Some(Standing::new(Phase::Assigned, waits?.clone())));
+        let (volumes, unusable) = match node.volumes.get(replica) {
+            None => (BTreeMap::new(), None),
+            Some(Ok(volumes)) => (volumes.clone(), None),
+            Some(Err(reason)) => (BTreeMap::new(), Some(reason)),
+        };
+        let blocked = blocked.or_else(|| Some(Standing::new(Phase::Assigned, unusable?.clone())));
         if let Some(blocked) = blocked {
             return self.while_blocked(now, id, replica, blocked, node, plan);
         }
@@ -647,9 +678,11 @@ impl Replicas {
             gateway: network.gateway,
             search: replica.workload.search_domain(),
             mtu: OVERLAY_MTU,
+            volumes,
         };
+        let volumes = container.volumes.values().map(|volume| volume.part.clone()).collect();
         self.begin(
-            InFlight::Start { container: id.clone(), labels, since_wall_ms: now.wall_ms },
+            InFlight::Start { container: id.clone(), labels, volumes, since_wall_ms: now.wall_ms },
             RuntimeOp::Start(Box::new(container)),
             plan,
         );

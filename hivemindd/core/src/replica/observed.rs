@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::event::{ContainerId, ContainerLabels, ContainerState, Inventory, TaskState};
+use crate::event::{ContainerId, ContainerLabels, ContainerState, Inventory, TaskState, VolumeState};
+use crate::record::VolumePart;
 use crate::time::Time;
 
 /// How long an operation's outcome is believed against an inventory that says otherwise,
@@ -26,6 +27,8 @@ pub(super) struct Observed {
     known: bool,
     inventory: Inventory,
     expected: BTreeMap<ContainerId, Expected>,
+    /// Volumes of containers that were started, and until when they are believed to be there.
+    made: BTreeMap<VolumePart, (VolumeState, u64)>,
 }
 
 impl Observed {
@@ -42,6 +45,9 @@ impl Observed {
     pub(super) fn update(&mut self, now: Time, inventory: Inventory) {
         self.known = true;
         self.inventory = inventory;
+        let volumes = &mut self.inventory.volumes;
+        self.made.retain(|part, (_, until_ms)| now.mono_ms < *until_ms && !volumes.contains_key(part));
+        volumes.extend(self.made.iter().map(|(part, (state, _))| (part.clone(), *state)));
         let containers = &mut self.inventory.containers;
         self.expected.retain(|id, expected| {
             let stands = now.mono_ms < expected.until_ms && !settles(expected, containers.get(id));
@@ -90,6 +96,20 @@ impl Observed {
             let task = TaskState::Exited { code: SIGTERM_CODE, at_ms: now.wall_ms, oom: false };
             self.expect(now, id, Some(ContainerState { task, ..state }), now.wall_ms);
         }
+    }
+
+    /// Takes note of the volumes of a container that was started.
+    pub(super) fn expect_volumes(&mut self, now: Time, parts: Vec<VolumePart>) {
+        for part in parts {
+            let new = VolumeState { made_ms: now.wall_ms, used_bytes: None };
+            let there = *self.inventory.volumes.entry(part.clone()).or_insert(new);
+            self.made.insert(part, (there, now.mono_ms.saturating_add(BELIEVED_MS)));
+        }
+    }
+
+    pub(super) fn expect_no_volume(&mut self, part: &VolumePart) {
+        self.inventory.volumes.remove(part);
+        self.made.remove(part);
     }
 
     pub(super) fn expect_image(&mut self, image: String) {
@@ -172,6 +192,18 @@ mod tests {
         let (mut observed, id) = started();
         observed.update(at(5100), inventory(&id, ended(4900)));
         assert_eq!(observed.inventory().containers[&id].task, ended(4900));
+    }
+
+    #[test]
+    fn a_volume_that_was_just_made_is_there_though_an_older_inventory_does_not_know_it() {
+        let (mut observed, id) = started();
+        let volume = crate::fixture::volume_id("data");
+        let part = VolumePart { volume, number: 0 };
+        observed.expect_volumes(at(5000), vec![part.clone()]);
+        observed.update(at(6000), inventory(&id, TaskState::Running));
+        assert!(observed.inventory().volumes.contains_key(&part));
+        observed.update(at(5000 + BELIEVED_MS), inventory(&id, TaskState::Running));
+        assert!(!observed.inventory().volumes.contains_key(&part));
     }
 
     #[test]

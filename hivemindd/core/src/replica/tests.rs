@@ -1,6 +1,8 @@
 use hivemind_spec::workload::{RestartPolicy, WorkloadSpec};
 use proptest::prelude::*;
 
+mod data;
+
 use super::pull::MAX_PULLS;
 use super::*;
 use crate::fixture::{replica_id, workload, workload_id};
@@ -32,6 +34,8 @@ struct Bench {
     capacity: Capacity,
     leases: BTreeMap<WorkloadId, (Lease, String)>,
     waits: BTreeMap<WorkloadId, String>,
+    volumes: BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
+    discarded: BTreeSet<VolumePart>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
     /// Every operation ever handed out.
@@ -49,6 +53,8 @@ impl Bench {
             capacity: Capacity { cpu_millis: 1_000_000, memory_bytes: 1 << 50 },
             leases: BTreeMap::new(),
             waits: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            discarded: BTreeSet::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
             log: Vec::new(),
@@ -79,8 +85,9 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let Self { network, capacity, leases, waits, .. } = self;
-        let here = Here { network: network.as_ref(), capacity: *capacity, leases, waits };
+        let Self { network, capacity, leases, waits, volumes, discarded, .. } = self;
+        let here =
+            Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, discarded };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -121,11 +128,14 @@ impl Bench {
                 assert!(!self.inventory.containers.contains_key(&plan.id), "{:?} exists", plan.id);
                 let state = ContainerState { labels: Some(plan.labels.clone()), task: TaskState::Running };
                 self.inventory.containers.insert(plan.id.clone(), state);
+                let parts = plan.volumes.values().map(|volume| volume.part.clone());
+                self.inventory.volumes.extend(parts.map(|part| (part, VolumeState::default())));
             }
             RuntimeOp::Stop { container, .. } => self.end(container, 143),
             RuntimeOp::Remove { container, .. } => {
                 self.inventory.containers.remove(container);
             }
+            RuntimeOp::DeleteVolume { part } => drop(self.inventory.volumes.remove(part)),
         }
     }
 
@@ -227,6 +237,8 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         capacity: Capacity::default(),
         leases: &BTreeMap::new(),
         waits: &BTreeMap::new(),
+        volumes: &BTreeMap::new(),
+        discarded: &BTreeSet::new(),
     };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());
 }

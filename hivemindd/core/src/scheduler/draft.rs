@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::Capacity;
 use hivemind_spec::id::NodeId;
+use hivemind_spec::volume::Per;
 use hivemind_spec::workload::Resources;
 
-use super::refusal::{Refusal, explain};
+use super::refusal::{Refusal, explain, explain_one};
 use crate::cluster::{Cluster, Liveness, Workload, first_unmet};
 use crate::mutation::{Mutation, is_on};
-use crate::record::WorkloadId;
+use crate::record::{ReplicaId, VolumePart, WorkloadId};
+use crate::volume::{self, Unusable};
 
 /// A node as the scheduler sees it.
 pub(super) struct Host<'a> {
@@ -137,6 +139,8 @@ pub(super) struct Draft<'a> {
     hosts: BTreeMap<NodeId, Host<'a>>,
     slots: BTreeMap<&'a WorkloadId, BTreeMap<u32, NodeId>>,
     evicted: BTreeMap<&'a WorkloadId, BTreeSet<u32>>,
+    /// Where parts of volumes are or will be, of which there is only one.
+    homes: BTreeMap<VolumePart, NodeId>,
 }
 
 impl<'a> Draft<'a> {
@@ -163,7 +167,41 @@ impl<'a> Draft<'a> {
             };
             (*id, host)
         });
-        Self { cluster, hosts: hosts.collect(), slots: BTreeMap::new(), evicted: BTreeMap::new() }
+        Self {
+            cluster,
+            hosts: hosts.collect(),
+            slots: BTreeMap::new(),
+            evicted: BTreeMap::new(),
+            homes: BTreeMap::new(),
+        }
+    }
+
+    /// The node on which the data of a replica is, if there is any yet; `placed` is where the replica is.
+    ///
+    /// # Errors
+    /// Why it can be on none.
+    pub(super) fn home(
+        &self,
+        id: &WorkloadId,
+        workload: &Workload,
+        slot: u32,
+        placed: Option<&NodeId>,
+    ) -> Result<Option<NodeId>, Unusable> {
+        if workload.spec.container.volumes.is_empty() {
+            return Ok(None);
+        }
+        let mut found: Option<(String, NodeId)> = None;
+        let replica = ReplicaId { workload: id.clone(), slot };
+        for (name, (part, per)) in volume::parts(self.cluster, &replica, workload)? {
+            let home = self.homes.get(&part).copied().or_else(|| volume::home(self.cluster, &part, placed));
+            let Some(home) = home.filter(|_| per != Per::Node) else { continue };
+            match &found {
+                Some((other, node)) if *node != home => return Err(Unusable::Apart(other.clone(), name)),
+                Some(_) => {}
+                None => found = Some((name, home)),
+            }
+        }
+        Ok(found.map(|(_, home)| home))
     }
 
     /// Puts a replica on a node, whatever its state.
@@ -176,6 +214,13 @@ impl<'a> Draft<'a> {
             host.residents.insert(Resident { priority, slot: Reverse(slot), workload: id, asks });
         }
         self.slots.entry(id).or_default().insert(slot, node);
+        if !workload.spec.container.volumes.is_empty() {
+            let replica = ReplicaId { workload: id.clone(), slot };
+            let parts = volume::parts(self.cluster, &replica, workload).unwrap_or_default();
+            for (part, _) in parts.into_values().filter(|(_, per)| *per != Per::Node) {
+                self.homes.entry(part).or_insert(node);
+            }
+        }
     }
 
     /// Leaves a replica on its live node, unless the node's capacity or labels no longer allow it.
@@ -188,6 +233,9 @@ impl<'a> Draft<'a> {
         node: &NodeId,
     ) -> bool {
         let Some(host) = self.hosts.get(node) else { return false };
+        if !matches!(self.home(id, workload, slot, Some(node)), Ok(home) if home.is_none_or(|home| home == *node)) {
+            return false;
+        }
         let asks = Asks::from(&workload.spec.container.resources);
         // A node that never said what it is cannot be judged, and its replicas are left alone.
         let stays = host.capacity.is_none()
@@ -218,6 +266,7 @@ impl<'a> Draft<'a> {
         slot: u32,
         may_end: impl Fn(&[Resident<'_>]) -> bool,
     ) -> bool {
+        let Ok(home) = self.home(id, workload, slot, None) else { return false };
         let empty = BTreeMap::new();
         let mut same = BTreeMap::<NodeId, usize>::new();
         for node in self.slots.get(id).unwrap_or(&empty).values() {
@@ -233,6 +282,7 @@ impl<'a> Draft<'a> {
         let best = self
             .hosts
             .iter()
+            .filter(|(node, _)| home.is_none_or(|home| home == **node))
             .filter_map(|(node, host)| {
                 let victims = victims(node, host, id, workload).filter(|victims| may_end(victims))?;
                 Some(Score {
@@ -287,10 +337,20 @@ impl<'a> Draft<'a> {
         self.slots.get(id).cloned().unwrap_or_default()
     }
 
-    /// Why no node takes a replica of the workload; `home` is the dead node it waits for.
-    pub(super) fn explain(&self, name: &WorkloadId, workload: &Workload, home: Option<&NodeId>) -> String {
-        let reason = explain(&self.hosts, name, workload);
-        match home {
+    /// Why no node takes a replica of the workload; `placed` is the dead node it waits for.
+    pub(super) fn explain(
+        &self,
+        name: &WorkloadId,
+        workload: &Workload,
+        slot: u32,
+        placed: Option<&NodeId>,
+    ) -> String {
+        let reason = match self.home(name, workload, slot, placed) {
+            Err(unusable) => return unusable.to_string(),
+            Ok(Some(home)) => explain_one(&self.hosts, &home, name, workload),
+            Ok(None) => explain(&self.hosts, name, workload),
+        };
+        match placed {
             Some(home) => format!("its node {} is down and {reason}", self.cluster.hostname(home)),
             None => reason,
         }

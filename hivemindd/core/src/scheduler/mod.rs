@@ -9,6 +9,9 @@
 //!             where nothing fits, lower priorities make room; else they are pending, with a reason
 //! ```
 //!
+//! A replica with data is where that is, and nowhere else ([`crate::volume`]); before there is any, where its workload's
+//! others with the same data are. Nobody takes it over.
+//!
 //! From a node that is about to start a new release its replicas go where there is room, and stay where there is none.
 //! It will not rebalance: nothing moves because another node became emptier.
 
@@ -26,6 +29,7 @@ use crate::cluster::{Cluster, Liveness, Workload};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{Placement, WorkloadId};
 use crate::time::Time;
+use crate::volume;
 
 use draft::Draft;
 
@@ -114,6 +118,7 @@ fn keep<'a>(
         Takeover::Majority => majority,
         Takeover::Never => false,
     } && !workload.spec.global
+        && !volume::is_bound(cluster, id, workload)
         || is_on(Mutation::TakeoverIgnoresTheRule);
     let none = Placement::default();
     let before = cluster.placements.get(id).unwrap_or(&none);
@@ -199,8 +204,9 @@ fn place<'a>(
     let mut refused = BTreeMap::new();
     let slots: BTreeSet<u32> = open.missing.iter().chain(open.orphaned.keys()).copied().collect();
     for slot in slots {
-        // All slots of a workload ask for the same: after one refusal the others need no look.
-        if refused.is_empty() && draft.place(id, workload, slot) {
+        // All slots of a workload ask for the same, unless they have data: after one refusal the others need no look.
+        let alike = workload.spec.container.volumes.is_empty();
+        if (refused.is_empty() || !alike) && draft.place(id, workload, slot) {
             continue;
         }
         let home = open.orphaned.get(&slot).copied();
@@ -228,7 +234,7 @@ fn explain(
     let reasons = refused.iter().enumerate().map(|(index, (slot, home))| {
         let reason = match home {
             _ if index >= REASONS_WRITTEN => format!("as slot {first}"),
-            home => draft.explain(name, workload, home.as_ref()),
+            home => draft.explain(name, workload, *slot, home.as_ref()),
         };
         (*slot, reason)
     });

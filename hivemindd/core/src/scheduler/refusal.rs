@@ -61,6 +61,27 @@ pub(super) fn explain(hosts: &BTreeMap<NodeId, Host<'_>>, name: &WorkloadId, wor
     format!("no node fits: {}", said.join(", "))
 }
 
+/// Says why the one node that has a replica's data does not take it: `its data is on hive-1a2b, which is cordoned`.
+pub(super) fn explain_one(
+    hosts: &BTreeMap<NodeId, Host<'_>>,
+    home: &NodeId,
+    name: &WorkloadId,
+    workload: &Workload,
+) -> String {
+    let Some(host) = hosts.get(home) else {
+        return "its data is on a machine that has left".to_owned();
+    };
+    let refusal = host.refusal(home, name, workload, Capacity::default());
+    let why = refusal.map_or_else(
+        || "takes it next".to_owned(),
+        |refusal| {
+            let text = describe(refusal, &[host], workload);
+            text.strip_suffix(&format!(" ({})", host.hostname)).unwrap_or(&text).to_owned()
+        },
+    );
+    format!("its data is on {}, which {why}", host.hostname)
+}
+
 /// What a group of nodes has against the workload, as the rest of a sentence after their number.
 fn describe(refusal: Refusal, refusing: &[&Host], workload: &Workload) -> String {
     let one = refusing.len() == 1;

@@ -1,9 +1,12 @@
+use hivemind_spec::document::NodeIntentSpec;
+use hivemind_spec::volume::{Discard, Per, VolumeSpec};
 use hivemind_spec::workload::{Constraint, Operator};
 use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::LastSeen;
-use crate::fixture::{MIB, at, cluster, intent, node, node_id, place, workload, workload_id};
+use crate::fixture::{MIB, at, cluster, intent, node, node_id, place, volume_id, workload, workload_id};
+use crate::record::{VolumePart, VolumeStatus};
 
 fn apply(cluster: &mut Cluster, changes: BTreeMap<WorkloadId, Option<Placement>>) {
     for (id, placement) in changes {
@@ -101,6 +104,129 @@ fn a_global_workload_has_one_replica_on_each_node_and_it_stays_there() {
     assert_eq!(pending.len(), 1);
     let reason = pending.values().next().unwrap();
     assert!(reason.contains("1 is cordoned") && reason.contains("3 of 5 have 1 of it already"), "{reason}");
+}
+
+/// A workload that mounts volume `data`.
+fn with_data(replicas: u32) -> Workload {
+    let mut workload = workload(replicas);
+    workload.spec.container.volumes = vec![crate::fixture::mount("data", "/data")];
+    workload
+}
+
+fn part(number: u32) -> VolumePart {
+    VolumePart { volume: volume_id("data"), number }
+}
+
+fn declare(cluster: &mut Cluster, per: Per) {
+    cluster.volumes.insert(volume_id("data"), VolumeSpec { per, ..VolumeSpec::default() });
+}
+
+fn hold(cluster: &mut Cluster, number: u32, n: u8) {
+    let status = VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None };
+    cluster.volume_parts.insert((part(number), node_id(n)), status);
+}
+
+#[test]
+fn a_replica_with_data_goes_where_its_data_is_and_nowhere_else() {
+    let (mut cluster, mut liveness) = cluster(3);
+    declare(&mut cluster, Per::Cluster);
+    cluster.workloads.insert(workload_id("db"), with_data(1));
+    cluster.workloads.insert(workload_id("backup"), with_data(2));
+    settle(&mut cluster, &liveness);
+    // Before there is data, all that share it are placed together.
+    let home = placement(&cluster, "db").slots[&0];
+    assert!(placement(&cluster, "backup").slots.values().all(|node| *node == home));
+
+    let n = home.0[0];
+    hold(&mut cluster, 0, n);
+    cluster.placements.clear();
+    settle(&mut cluster, &liveness);
+    assert_eq!(placement(&cluster, "db").slots[&0], home, "though another is as empty");
+
+    // Its node is down: nobody takes it over, and one that is new waits with the reason.
+    liveness.alive.remove(&home);
+    settle(&mut cluster, &liveness);
+    assert_eq!(placement(&cluster, "db").slots[&0], home);
+    cluster.workloads.insert(workload_id("web"), with_data(1));
+    settle(&mut cluster, &liveness);
+    let reason = &placement(&cluster, "web").pending[&0];
+    assert_eq!(*reason, format!("its data is on hive-{n}, which is down"));
+
+    // Cut off for good, its data is gone with it.
+    cluster.nodes.get_mut(&home).unwrap().intent = Some(NodeIntentSpec { revoked: true, ..intent(n) });
+    cluster.volume_parts.clear();
+    settle(&mut cluster, &liveness);
+    assert_ne!(placement(&cluster, "db").slots[&0], home);
+    assert!(placement(&cluster, "web").pending.is_empty());
+}
+
+#[test]
+fn a_replica_that_was_placed_may_have_made_data_though_its_node_has_not_said_so() {
+    let (mut cluster, mut liveness) = cluster(3);
+    declare(&mut cluster, Per::Replica);
+    cluster.workloads.insert(workload_id("db"), with_data(3));
+    settle(&mut cluster, &liveness);
+    let first = placement(&cluster, "db").slots.clone();
+    assert_eq!(first.values().collect::<BTreeSet<_>>().len(), 3, "each has its own, and so they spread");
+    liveness.alive.remove(&node_id(2));
+    settle(&mut cluster, &liveness);
+    assert_eq!(placement(&cluster, "db").slots, first);
+    // Each stays with its own.
+    liveness.alive.insert(node_id(2));
+    (1..=3).for_each(|n| hold(&mut cluster, u32::from(n) - 1, n));
+    cluster.placements.clear();
+    settle(&mut cluster, &liveness);
+    let slots = &placement(&cluster, "db").slots;
+    assert_eq!(*slots, (0..3).map(|slot| (slot, node_id(slot as u8 + 1))).collect());
+    // One more has none yet, and one without its node does not keep the others.
+    cluster.workloads.insert(workload_id("db"), with_data(4));
+    liveness.alive.remove(&node_id(1));
+    cluster.placements.clear();
+    settle(&mut cluster, &liveness);
+    let placed = placement(&cluster, "db");
+    assert_eq!(placed.slots.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(placed.pending[&0], "its data is on hive-1, which is down");
+}
+
+#[test]
+fn data_that_each_node_has_binds_nobody() {
+    let (mut cluster, mut liveness) = cluster(2);
+    declare(&mut cluster, Per::Node);
+    cluster.workloads.insert(workload_id("db"), with_data(1));
+    settle(&mut cluster, &liveness);
+    let first = placement(&cluster, "db").slots[&0];
+    hold(&mut cluster, 0, first.0[0]);
+    liveness.alive.remove(&first);
+    settle(&mut cluster, &liveness);
+    assert_ne!(placement(&cluster, "db").slots[&0], first);
+}
+
+#[test]
+fn without_its_volume_a_replica_is_nowhere_and_says_why() {
+    let (mut cluster, liveness) = cluster(2);
+    cluster.workloads.insert(workload_id("db"), with_data(1));
+    let reason = |cluster: &mut Cluster| {
+        settle(cluster, &liveness);
+        placement(cluster, "db").pending.get(&0).cloned().unwrap_or_default()
+    };
+    assert_eq!(reason(&mut cluster), "there is no volume data; push it");
+    declare(&mut cluster, Per::Cluster);
+    assert_eq!(reason(&mut cluster), "");
+    let discard = Some(Discard { grace_ms: 1 });
+    cluster.volumes.insert(volume_id("data"), VolumeSpec { discard, ..VolumeSpec::default() });
+    assert!(reason(&mut cluster).contains("is to be discarded"));
+    // Two volumes that are on different nodes.
+    declare(&mut cluster, Per::Cluster);
+    cluster.volumes.insert(volume_id("more"), VolumeSpec::default());
+    cluster.workloads.get_mut(&workload_id("db")).unwrap().spec.container.volumes =
+        vec![crate::fixture::mount("data", "/data"), crate::fixture::mount("more", "/more")];
+    hold(&mut cluster, 0, 1);
+    let more = VolumePart { volume: volume_id("more"), number: 0 };
+    cluster.volume_parts.insert(
+        (more, node_id(2)),
+        VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None },
+    );
+    assert_eq!(reason(&mut cluster), "its volumes data and more are on different machines");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::rights;
-use super::tmpfs::{Tmpfs, may_cover};
+use super::tmpfs::{Tmpfs, absolute, may_cover};
 use crate::document::{DocumentError, is_dns_label};
 
 /// CPU asked for when the document asks for none, in thousandths of a core. Small, so that a
@@ -85,6 +85,9 @@ pub struct ContainerSpec {
     /// Memory-backed directories: `PATH` or `PATH:OPTION,…` ([`Tmpfs`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tmpfs: Vec<String>,
+    /// Volumes of the workload's namespace, and where they are mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
     /// Size of `/dev/shm`, bytes; absent: 64 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_size_bytes: Option<u64>,
@@ -149,6 +152,25 @@ pub struct File {
     #[serde(default = "readable")]
     pub mode: u32,
 }
+
+/// A volume in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeMount {
+    /// The volume's name.
+    pub volume: String,
+    /// Where in the container.
+    pub path: String,
+    /// Whether the container may only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Whether a new volume is empty; else it begins with what the image has there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_copy: bool,
+}
+
+/// Volumes of a container, at most: more has no use.
+const MAX_VOLUMES: usize = 64;
 
 fn readable() -> u32 {
     0o444
@@ -383,6 +405,7 @@ impl ContainerSpec {
             health: None,
             read_only: false,
             tmpfs: Vec::new(),
+            volumes: Vec::new(),
             shm_size_bytes: None,
             files: Vec::new(),
             groups: Vec::new(),
@@ -457,6 +480,7 @@ impl ContainerSpec {
                 return fail(format!("/spec/container/tmpfs/{index}"), message);
             }
         }
+        self.validate_volumes()?;
         if self.shm_size_bytes.is_some_and(|bytes| bytes == 0 || bytes > MAX_SHM_BYTES) {
             return fail("/spec/container/shmSizeBytes".into(), format!("must be 1 to {MAX_SHM_BYTES}"));
         }
@@ -507,6 +531,27 @@ impl ContainerSpec {
         }
         if let Some(domain) = self.domainname.as_ref().filter(|domain| !is_domain(domain)) {
             return fail("/spec/container/domainname".into(), format!("{domain:?} is not a domain"));
+        }
+        Ok(())
+    }
+
+    fn validate_volumes(&self) -> Result<(), DocumentError> {
+        let mut paths = BTreeSet::new();
+        for (index, mount) in self.volumes.iter().enumerate() {
+            let at = |message: String| {
+                DocumentError::new(format!("/spec/container/volumes/{index}"), message)
+            };
+            if !is_dns_label(&mount.volume) {
+                return Err(at(format!("{:?} cannot name a volume", mount.volume)));
+            }
+            absolute(&mount.path).map_err(at)?;
+            if !paths.insert(mount.path.trim_end_matches('/')) {
+                return Err(at(format!("{} is there twice", mount.path)));
+            }
+        }
+        if self.volumes.len() > MAX_VOLUMES {
+            let text = format!("has more than {MAX_VOLUMES} volumes");
+            return Err(DocumentError::new("/spec/container/volumes", text));
         }
         Ok(())
     }

@@ -17,15 +17,23 @@ impl Tmpfs {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (path, options) = text.split_once(':').unwrap_or((text, ""));
-        if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-            let wanted = path.trim_start_matches(['.', '/']);
-            return Err(format!("{path:?} must be a path from the root, as /{wanted}"));
-        }
-        may_cover(path)?;
+        absolute(path)?;
         let options = options.split(',').map(str::trim).filter(|option| !option.is_empty());
         let options = options.map(option).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { path: path.to_owned(), options })
     }
+}
+
+/// Whether it is a path from the root at which something of the document's may be mounted.
+///
+/// # Errors
+/// Why not.
+pub(super) fn absolute(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        let wanted = path.trim_start_matches(['.', '/']);
+        return Err(format!("{path:?} must be a path from the root, as /{wanted}"));
+    }
+    may_cover(path)
 }
 
 /// Whether something of the document's may be mounted there: not over the root, and not over what shows the kernel,

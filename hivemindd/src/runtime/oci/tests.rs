@@ -25,6 +25,7 @@ pub(in crate::runtime) fn plan() -> ContainerPlan {
         gateway: "10.42.3.1".parse().unwrap(),
         search: "default.hive.internal".into(),
         mtu: 1450,
+        volumes: BTreeMap::new(),
     }
 }
 
@@ -39,6 +40,7 @@ fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits
         init_program: Path::new("/opt/hivemind/bin/hivemind-init"),
         netns: Path::new("/run/netns/hm-0123456789abcdef"),
         files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
+        volumes: &|part| PathBuf::from(format!("/volumes/{part}")),
         limits,
         open_files: 4096,
     };
@@ -186,6 +188,7 @@ fn a_working_directory_must_be_absolute() {
         init_program: Path::new("/h"),
         netns: Path::new("/n"),
         files: Path::new("/f"),
+        volumes: &|_| PathBuf::new(),
         limits: true,
         open_files: u64::MAX,
     };

@@ -1,0 +1,269 @@
+//! Volumes on the disk.
+//!
+//! ```text
+//! FOLDER/NAMESPACE/NAME/NUMBER/volume.json   when it was made, and its number for the kernel's quota
+//!                              data          what containers see
+//!                              fill          what is to become `data` and may be half there
+//!                              gone          what `data` was, while it is deleted
+//! ```
+//!
+//! A part exists from when its `data` is there, whole and durable, to when its `gone` is not there any more. Nothing is
+//! made by looking, and nothing is deleted that was not told to be.
+
+mod copy;
+mod quota;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use containerd_client::types::Mount;
+use hivemind_core::event::{VolumePlan, VolumeState};
+use hivemind_core::record::{VolumeId, VolumePart};
+use hivemind_init::durable;
+use serde::{Deserialize, Serialize};
+
+pub(super) use self::copy::Image;
+
+const ABOUT: &str = "volume.json";
+const DATA: &str = "data";
+const FILL: &str = "fill";
+const GONE: &str = "gone";
+
+/// The first project of the kernel's quota that is a volume's; others may have use for the low ones.
+const FIRST_PROJECT: u32 = 1000;
+
+/// What is known of a part beside its data.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct About {
+    made_ms: u64,
+    project: u32,
+}
+
+/// The volumes of this machine.
+#[derive(Debug)]
+pub(super) struct Volumes {
+    folder: PathBuf,
+    /// Makes and deletes come one after the other, so that no project is given twice.
+    changing: Mutex<()>,
+}
+
+impl Volumes {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, changing: Mutex::new(()) }
+    }
+
+    fn place(&self, part: &VolumePart) -> PathBuf {
+        let VolumeId { namespace, name } = &part.volume;
+        self.folder.join(namespace).join(name).join(part.number.to_string())
+    }
+
+    /// Where the data of a part is.
+    pub(super) fn data(&self, part: &VolumePart) -> PathBuf {
+        self.place(part).join(DATA)
+    }
+
+    /// The parts that there are.
+    pub(super) fn list(&self) -> io::Result<BTreeMap<VolumePart, VolumeState>> {
+        let counted = quota::is_on(&self.folder);
+        let mut all = BTreeMap::new();
+        for (part, place) in self.places()? {
+            if !place.join(DATA).exists() && !place.join(GONE).exists() {
+                continue;
+            }
+            let about = about(&place)?;
+            let used_bytes = if counted { Some(quota::used_bytes(&self.folder, about.project)?) } else { None };
+            all.insert(part, VolumeState { made_ms: about.made_ms, used_bytes });
+        }
+        Ok(all)
+    }
+
+    /// The places of parts, also of those that are half there.
+    fn places(&self) -> io::Result<Vec<(VolumePart, PathBuf)>> {
+        let mut places = Vec::new();
+        for (namespace, folder) in folders(&self.folder)? {
+            for (name, folder) in folders(&folder)? {
+                for (number, place) in folders(&folder)? {
+                    let Ok(number) = number.parse() else { continue };
+                    let volume = VolumeId { namespace: namespace.clone(), name: name.clone() };
+                    places.push((VolumePart { volume, number }, place));
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    /// Makes a part unless it is there, with what the image has at `path` if one is given, and sets its limit.
+    ///
+    /// # Errors
+    /// Those of the file system; there is no part then that was not there before.
+    pub(super) fn provide(
+        &self,
+        plan: &VolumePlan,
+        now_ms: u64,
+        from: Option<(&Image, &str)>,
+    ) -> io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.place(&plan.part);
+        durable::make_folder(&place)?;
+        let about = match about(&place) {
+            Ok(about) => about,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let about = About { made_ms: now_ms, project: self.free_project()? };
+                durable::write(&place, ABOUT, &serde_json::to_vec(&about)?)?;
+                about
+            }
+            Err(error) => return Err(error),
+        };
+        let counted = quota::is_on(&self.folder);
+        if counted {
+            quota::limit(&self.folder, about.project, plan.size_bytes)?;
+        } else if plan.size_bytes.is_some() {
+            let text = "this machine's disk was formatted without quotas, and its volumes cannot be limited; \
+                        `hivemind nodes reset --wipe all` formats it anew";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        if place.join(DATA).exists() {
+            return Ok(());
+        }
+        remove(&place.join(GONE))?;
+        let fill = place.join(FILL);
+        remove(&fill)?;
+        fs::create_dir(&fill)?;
+        if counted {
+            quota::count(&fill, about.project)?;
+        }
+        if let Some((image, path)) = from {
+            image.copy(path, &fill)?;
+        }
+        nix::unistd::syncfs(fs::File::open(&fill)?)?;
+        fs::rename(&fill, place.join(DATA))?;
+        durable::sync_folder(&place)
+    }
+
+    fn free_project(&self) -> io::Result<u32> {
+        let taken = self.places()?.into_iter().filter_map(|(_, place)| Some(about(&place).ok()?.project));
+        Ok(taken.max().map_or(FIRST_PROJECT, |last| last.saturating_add(1)))
+    }
+
+    /// Deletes a part with all that is in it.
+    ///
+    /// # Errors
+    /// Those of the file system; what is left of it goes the next time.
+    pub(super) fn delete(&self, part: &VolumePart) -> io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.place(part);
+        match fs::rename(place.join(DATA), place.join(GONE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        remove(&place.join(GONE))?;
+        remove(&place)?;
+        // Empty folders are no harm, and full ones stay.
+        for above in place.ancestors().skip(1).take(2) {
+            if fs::remove_dir(above).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The layers of a snapshot, for what volumes begin with.
+pub(super) fn image(mounts: &[Mount], at: &Path) -> io::Result<Image> {
+    Image::open(mounts, at)
+}
+
+fn about(place: &Path) -> io::Result<About> {
+    Ok(serde_json::from_slice(&fs::read(place.join(ABOUT))?)?)
+}
+
+/// The folders in a folder, by name; none where there is none.
+fn folders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let (true, Ok(name)) = (entry.file_type()?.is_dir(), entry.file_name().into_string()) {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(name: &str, number: u32) -> VolumePlan {
+        let volume = VolumeId { namespace: "default".into(), name: name.into() };
+        VolumePlan { part: VolumePart { volume, number }, size_bytes: None }
+    }
+
+    #[test]
+    fn data_is_there_until_it_is_deleted_and_looking_makes_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(folder.path().join("volumes"));
+        assert!(volumes.list().unwrap().is_empty());
+        assert!(!folder.path().join("volumes").exists());
+        let (one, two) = (plan("data", 0), plan("data", 1));
+        volumes.provide(&one, 5, None).unwrap();
+        volumes.provide(&two, 6, None).unwrap();
+        fs::write(volumes.data(&one.part).join("file"), "kept").unwrap();
+        // Twice is as good as once.
+        volumes.provide(&one, 7, None).unwrap();
+        assert_eq!(fs::read_to_string(volumes.data(&one.part).join("file")).unwrap(), "kept");
+        let made: Vec<u64> = volumes.list().unwrap().values().map(|state| state.made_ms).collect();
+        assert_eq!(made, [5, 6]);
+        volumes.delete(&one.part).unwrap();
+        volumes.delete(&one.part).unwrap();
+        assert_eq!(volumes.list().unwrap().into_keys().collect::<Vec<_>>(), [two.part.clone()]);
+        volumes.delete(&two.part).unwrap();
+        assert!(folders(&volumes.folder).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_half_made_or_half_deleted_is_whole_the_next_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(folder.path().to_owned());
+        let data = plan("data", 0);
+        // Before `data` had its name.
+        let place = volumes.place(&data.part);
+        fs::create_dir_all(place.join(FILL)).unwrap();
+        fs::write(place.join(FILL).join("half"), "").unwrap();
+        assert!(volumes.list().unwrap().is_empty());
+        volumes.provide(&data, 5, None).unwrap();
+        assert_eq!(fs::read_dir(volumes.data(&data.part)).unwrap().count(), 0);
+        // While it was deleted: it is still there to be deleted.
+        fs::rename(place.join(DATA), place.join(GONE)).unwrap();
+        assert_eq!(volumes.list().unwrap().len(), 1);
+        volumes.delete(&data.part).unwrap();
+        assert!(volumes.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn each_part_has_a_project_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(folder.path().to_owned());
+        let project = |plan: &VolumePlan| {
+            volumes.provide(plan, 5, None).unwrap();
+            about(&volumes.place(&plan.part)).unwrap().project
+        };
+        assert_eq!([project(&plan("a", 0)), project(&plan("a", 1)), project(&plan("b", 0))], [1000, 1001, 1002]);
+        assert_eq!(project(&plan("a", 1)), 1001);
+    }
+}

@@ -1,0 +1,89 @@
+//! The kernel's quota by project (quotactl(2)): what a volume holds, and the most it may. A folder's project is that of
+//! all that is made in it.
+
+use std::ffi::c_int;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use nix::libc;
+
+/// `PRJQUOTA` of `linux/quota.h`.
+const BY_PROJECT: c_int = 2;
+
+/// `FS_XFLAG_PROJINHERIT` of `linux/fs.h`: what is made in the folder has its project.
+const INHERIT: u32 = 0x200;
+
+/// The unit of limits, bytes (`QIF_DQBLKSIZE`).
+const BLOCK_BYTES: u64 = 1024;
+
+/// `struct fsxattr` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct Attributes {
+    flags: u32,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    copy_extent_size: u32,
+    padding: [u8; 8],
+}
+
+nix::ioctl_read!(
+    /// `FS_IOC_FSGETXATTR`.
+    get_attributes, b'X', 31, Attributes);
+nix::ioctl_write_ptr!(
+    /// `FS_IOC_FSSETXATTR`.
+    set_attributes, b'X', 32, Attributes);
+
+/// Calls `quotactl_fd` for a project of the file system that `folder` is on.
+fn call(folder: &Path, command: c_int, project: u32, values: &mut libc::dqblk) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    let command = command << 8 | BY_PROJECT;
+    // SAFETY: the kernel reads or writes one `dqblk` at a valid address, and takes numbers besides.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_quotactl_fd, folder.as_raw_fd(), command, project, std::ptr::from_mut(values))
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn nothing() -> libc::dqblk {
+    // SAFETY: `dqblk` is plain data, for which all zeros are valid.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Whether the file system that `folder` is on, or is to be on, counts by project.
+pub(super) fn is_on(folder: &Path) -> bool {
+    let Some(there) = folder.ancestors().find(|folder| folder.exists()) else { return false };
+    call(there, libc::Q_GETQUOTA, 0, &mut nothing()).is_ok()
+}
+
+/// What a project holds, bytes.
+pub(super) fn used_bytes(folder: &Path, project: u32) -> io::Result<u64> {
+    let mut values = nothing();
+    call(folder, libc::Q_GETQUOTA, project, &mut values)?;
+    Ok(values.dqb_curspace)
+}
+
+/// The most a project may hold, bytes; none: any.
+pub(super) fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> io::Result<()> {
+    let mut values = nothing();
+    let blocks = bytes.map_or(0, |bytes| bytes.div_ceil(BLOCK_BYTES));
+    (values.dqb_bsoftlimit, values.dqb_bhardlimit) = (blocks, blocks);
+    values.dqb_valid = libc::QIF_BLIMITS;
+    call(folder, libc::Q_SETQUOTA, project, &mut values)
+}
+
+/// Counts what is made in an empty folder to a project.
+pub(super) fn count(folder: &Path, project: u32) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    let mut attributes = Attributes::default();
+    // SAFETY: the kernel writes one `fsxattr` to a valid address.
+    unsafe { get_attributes(folder.as_raw_fd(), &raw mut attributes) }?;
+    attributes.flags |= INHERIT;
+    attributes.project = project;
+    // SAFETY: the kernel reads one `fsxattr` at a valid address.
+    unsafe { set_attributes(folder.as_raw_fd(), &raw const attributes) }?;
+    Ok(())
+}

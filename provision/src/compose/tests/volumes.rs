@@ -1,0 +1,119 @@
+//! Volumes of a file.
+
+use hivemind_spec::volume::Per;
+
+use super::*;
+
+fn told(text: &str) -> String {
+    faults(text).into_iter().map(|(line, message)| format!("{line}: {message}\n")).collect()
+}
+
+#[test]
+fn a_services_volumes_are_those_of_the_file_files_beside_it_and_memory() {
+    let text = "services:
+  db:
+    image: a
+    volumes:
+      - data:/var/lib/db
+      - logs:/logs:ro,nocopy
+      - /cache
+      - ./app.env:/etc/app.env:ro
+      - {type: volume, source: data, target: /again, read_only: true, volume: {nocopy: true}}
+      - {type: tmpfs, target: /scratch, tmpfs: {size: 1m, mode: 0700}}
+  backup:
+    image: a
+    volumes: [logs:/mine]
+    volumes_from: ['db:ro']
+  agent:
+    image: a
+    deploy: {mode: global}
+    volumes: [state:/state]
+volumes:
+  data: {name: db-data, labels: {a: b}, x-hivemind: {size: 5g, per: replica}}
+  logs:
+  state: {driver: local}
+  other: {external: true}
+";
+    let documents = compiled(text).documents;
+    let volume = |name: &str| {
+        let of = |document: &&Document| document.kind == Kind::Volume && document.metadata.name == name;
+        let document = documents.iter().find(of).unwrap_or_else(|| panic!("{name}: {documents:#?}"));
+        let Some(Spec::Volume(spec)) = &document.spec else { panic!() };
+        (spec.per, spec.size_bytes)
+    };
+    assert_eq!(volume("db-data"), (Per::Replica, Some(5 << 30)));
+    assert_eq!(volume("logs"), (Per::Cluster, None));
+    assert_eq!(volume("db-cache"), (Per::Replica, None), "without a name each replica has its own");
+    assert_eq!(volume("state"), (Per::Node, None), "each machine of a global service has its own");
+    assert_eq!(documents.iter().filter(|d| d.kind == Kind::Volume).count(), 4, "an external one is not pushed");
+    assert!(documents[..4].iter().all(|d| d.kind == Kind::Volume), "volumes first");
+    let container = |name: &str| {
+        let found = documents.iter().find(|d| d.kind == Kind::Workload && d.metadata.name == name);
+        found.unwrap().workload().unwrap().container.clone()
+    };
+    let mounts = |name: &str| {
+        let volumes = container(name).volumes;
+        let shown = volumes.iter().map(|m| format!("{} {} {} {}", m.volume, m.path, m.read_only, m.no_copy));
+        shown.collect::<Vec<_>>()
+    };
+    let db = [
+        "db-data /var/lib/db false false",
+        "logs /logs true true",
+        "db-cache /cache false false",
+        "db-data /again true true",
+    ];
+    assert_eq!(mounts("db"), db);
+    assert_eq!(container("db").tmpfs, ["/scratch:size=1048576,mode=0700"]);
+    let file = &container("db").files[0];
+    assert_eq!((file.path.as_str(), file.mode), ("/etc/app.env", 0o555));
+    let backup = [
+        "logs /mine false false",
+        "db-data /var/lib/db true false",
+        "logs /logs true true",
+        "db-cache /cache true false",
+        "db-data /again true true",
+    ];
+    assert_eq!(mounts("backup"), backup);
+}
+
+#[test]
+fn what_is_wrong_with_volumes_is_told_with_its_line() {
+    let more = "volumes: {data: {}}\n";
+    for (volumes, wanted) in [
+        ("[nothing:/a]", "not under `volumes`"),
+        ("[data:a]", "path from the root"),
+        ("[data]", "path from the root"),
+        ("[data:/a:rshared]", "`ro` and `nocopy` are"),
+        ("[data:/proc/x]", "shows the kernel"),
+        ("[data:/a, data:/a/]", "is there twice"),
+        ("['/var/run/docker.sock:/var/run/docker.sock']", "use a volume"),
+        ("['~/x:/x']", "use a volume"),
+        ("['./missing:/x']", "there is no file"),
+        ("['a:b:c:d']", "SOURCE:PATH"),
+        ("[{source: data, target: /a}]", "`type` is missing"),
+        ("[{type: npipe, target: /a}]", "not one of"),
+        ("[{type: volume, source: data}]", "`target` is missing"),
+        ("[{type: bind, target: /a}]", "`source` is missing"),
+        ("[{type: tmpfs, source: data, target: /a}]", "no `source`"),
+        ("[{type: volume, source: data, target: /a, volume: {subpath: x}}]", "subpath"),
+        ("['/']", "gives no name"),
+    ] {
+        let text = told(&(service(&format!("volumes: {volumes}")) + more));
+        assert!(text.contains(wanted), "{volumes}: {text}");
+    }
+    for (volumes, wanted) in [
+        ("{Data: {}}", "cannot name a volume"),
+        ("{data: {driver: nfs}}", "not one of `local`"),
+        ("{data: {driver_opts: {type: nfs}}}", "machines' own disks"),
+        ("{data: {external: true, labels: {a: b}}}", "external"),
+        ("{data: {x-hivemind: {per: machine}}}", "not one of"),
+        ("{data: {x-hivemind: {size: 1}}}", "at least"),
+    ] {
+        let text = told(&(service("user: '1'") + &format!("volumes: {volumes}\n")));
+        assert!(text.contains(wanted), "{volumes}: {text}");
+    }
+    let circle = "services:\n  a: {image: a, volumes_from: [b]}\n  b: {image: b, volumes_from: [a]}\n";
+    assert!(told(circle).contains("its own volumes"));
+    assert!(told(&service("volumes_from: [nobody]")).contains("no service"));
+    assert!(told(&service("volumes_from: ['container:x']")).contains("other projects"));
+}

@@ -1,0 +1,172 @@
+//! Data that outlives its containers, its machine's power and its workload.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use hivemind_tests::cluster::{Cluster, Replica, STARTING};
+use hivemind_tests::command::items;
+use hivemind_tests::wait;
+use serde_json::Value;
+
+/// Writes a line at each start, and then more than there is room for.
+const DATABASE: &str = r#"
+services:
+  db:
+    image: registry.lab:5000/busybox:1
+    environment: {VERSION: "1"}
+    command:
+      - sh
+      - -c
+      - |
+        echo "start $$VERSION" >>/data/log
+        cat /data/log
+        dd if=/dev/zero of=/data/much bs=64k count=100 2>&1 | grep -o 'No space left.*'
+        rm /data/much
+        echo "page=$$(cat /srv/page.txt) mode=$$(stat -c %a:%u:%g /kept) kept=$$(ls /kept | head -n 1)"
+        echo x 2>/dev/null >>/srv/page.txt || echo "page is not written"
+        exec sleep 100000
+    stop_grace_period: 0s
+    volumes:
+      - data:/data
+      - kept:/kept
+      - type: bind
+        source: ./page.txt
+        target: /srv/page.txt
+        read_only: true
+      - type: tmpfs
+        target: /scratch
+        tmpfs: {size: 1m}
+  reader:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'cat /data/log; echo x 2>/dev/null >>/data/log || echo log is not written; exec sleep 100000']
+    stop_grace_period: 0s
+    volumes_from: ['db:ro']
+    depends_on: [db]
+  # Its page is in the image, and so in the new volume; without it nginx would answer 403.
+  site:
+    image: registry.lab:5000/nginx:1
+    stop_grace_period: 0s
+    volumes: ['site:/usr/share/nginx/html']
+    x-hivemind: {health: 'http://:80/'}
+volumes:
+  data: {x-hivemind: {size: 2m}}
+  kept: {}
+  site: {}
+"#;
+
+/// Each replica has its own, in a volume without a name.
+const EACH: &str = r#"
+services:
+  each:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'hostname >>/data/names; cat /data/names; exec sleep 100000']
+    stop_grace_period: 0s
+    volumes: [/data]
+    deploy: {replicas: 2}
+"#;
+
+#[test]
+fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
+    let cluster = Cluster::formed("volumes", 2);
+    std::fs::write(cluster.folder().join("page.txt"), "beside the file").unwrap();
+    cluster.push(DATABASE).ok();
+    let db = cluster.wait_for_running("db", 1, STARTING).remove(0);
+    says(&cluster, "db", &["start 1", "No space left on device", "page=beside the file", "page is not written"]);
+    let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
+    assert_eq!(reader.node, db.node, "it is where the data is");
+    says(&cluster, "reader", &["start 1", "log is not written"]);
+
+    cluster.wait_for_running("site", 1, STARTING);
+
+    // A new container finds what the last one left.
+    cluster.push(&DATABASE.replace(r#"VERSION: "1""#, r#"VERSION: "2""#)).ok();
+    says(&cluster, "db", &["start 2"]);
+    its_machine_fails_and_nobody_takes_it_over(&cluster, &db);
+    each_replica_keeps_its_own(&cluster);
+    it_stays_without_its_workload_and_goes_by_order_only(&cluster, &db);
+}
+
+fn says(cluster: &Cluster, workload: &str, wanted: &[&str]) {
+    wait::until(&format!("{workload} says {wanted:?}"), STARTING, || {
+        let said = cluster.hivemind(["logs", workload]).ok().stdout();
+        if wanted.iter().all(|text| said.contains(text)) { Ok(()) } else { Err(said) }
+    });
+}
+
+fn its_machine_fails_and_nobody_takes_it_over(cluster: &Cluster, db: &Replica) {
+    let machine = cluster.machine_of(db);
+    machine.power_cut();
+    wait::until("ps says that it waits for its node", STARTING, || {
+        let replicas = cluster.replicas("db")?;
+        let waits = replicas.iter().any(|r| r.phase == "pending" && r.reason.contains("its data is there"));
+        if waits { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    machine.power_on().unwrap();
+    cluster.wait_for_ready(2);
+    let again = cluster.wait_for_running("db", 1, STARTING);
+    assert_eq!(again[0].node, db.node);
+    wait::until("it has started once more on the same data", STARTING, || {
+        let said = cluster.hivemind(["logs", "db"]).ok().stdout();
+        let last = said.rsplit("start 1").next().unwrap_or_default();
+        if last.matches("start 2").count() == 2 { Ok(()) } else { Err(said) }
+    });
+}
+
+fn each_replica_keeps_its_own(cluster: &Cluster) {
+    cluster.push(EACH).ok();
+    let before = cluster.wait_for_running("each", 2, STARTING);
+    let nodes: BTreeSet<&String> = before.iter().map(|replica| &replica.node).collect();
+    assert_eq!(nodes.len(), 2, "{before:#?}");
+    let parts = parts(cluster, "each-data");
+    assert_eq!(parts.len(), 2, "{parts:#?}");
+    for replica in &before {
+        let part = parts.iter().find(|part| part["number"] == replica.slot).unwrap();
+        assert_eq!(part["node"], replica.node.as_str());
+    }
+    let said = cluster.hivemind(["logs", "each"]).ok().stdout();
+    assert_eq!((said.matches("each-0").count() > 0, said.matches("each-1").count() > 0), (true, true), "{said}");
+}
+
+fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &Replica) {
+    // Counted: what is in it, and not more than it may hold.
+    wait::until("its use is counted", Duration::from_secs(60), || {
+        let part = parts(cluster, "data").into_iter().next().ok_or("it is not there")?;
+        let used = part["usedBytes"].as_u64().ok_or("it is not counted")?;
+        let known = (1..=2 << 20).contains(&used) && part["hostname"].as_str().is_some_and(|name| !name.is_empty());
+        if known { Ok(()) } else { Err(format!("{part:#?}")) }
+    });
+    let refused = cluster.hivemind(["volumes", "remove", "data", "--yes"]).failed().stderr();
+    assert!(refused.contains("uses volume data"), "{refused}");
+    cluster.hivemind(["remove", "db", "reader", "--yes"]).ok();
+    wait::until("its containers are gone", STARTING, || {
+        let replicas = cluster.replicas("db")?;
+        if replicas.is_empty() { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    assert_eq!(parts(cluster, "data").len(), 1);
+    cluster.hivemind(["volumes", "remove", "data", "--yes"]).ok();
+    let listed = cluster.hivemind(["volumes"]).ok().stdout();
+    assert!(listed.contains("deleted in"), "{listed}");
+    cluster.hivemind(["volumes", "restore", "data"]).ok();
+
+    // Pushed again, it is where it was, with what it had.
+    cluster.push(&DATABASE.replace(r#"VERSION: "1""#, r#"VERSION: "3""#)).ok();
+    assert_eq!(cluster.wait_for_running("db", 1, STARTING)[0].node, db.node);
+    says(cluster, "db", &["start 1", "start 2", "start 3"]);
+    cluster.hivemind(["remove", "db", "reader", "--yes"]).ok();
+    cluster.hivemind(["volumes", "remove", "data", "--grace", "0s", "--yes"]).ok();
+    wait::until("its data is deleted", STARTING, || {
+        let left = parts(cluster, "data");
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+    });
+    // All that is left is its document, and no other volume has lost anything.
+    cluster.hivemind(["volumes", "remove", "data"]).ok();
+    let listed = cluster.hivemind(["volumes"]).ok().stdout();
+    assert!(!listed.contains(" data ") && listed.contains("kept"), "{listed}");
+}
+
+/// Where the data of a volume is.
+fn parts(cluster: &Cluster, volume: &str) -> Vec<Value> {
+    let volumes = items(&cluster.json(&["volumes"]).unwrap());
+    let found = volumes.iter().find(|item| item["name"] == volume);
+    found.map(|volume| volume["parts"].as_array().unwrap().clone()).unwrap_or_default()
+}
