@@ -108,7 +108,9 @@ pub enum Command {
         command: Option<Nodes>,
     },
     /// List volumes and where their data is, or have it deleted
-    #[command(after_help = "Examples:\n  hivemind volumes --output json\n  hivemind volumes remove data --grace 1d")]
+    #[command(
+        after_help = "Examples:\n  hivemind volumes --output json\n  hivemind volumes remove data --grace 1d"
+    )]
     Volumes {
         /// What to do; lists them if not given
         #[command(subcommand)]
@@ -386,7 +388,9 @@ pub enum Volumes {
     #[command(after_help = "Example:\n  hivemind volumes list")]
     List(VolumesList),
     /// Have a volume's data deleted, after a time in which that can be taken back
-    #[command(after_help = "Examples:\n  hivemind volumes remove data\n  hivemind volumes remove data --grace 0s --yes")]
+    #[command(
+        after_help = "Examples:\n  hivemind volumes remove data\n  hivemind volumes remove data --grace 0s --yes"
+    )]
     Remove(VolumesRemove),
     /// Take back that a volume's data is deleted, where it is not deleted yet
     #[command(after_help = "Example:\n  hivemind volumes restore data")]

@@ -12,7 +12,8 @@ use hivemind_spec::id::NodeId;
 use crate::cluster::{Cluster, Node, OsRelease, Workload};
 use crate::enrolment;
 use crate::record::{
-    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, VolumeId, WorkloadId,
+    Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, VolumeId,
+    WorkloadId,
 };
 use crate::state::{Content, Entry, Map, Order};
 use crate::statement;

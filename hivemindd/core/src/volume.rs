@@ -45,7 +45,10 @@ impl std::fmt::Display for Unusable {
         match self {
             Self::Unknown(name) => write!(f, "there is no volume {name}; push it"),
             Self::Discarded(name) => {
-                write!(f, "its volume {name} is to be discarded; `hivemind volumes restore {name}` takes that back")
+                write!(
+                    f,
+                    "its volume {name} is to be discarded; `hivemind volumes restore {name}` takes that back"
+                )
             }
             Self::Apart(one, other) => write!(f, "its volumes {one} and {other} are on different machines"),
         }
@@ -128,7 +131,12 @@ impl Volumes {
     }
 
     /// Looks at the parts that are here.
-    pub fn look(&mut self, now: Time, cluster: &Cluster, here: &BTreeMap<VolumePart, VolumeState>) -> Standing {
+    pub fn look(
+        &mut self,
+        now: Time,
+        cluster: &Cluster,
+        here: &BTreeMap<VolumePart, VolumeState>,
+    ) -> Standing {
         let mut standing = Standing::default();
         self.waits.retain(|part, _| here.contains_key(part));
         for (part, state) in here {
@@ -168,10 +176,8 @@ impl Volumes {
     /// For how long a part has waited, counting only time in which this node ran.
     fn wait(&mut self, now: Time, part: &VolumePart, before: Option<VolumeStatus>) -> u64 {
         let said_ms = before.and_then(|before| before.discarding_ms).unwrap_or(0);
-        let wait = self
-            .waits
-            .entry(part.clone())
-            .or_insert(Wait { waited_ms: said_ms, counted_ms: now.mono_ms });
+        let wait =
+            self.waits.entry(part.clone()).or_insert(Wait { waited_ms: said_ms, counted_ms: now.mono_ms });
         wait.waited_ms = wait.waited_ms.saturating_add(now.mono_ms.saturating_sub(wait.counted_ms));
         wait.counted_ms = now.mono_ms;
         wait.waited_ms
@@ -236,7 +242,8 @@ mod tests {
     #[test]
     fn small_changes_of_what_is_in_a_volume_are_not_worth_a_record() {
         let (cluster, mut volumes) = (with(None), Volumes::default());
-        let mut used = |bytes| volumes.look(at(0), &cluster, &held(bytes)).statuses[&data()].used_bytes.unwrap();
+        let mut used =
+            |bytes| volumes.look(at(0), &cluster, &held(bytes)).statuses[&data()].used_bytes.unwrap();
         assert_eq!(used(1000), 1000);
         assert_eq!(used(900_000), 1000);
         assert_eq!(used(200 << 20), 200 << 20);

@@ -77,7 +77,7 @@ pub(super) struct Surroundings<'a> {
     /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
     pub(super) files: &'a Path,
     /// Where the data of its volumes is.
-    pub(super) volumes: &'a dyn Fn(&VolumePart) -> PathBuf,
+    pub(super) volumes: &'a (dyn Fn(&VolumePart) -> PathBuf + Sync),
     /// Whether resource limits can be set: not where no cgroup controllers are delegated.
     pub(super) limits: bool,
     /// The highest hard limit of open files that can be given.

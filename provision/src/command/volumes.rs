@@ -177,8 +177,7 @@ fn next(
         _ => Default::default(),
     };
     change(&mut spec);
-    let key =
-        SpecKey { kind: Kind::Volume, namespace: wanted.namespace.clone(), name: wanted.name.clone() };
+    let key = SpecKey { kind: Kind::Volume, namespace: wanted.namespace.clone(), name: wanted.name.clone() };
     let metadata = Metadata { labels, deleted: false, ..Document::tombstone(&key, 0).metadata };
     let mut document = Document { metadata, kind: Kind::Volume, spec: Some(Spec::Volume(spec)) };
     deploy::succeed(&mut document, before, now_ms);

@@ -158,7 +158,9 @@ pub const SERVICE: &[Row] = &[
     ("uts", RIGHTS),
     (
         "volumes",
-        Honoured("see below; volumes, files beside the Compose file, which travel with the workload, and memory"),
+        Honoured(
+            "see below; volumes, files beside the Compose file, which travel with the workload, and memory",
+        ),
     ),
     ("volumes_from", Honoured("all volumes of another service; `SERVICE:ro` to read them only")),
 ];

@@ -287,9 +287,7 @@ fn service_key(
         "profiles" => {
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
         }
-        "volumes" => {
-            volumes::mounts(reader, &mut shared.volumes, &service.text, &mut draft.container, node)?
-        }
+        "volumes" => volumes::mounts(reader, &mut shared.volumes, &service.text, &mut draft.container, node)?,
         "volumes_from" => draft.volumes_from = volumes::others(reader, node)?,
         _ => container::key(reader, &shared.configs, &mut draft.container, key, node)?,
     }

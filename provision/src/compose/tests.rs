@@ -339,6 +339,16 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 "configs.NAME" => {
                     format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n")
                 }
+                "volumes.NAME" => format!("services:\n  web: {{image: a}}\n\nvolumes: {{a: {{{entry}}}}}\n"),
+                "services.NAME.volumes" => {
+                    service(&format!("volumes: [{{type: tmpfs, target: /a, {entry}}}]"))
+                }
+                "services.NAME.volumes.bind" => service(&format!(
+                    "volumes: [{{type: bind, source: ./app.env, target: /a, bind: {{{entry}}}}}]"
+                )),
+                "services.NAME.volumes.volume" => {
+                    service(&format!("volumes: [{{type: volume, target: /a, volume: {{{entry}}}}}]"))
+                }
                 other => panic!("no place for {other}"),
             };
             let found = faults(&text);

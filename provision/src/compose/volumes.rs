@@ -78,7 +78,8 @@ fn one(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<Declared> {
         }
     }
     if volume.external && (volume.per.is_some() || volume.size_bytes.is_some() || !volume.labels.is_empty()) {
-        reader.fault(name.mark, "an external volume is as whoever pushed it wants it; say no more of it here");
+        reader
+            .fault(name.mark, "an external volume is as whoever pushed it wants it; say no more of it here");
     }
     Some(named(reader, name.mark, volume))
 }
@@ -100,11 +101,8 @@ pub(super) fn documents(volumes: Volumes, used: &BTreeSet<(String, bool)>) -> Ve
     let document = move |volume: Declared| {
         // Of a service that is on every machine, each is to have its own.
         let per = if is_used(&volume, true) { Per::Node } else { Per::Cluster };
-        let spec = VolumeSpec {
-            per: volume.per.unwrap_or(per),
-            size_bytes: volume.size_bytes,
-            discard: None,
-        };
+        let spec =
+            VolumeSpec { per: volume.per.unwrap_or(per), size_bytes: volume.size_bytes, discard: None };
         (volume, spec)
     };
     own.map(document).collect()
@@ -223,7 +221,10 @@ fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
                 for (key, value) in reader.entries(value, keys::MOUNT_TMPFS)? {
                     wanted.options.push(match key.text.as_str() {
                         "size" => format!("size={}", reader.size_bytes(value)?),
-                        _ => format!("mode={}", reader.text_or_number(value, "permissions")?.trim_start_matches("0o")),
+                        _ => format!(
+                            "mode={}",
+                            reader.text_or_number(value, "permissions")?.trim_start_matches("0o")
+                        ),
                     });
                 }
             }
@@ -279,14 +280,23 @@ fn mount(
 }
 
 /// A volume that the file gives no name: each replica has its own, called after the service and the path.
-fn nameless(reader: &Reader<'_>, volumes: &mut Volumes, service: &str, mark: Mark, path: &str) -> Option<String> {
+fn nameless(
+    reader: &Reader<'_>,
+    volumes: &mut Volumes,
+    service: &str,
+    mark: Mark,
+    path: &str,
+) -> Option<String> {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let words: Vec<String> = words.map(str::to_ascii_lowercase).collect();
     let name = format!("{service}-{}", words.join("-"));
     let per = Some(Per::Replica);
     let declared = Declared { mark, name: name.clone(), per, nameless: true, ..Declared::default() };
     if !is_dns_label(&name) {
-        reader.fault(mark, format!("{path:?} gives no name for a volume; write NAME:{path}, and NAME under `volumes`"));
+        reader.fault(
+            mark,
+            format!("{path:?} gives no name for a volume; write NAME:{path}, and NAME under `volumes`"),
+        );
         return None;
     }
     if volumes.insert(name.clone(), declared).is_some() {
@@ -316,7 +326,10 @@ fn bind(
     });
     let content = reader.ok(wanted.mark, read)?;
     if !wanted.read_only {
-        reader.warn(wanted.mark, format!("{source} travels with the workload, which can read it and not write"));
+        reader.warn(
+            wanted.mark,
+            format!("{source} travels with the workload, which can read it and not write"),
+        );
     }
     let path = path.trim_end_matches('/').to_owned();
     container.files.push(File { path, content, uid: 0, gid: 0, mode: FILE_MODE });
@@ -339,13 +352,14 @@ pub(super) fn others(reader: &Reader<'_>, node: &Node) -> Option<Vec<From>> {
         let (service, access) = text.split_once(':').unwrap_or((&text, "rw"));
         match (service, access) {
             ("container", _) => {
-                reader.fault(item.mark, "containers of other projects have no names here; use an external volume");
+                reader.fault(
+                    item.mark,
+                    "containers of other projects have no names here; use an external volume",
+                );
             }
-            (service, "ro" | "rw") => others.push(From {
-                mark: item.mark,
-                service: service.to_owned(),
-                read_only: access == "ro",
-            }),
+            (service, "ro" | "rw") => {
+                others.push(From { mark: item.mark, service: service.to_owned(), read_only: access == "ro" })
+            }
             _ => reader.fault(item.mark, format!("{text:?} is not SERVICE, SERVICE:ro or SERVICE:rw")),
         }
     }

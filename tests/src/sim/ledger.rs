@@ -246,7 +246,9 @@ impl Ledger {
                 self.stays_with_its_data(machine.id, plan);
             }
             RuntimeOp::DeleteVolume { part } => {
-                self.must(false, "no data is deleted without an order", || format!("m{index} deletes {part}"));
+                self.must(false, "no data is deleted without an order", || {
+                    format!("m{index} deletes {part}")
+                });
             }
             RuntimeOp::Stop { container, .. } => {
                 let stopped = machine.runtime.running().find(|plan| plan.id == *container);

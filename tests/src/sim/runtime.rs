@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_core::event::{
-    ContainerId, ContainerPlan, ContainerState, Inventory, OperationError, RuntimeOp, TaskState,
-    VolumeState,
+    ContainerId, ContainerPlan, ContainerState, Inventory, OperationError, RuntimeOp, TaskState, VolumeState,
 };
 use rand::{Rng, RngExt as _};
 

@@ -71,7 +71,11 @@ fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
     std::fs::write(cluster.folder().join("page.txt"), "beside the file").unwrap();
     cluster.push(DATABASE).ok();
     let db = cluster.wait_for_running("db", 1, STARTING).remove(0);
-    says(&cluster, "db", &["start 1", "No space left on device", "page=beside the file", "page is not written"]);
+    says(
+        &cluster,
+        "db",
+        &["start 1", "No space left on device", "page=beside the file", "page is not written"],
+    );
     let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
     assert_eq!(reader.node, db.node, "it is where the data is");
     says(&cluster, "reader", &["start 1", "log is not written"]);
@@ -124,7 +128,11 @@ fn each_replica_keeps_its_own(cluster: &Cluster) {
         assert_eq!(part["node"], replica.node.as_str());
     }
     let said = cluster.hivemind(["logs", "each"]).ok().stdout();
-    assert_eq!((said.matches("each-0").count() > 0, said.matches("each-1").count() > 0), (true, true), "{said}");
+    assert_eq!(
+        (said.matches("each-0").count() > 0, said.matches("each-1").count() > 0),
+        (true, true),
+        "{said}"
+    );
 }
 
 fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &Replica) {
@@ -132,7 +140,8 @@ fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &
     wait::until("its use is counted", Duration::from_secs(60), || {
         let part = parts(cluster, "data").into_iter().next().ok_or("it is not there")?;
         let used = part["usedBytes"].as_u64().ok_or("it is not counted")?;
-        let known = (1..=2 << 20).contains(&used) && part["hostname"].as_str().is_some_and(|name| !name.is_empty());
+        let known =
+            (1..=2 << 20).contains(&used) && part["hostname"].as_str().is_some_and(|name| !name.is_empty());
         if known { Ok(()) } else { Err(format!("{part:#?}")) }
     });
     let refused = cluster.hivemind(["volumes", "remove", "data", "--yes"]).failed().stderr();

@@ -310,7 +310,9 @@ impl Node {
         for (replica, workload) in wanted.iter().filter(|(_, w)| !w.spec.container.volumes.is_empty()) {
             let plan = |(name, (part, per)): (String, (VolumePart, Per))| {
                 let home = volume::home(&self.cluster, &part, Some(&me)).filter(|home| *home != me);
-                if let Some(home) = home.filter(|_| per != Per::Node && !self.replicas.volumes().contains_key(&part)) {
+                if let Some(home) =
+                    home.filter(|_| per != Per::Node && !self.replicas.volumes().contains_key(&part))
+                {
                     return Err(format!("its volume {name} is on {}", self.cluster.hostname(&home)));
                 }
                 let size_bytes = self.cluster.volumes.get(&part.volume).and_then(|spec| spec.size_bytes);

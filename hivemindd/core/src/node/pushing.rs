@@ -163,10 +163,8 @@ impl Node {
     /// Refuses what would leave data behind where nothing finds it, or take it from what uses it.
     fn check_volume(&self, document: &Document) -> Result<(), Box<Problem>> {
         let Some(Spec::Volume(spec)) = &document.spec else { return Ok(()) };
-        let id = VolumeId {
-            namespace: document.metadata.namespace.clone(),
-            name: document.metadata.name.clone(),
-        };
+        let id =
+            VolumeId { namespace: document.metadata.namespace.clone(), name: document.metadata.name.clone() };
         let refuse = |place: &str, detail: String, advice: &str| {
             Err(Box::new(Problem::new(Code::InvalidDocument, detail).advice(advice).at(place)))
         };

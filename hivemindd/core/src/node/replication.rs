@@ -12,7 +12,8 @@ use crate::cluster::{LastSeen, OsRelease};
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{
-    Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic, VolumeId, VolumePart, VolumeStatus,
+    Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic, VolumeId, VolumePart,
+    VolumeStatus,
 };
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};

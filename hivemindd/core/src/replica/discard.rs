@@ -24,7 +24,8 @@ impl Replicas {
         plan: &mut Plan,
     ) {
         self.failed_discards.retain(|part, _| due.contains(part));
-        for part in due {
+        let here: Vec<_> = due.iter().filter(|part| self.volumes().contains_key(*part)).collect();
+        for part in here {
             if self.count(|op| matches!(op, InFlight::Discard { .. })) >= MAX_DELETIONS {
                 return;
             }

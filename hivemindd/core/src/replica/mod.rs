@@ -144,12 +144,7 @@ pub fn container_id(replica: &ReplicaId, template: &Digest) -> ContainerId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum InFlight {
     Pull { image: String },
-    Start {
-        container: ContainerId,
-        labels: ContainerLabels,
-        volumes: Vec<VolumePart>,
-        since_wall_ms: u64,
-    },
+    Start { container: ContainerId, labels: ContainerLabels, volumes: Vec<VolumePart>, since_wall_ms: u64 },
     Stop { container: ContainerId },
     Remove { container: ContainerId },
     Discard { part: VolumePart },

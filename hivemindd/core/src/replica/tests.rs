@@ -86,8 +86,7 @@ impl Bench {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
         let Self { network, capacity, leases, waits, volumes, discarded, .. } = self;
-        let here =
-            Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, discarded };
+        let here = Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, discarded };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -385,6 +384,7 @@ fn kind(op: &RuntimeOp) -> String {
         RuntimeOp::Start(_) => "start".into(),
         RuntimeOp::Stop { container, .. } => format!("stop {}", container.0),
         RuntimeOp::Remove { container, .. } => format!("remove {}", container.0),
+        RuntimeOp::DeleteVolume { part } => format!("delete {part}"),
     }
 }
 
@@ -757,7 +757,7 @@ impl Bench {
         let mut busy = BTreeSet::new();
         for (_, op) in &self.open {
             let container = match op {
-                RuntimeOp::Pull { .. } => continue,
+                RuntimeOp::Pull { .. } | RuntimeOp::DeleteVolume { .. } => continue,
                 RuntimeOp::Start(plan) => &plan.id,
                 RuntimeOp::Stop { container, .. } | RuntimeOp::Remove { container, .. } => container,
             };

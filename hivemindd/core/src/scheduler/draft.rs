@@ -233,7 +233,8 @@ impl<'a> Draft<'a> {
         node: &NodeId,
     ) -> bool {
         let Some(host) = self.hosts.get(node) else { return false };
-        if !matches!(self.home(id, workload, slot, Some(node)), Ok(home) if home.is_none_or(|home| home == *node)) {
+        if !matches!(self.home(id, workload, slot, Some(node)), Ok(home) if home.is_none_or(|home| home == *node))
+        {
             return false;
         }
         let asks = Asks::from(&workload.spec.container.resources);

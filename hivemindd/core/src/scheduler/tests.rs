@@ -222,10 +222,9 @@ fn without_its_volume_a_replica_is_nowhere_and_says_why() {
         vec![crate::fixture::mount("data", "/data"), crate::fixture::mount("more", "/more")];
     hold(&mut cluster, 0, 1);
     let more = VolumePart { volume: volume_id("more"), number: 0 };
-    cluster.volume_parts.insert(
-        (more, node_id(2)),
-        VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None },
-    );
+    cluster
+        .volume_parts
+        .insert((more, node_id(2)), VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None });
     assert_eq!(reason(&mut cluster), "its volumes data and more are on different machines");
 }
 

@@ -538,9 +538,8 @@ impl ContainerSpec {
     fn validate_volumes(&self) -> Result<(), DocumentError> {
         let mut paths = BTreeSet::new();
         for (index, mount) in self.volumes.iter().enumerate() {
-            let at = |message: String| {
-                DocumentError::new(format!("/spec/container/volumes/{index}"), message)
-            };
+            let at =
+                |message: String| DocumentError::new(format!("/spec/container/volumes/{index}"), message);
             if !is_dns_label(&mount.volume) {
                 return Err(at(format!("{:?} cannot name a volume", mount.volume)));
             }

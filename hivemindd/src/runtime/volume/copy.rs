@@ -32,7 +32,9 @@ impl Image {
         let options = layers.options.iter().filter(|option| option.contains('='));
         let options = options.map(String::as_str).collect::<Vec<_>>().join(",");
         // The kernel takes a page of options, and an image may have a hundred layers in one long path.
-        let long = snapshots(&options).map(|folder| Ok::<_, io::Error>((folder, File::open(folder)?))).transpose()?;
+        let long = snapshots(&options)
+            .map(|folder| Ok::<_, io::Error>((folder, File::open(folder)?)))
+            .transpose()?;
         let options = match &long {
             Some((folder, open)) => options.replace(*folder, &format!("/proc/self/fd/{}", open.as_raw_fd())),
             None => options.clone(),
@@ -148,7 +150,8 @@ mod tests {
         // Absolute, as some images have it: leads to the image's own folder.
         symlink("/var/lib", root.join("data")).unwrap();
         symlink("/etc", root.join("out")).unwrap();
-        let image = std::mem::ManuallyDrop::new(Image { at: root.clone(), root: File::open(&root).unwrap().into() });
+        let image =
+            std::mem::ManuallyDrop::new(Image { at: root.clone(), root: File::open(&root).unwrap().into() });
         image.copy("/data/app", &into).unwrap();
         assert_eq!(fs::read_to_string(into.join("file")).unwrap(), "content");
         assert_eq!(fs::metadata(into.join("file")).unwrap().mode() & 0o7777, 0o4750);

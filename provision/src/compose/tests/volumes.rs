@@ -45,7 +45,11 @@ volumes:
     assert_eq!(volume("logs"), (Per::Cluster, None));
     assert_eq!(volume("db-cache"), (Per::Replica, None), "without a name each replica has its own");
     assert_eq!(volume("state"), (Per::Node, None), "each machine of a global service has its own");
-    assert_eq!(documents.iter().filter(|d| d.kind == Kind::Volume).count(), 4, "an external one is not pushed");
+    assert_eq!(
+        documents.iter().filter(|d| d.kind == Kind::Volume).count(),
+        4,
+        "an external one is not pushed"
+    );
     assert!(documents[..4].iter().all(|d| d.kind == Kind::Volume), "volumes first");
     let container = |name: &str| {
         let found = documents.iter().find(|d| d.kind == Kind::Workload && d.metadata.name == name);
