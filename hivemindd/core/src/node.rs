@@ -320,8 +320,9 @@ impl Node {
         node.load(now, stored, &mut out);
         node.remember_before();
         let own = RecordKey::Observation(node.settings.me, Topic::Enrolment);
-        node.store_lost = node.settings.boot > 1 && node.map.get(&own).is_none();
-        node.forget_grants_if_lost();
+        if node.settings.boot > 1 && node.map.get(&own).is_none() {
+            node.lose_store();
+        }
         node.introduce_self(now, &mut out);
         node.replicas = Replicas::new(&node.own_replica_statuses());
         node.volumes = Volumes::new(node.own_volume_parts());

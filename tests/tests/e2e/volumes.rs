@@ -20,7 +20,7 @@ services:
       - |
         echo "start $$VERSION" >>/data/log
         cat /data/log
-        dd if=/dev/zero of=/data/much bs=64k count=100 2>&1 | grep -o 'No space left.*'
+        dd if=/dev/zero of=/data/much bs=64k count=100 2>&1 | grep -o 'quota exceeded'
         rm /data/much
         echo "page=$$(cat /srv/page.txt) mode=$$(stat -c %a:%u:%g /kept) kept=$$(ls /kept | head -n 1)"
         echo x 2>/dev/null >>/srv/page.txt || echo "page is not written"
@@ -74,7 +74,7 @@ fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
     says(
         &cluster,
         "db",
-        &["start 1", "No space left on device", "page=beside the file", "page is not written"],
+        &["start 1", "quota exceeded", "page=beside the file", "page is not written"],
     );
     let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
     assert_eq!(reader.node, db.node, "it is where the data is");

@@ -595,6 +595,36 @@ fn a_node_that_was_revoked_keeps_no_deletion_in_memory() {
 }
 
 #[test]
+fn a_node_that_lost_its_store_does_not_forget_deletions_before_it_has_heard_from_another() {
+    let mut world = World::with_machines(3, 3);
+    assert!(world.run_until(8000, World::agrees));
+    let revision = START_MS + 1000;
+    world.push(0, workload("web", revision, 1, &root_key())).unwrap();
+    assert!(world.run_until(30_000, World::agrees));
+    // Cut off without its store, it takes itself for all there is, and has the document by another road.
+    world.part(2, 0);
+    world.part(2, 1);
+    world.damage_store(2);
+    world.run(10_000);
+    world.power_off(2);
+    world.power_on(2);
+    world.run(10_000);
+    world.push(2, workload("web", revision, 1, &root_key())).unwrap();
+    world.push(2, tombstone(&workload_key("web"), revision + 1, &root_key())).unwrap();
+    world.pass(35 * DAY_MS);
+    world.run(2 * 3_600_000);
+    world.network.cut.clear();
+    world.introduce_all();
+    assert!(world.run_until(120_000, World::agrees));
+    world.run(10_000);
+    for index in 0..3 {
+        // Once all have heard, it may be forgotten.
+        let held = world.node(index).spec_item(&workload_key("web"));
+        assert!(held.is_none_or(|item| item.deleted), "m{index}: what it deleted is deleted");
+    }
+}
+
+#[test]
 fn an_old_document_cannot_be_pushed_again_after_its_deletion_was_forgotten() {
     let mut world = deleted_while_one_is_away(27);
     let away = world.machines[2].id;

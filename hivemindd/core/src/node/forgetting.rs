@@ -69,7 +69,8 @@ impl Node {
         self.complained_ms.clear();
         self.stop_telling(now);
         self.drop_old_grants(now);
-        if self.is_leader() && !self.is_catching_up() {
+        // Without its store it does not know who else is there, who may not have heard.
+        if self.is_leader() && !self.is_catching_up() && !self.store_lost {
             self.forget_old_deletions(now, out);
         }
     }

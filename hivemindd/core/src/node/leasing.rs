@@ -41,10 +41,8 @@ impl Node {
     }
 
     /// A node whose store is gone has forgotten what it granted.
-    pub(super) fn forget_grants_if_lost(&mut self) {
-        if self.store_lost {
-            self.forget_grants(Forgot { until: 0, unsure: true });
-        }
+    pub(super) fn forget_grants(&mut self) {
+        self.note_forgotten(Forgot { until: 0, unsure: true });
     }
 
     /// Another node has said which documents there are: leases of those may have been granted.
@@ -54,11 +52,11 @@ impl Node {
                 Content::Spec(document) => Some(document.value().metadata.revision),
                 _ => None,
             });
-            self.forget_grants(Forgot { until: revisions.max().unwrap_or(0), unsure: false });
+            self.note_forgotten(Forgot { until: revisions.max().unwrap_or(0), unsure: false });
         }
     }
 
-    fn forget_grants(&mut self, forgot: Forgot) {
+    fn note_forgotten(&mut self, forgot: Forgot) {
         self.leases.forget(forgot);
         self.store.put(store::local_key(FORGOT), Some(encode(&forgot)));
     }

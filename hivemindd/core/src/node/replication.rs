@@ -36,6 +36,8 @@ const MAX_PASSES: usize = 8;
 
 const ANCHORS: &str = "anchors";
 const SEEN: &str = "seen";
+/// Is there while this node's store is lost and no other has made it good.
+const LOST: &str = "lost";
 
 /// Members' last-seen times are written at least this often, milliseconds.
 pub(super) const SAVE_SEEN_EVERY_MS: u64 = 10 * 60 * 1000;
@@ -70,6 +72,7 @@ impl Node {
 
     fn load_local(&mut self, now: Time, name: &str, value: &[u8]) {
         match name {
+            LOST => self.store_lost = true,
             ANCHORS => self.anchors = postcard::from_bytes(value).unwrap_or_default(),
             SEEN => {
                 let mut seen: BTreeMap<NodeId, LastSeen> = postcard::from_bytes(value).unwrap_or_default();
@@ -81,6 +84,13 @@ impl Node {
                 self.load_grants(now, name, value);
             }
         }
+    }
+
+    /// Takes note that the store is gone, also for later starts: what is in it then may be far from all there is.
+    pub(super) fn lose_store(&mut self) {
+        self.store_lost = true;
+        self.store.put(store::local_key(LOST), Some(Vec::new()));
+        self.forget_grants();
     }
 
     pub(super) fn save_anchors(&mut self) {
@@ -465,7 +475,10 @@ impl Node {
     fn agrees_with(&mut self, now: Time, peer: NodeId) {
         self.agreed.agree(now, peer);
         if self.liveness.alive.contains(&peer) {
-            self.stirred |= std::mem::take(&mut self.store_lost);
+            if std::mem::take(&mut self.store_lost) {
+                self.stirred = true;
+                self.store.put(store::local_key(LOST), None);
+            }
             self.learn_what_was_forgotten();
             self.end_grace();
         }
