@@ -23,6 +23,9 @@ use crate::time::{Hlc, Time};
 pub struct Cluster {
     /// Workloads that count: signed by a key with the right to it, not deleted.
     pub workloads: BTreeMap<WorkloadId, Workload>,
+    /// Workloads of which there are documents here, and none that counts: they were deleted, or their signers may
+    /// not write them. Of others that are not here, the documents may be on their way.
+    pub gone: BTreeSet<WorkloadId>,
     /// Nodes that enrolled, revoked ones included.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Volumes that count.

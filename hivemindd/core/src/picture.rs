@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::Phase;
-use hivemind_spec::document::Spec;
+use hivemind_spec::document::{Kind, Spec, SpecKey};
 use hivemind_spec::id::NodeId;
 
 use crate::cluster::{Cluster, Node, OsRelease, Workload};
@@ -44,6 +44,14 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
                 intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
             }
             _ => {}
+        }
+    }
+    for (key, _) in map.iter().take_while(|(key, _)| matches!(key, RecordKey::Spec(..))) {
+        if let RecordKey::Spec(SpecKey { kind: Kind::Workload, namespace, name }, _) = key {
+            let id = WorkloadId { namespace: namespace.clone(), name: name.clone() };
+            if !cluster.workloads.contains_key(&id) {
+                cluster.gone.insert(id);
+            }
         }
     }
     for id in members {

@@ -56,6 +56,9 @@ const KEEPER: &str = "keeper";
 /// The workload of which there must never be two.
 const SINGLE: &str = "single";
 
+/// How often a push to a healthy cluster is repeated whose disk is busy.
+const PATIENCE: usize = 10;
+
 /// What a life is to be like.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -291,7 +294,16 @@ impl Life {
     }
 
     fn push_now(&mut self, index: usize, envelope: Envelope) -> Broken {
-        match self.world.try_push(index, envelope) {
+        let mut answer = self.world.try_push(index, envelope.clone());
+        // A slow disk may have much to write: the answer says so, and whoever pushes tries again.
+        for _ in 0..PATIENCE {
+            if !matches!(&answer, Some(Err(problem)) if problem.code == Code::Storage) {
+                break;
+            }
+            self.world.run(2000);
+            answer = self.world.try_push(index, envelope.clone());
+        }
+        match answer {
             Some(Ok(_)) => self.kept(),
             Some(Err(problem)) => Err(format!("a push to a healthy cluster was refused: {}", problem.detail)),
             None => self.kept().and(Err("a push to a healthy cluster was not answered".to_owned())),

@@ -139,9 +139,12 @@ impl Node {
     }
 
     /// Whether this node may act on what it knows of itself and of what is wanted: its store is not
-    /// lost, or a peer has made it good, or there is nobody and an operator has begun anew.
+    /// lost, or a peer has made it good, or there is nobody and an operator has begun anew. What others sent before
+    /// they could not be heard any more may be half of what they know.
     fn knows_enough(&self) -> bool {
-        let alone = self.liveness.alive.len() <= 1;
+        let is_other =
+            |(id, node): (&NodeId, &crate::cluster::Node)| *id != self.settings.me && !node.is_revoked();
+        let alone = self.liveness.alive.len() <= 1 && !self.cluster.nodes.iter().any(is_other);
         !self.store_lost || (alone && !self.cluster.workloads.is_empty())
     }
 
@@ -156,7 +159,8 @@ impl Node {
             );
             self.note(now, Level::Info, "leader-changed", text, out);
         }
-        if !self.is_leader() || self.is_catching_up() || self.disk_refuses || !self.unplaced {
+        let unfit = self.is_catching_up() || self.disk_refuses || !self.knows_enough();
+        if !self.is_leader() || unfit || !self.unplaced {
             return;
         }
         // What the disk does not take now is to be decided again.

@@ -37,7 +37,8 @@ use draft::Draft;
 /// record of a workload that asks for ten thousand replicas on a full cluster.
 const REASONS_WRITTEN: usize = 8;
 
-/// The placements that must change. `None`: the workload is gone, and so is its placement. Empty
+/// The placements that must change. `None`: the workload is gone, and so is its placement; one whose document is not
+/// here yet keeps it. Empty
 /// when all is as it should be; applying the answer makes it so.
 ///
 /// To be called by the leader only, and not before its first sync with a peer: a leader that has
@@ -66,7 +67,7 @@ pub fn schedule(
     let mut changes: BTreeMap<WorkloadId, Option<Placement>> = cluster
         .placements
         .keys()
-        .filter(|id| !cluster.workloads.contains_key(*id))
+        .filter(|id| cluster.gone.contains(*id))
         .map(|id| (id.clone(), None))
         .collect();
     for (id, workload) in by_priority {

@@ -453,11 +453,14 @@ fn a_changed_document_that_asks_for_more_than_its_node_has_moves_only_what_must(
 }
 
 #[test]
-fn a_removed_workload_loses_its_placement() {
+fn a_removed_workload_loses_its_placement_and_one_that_is_not_here_yet_keeps_it() {
     let (mut cluster, liveness) = cluster(1);
     cluster.workloads.insert(workload_id("web"), workload(1));
     settle(&mut cluster, &liveness);
     cluster.workloads.clear();
+    // The decision of another leader came before the document.
+    assert_eq!(schedule(&cluster, &liveness, at(0)), BTreeMap::new());
+    cluster.gone.insert(workload_id("web"));
     assert_eq!(schedule(&cluster, &liveness, at(0)), [(workload_id("web"), None)].into());
 }
 
