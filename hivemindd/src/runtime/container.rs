@@ -32,7 +32,7 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
-use super::{Runtime, cgroup, on_disk, volume, wall_ms};
+use super::{Runtime, cgroup, on_disk, quota, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -164,6 +164,7 @@ impl Runtime {
         let (mounts, ()) =
             tokio::try_join!(self.prepare_snapshot(id, &image.chain), self.networks.create(plan))?;
 
+        self.limit_root(plan, &mounts).await?;
         self.provide_volumes(plan, &mounts).await?;
         let files = self.files(id);
         write_files(&files, plan)
@@ -186,6 +187,16 @@ impl Runtime {
         self.containerd.containers().update(request(update)).await.map_err(refused("making a container"))?;
         self.run_task(plan, mounts, &files).await?;
         self.run_hooks(id, "the hook after its start", &plan.spec.post_start, HOOKS_LIMIT).await
+    }
+
+    /// Limits what the container may write beside its volumes, if it is to be.
+    async fn limit_root(&self, plan: &ContainerPlan, layers: &[Mount]) -> Result<(), OperationError> {
+        let Some(bytes) = plan.spec.root_size_bytes else { return Ok(()) };
+        let options = layers.iter().flat_map(|mount| &mount.options);
+        let upper = options.filter_map(|option| option.strip_prefix("upperdir=")).next();
+        let upper = PathBuf::from(upper.ok_or_else(|| permanent("the snapshotter has no layer to limit"))?);
+        let id = plan.id.0.clone();
+        on_disk("limiting its own files", move || quota::limit_folder(&upper, &id, bytes)).await
     }
 
     /// Makes the container's volumes that are not there yet.
@@ -346,6 +357,7 @@ impl Runtime {
         let snapshot = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.0.clone() };
         if_there(self.containerd.snapshots().remove(request(snapshot)).await)
             .map_err(refused("removing a snapshot"))?;
+        self.lift_root_limit(id, container.as_ref());
         self.networks.remove(id).await?;
         cgroup::remove(id);
         fence::lift(&id.0);
@@ -362,6 +374,19 @@ impl Runtime {
             .map_err(refused("deleting a container"))?;
         self.logs.forget(id);
         Ok(())
+    }
+}
+
+impl Runtime {
+    /// Lifts the limit of a container's own files, if it had one.
+    fn lift_root_limit(&self, id: &ContainerId, container: Option<&Container>) {
+        let spec = container.and_then(|container| container.spec.as_ref());
+        let spec = spec.and_then(|spec| serde_json::from_slice(&spec.value).ok());
+        if spec.is_some_and(|spec| oci::has_root_limit(&spec))
+            && let Err(error) = quota::lift(&self.settings.log_dir, &id.0)
+        {
+            tracing::warn!(container = id.0, %error, "the limit of its own files is not lifted");
+        }
     }
 }
 

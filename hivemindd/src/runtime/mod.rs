@@ -28,6 +28,7 @@ pub mod logs;
 mod netns;
 mod oci;
 mod output;
+mod quota;
 mod seccomp;
 mod user;
 mod volume;

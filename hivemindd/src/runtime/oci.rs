@@ -61,6 +61,9 @@ const REAP: &str = "reap";
 /// it knows them.
 const PRE_STOP: &str = "hivemind/pre-stop";
 
+/// The annotation of a container whose own files are limited.
+const ROOT_LIMIT: &str = "hivemind/root-limit";
+
 /// The parent cgroup of all workloads.
 pub(super) const WORKLOADS_CGROUP: &str = "/hivemind/workloads";
 
@@ -121,7 +124,15 @@ fn annotations(spec: &ContainerSpec) -> BTreeMap<String, String> {
     if !spec.pre_stop.is_empty() {
         annotations.insert(PRE_STOP.to_owned(), json!(spec.pre_stop).to_string());
     }
+    if let Some(bytes) = spec.root_size_bytes {
+        annotations.insert(ROOT_LIMIT.to_owned(), bytes.to_string());
+    }
     annotations
+}
+
+/// Whether a container's own files are limited, from its runtime specification.
+pub(super) fn has_root_limit(spec: &Value) -> bool {
+    spec["annotations"][ROOT_LIMIT].is_string()
 }
 
 /// The hooks to run before a container is stopped, from its runtime specification.
@@ -303,8 +314,10 @@ fn resources(plan: &ContainerPlan, limits: bool) -> Value {
     }
     let mut resources = json!({ "devices": devices, "cpu": cpu, "pids": { "limit": wanted.pids() } });
     if let Some(bytes) = wanted.memory_limit_bytes {
-        // The limit of memory and swap together: as much as of memory alone, so no swap.
-        resources["memory"] = json!({ "limit": bytes, "swap": bytes });
+        // The limit of memory and swap together; -1 is none.
+        let swap = wanted.swap_limit_bytes.unwrap_or(0);
+        let both = i64::try_from(bytes.saturating_add(swap)).unwrap_or(-1);
+        resources["memory"] = json!({ "limit": bytes, "swap": both });
     }
     resources
 }

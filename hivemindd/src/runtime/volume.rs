@@ -11,7 +11,6 @@
 //! made by looking, and nothing is deleted that was not told to be.
 
 mod copy;
-mod quota;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,6 +25,7 @@ use hivemind_init::durable;
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::copy::Image;
+use super::quota;
 
 const ABOUT: &str = "volume.json";
 const DATA: &str = "data";
@@ -123,9 +123,7 @@ impl Volumes {
         if counted {
             quota::limit(&self.folder, about.project, plan.size_bytes)?;
         } else if plan.size_bytes.is_some() {
-            let text = "this machine's disk was formatted without quotas, and its volumes cannot be limited; \
-                        `hivemind nodes reset --wipe all` formats it anew";
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+            return Err(io::Error::new(io::ErrorKind::Unsupported, quota::NOT_COUNTED));
         }
         if place.join(DATA).exists() {
             return Ok(());

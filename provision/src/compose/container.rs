@@ -44,6 +44,11 @@ pub(super) fn key(
         "pre_stop" => container.pre_stop = hooks(reader, node)?,
         "read_only" => container.read_only = reader.boolean(node)?,
         "tmpfs" => container.tmpfs.extend(tmpfs(reader, node)?),
+        "storage_opt" => {
+            for (_, value) in reader.entries(node, keys::STORAGE_OPT)? {
+                container.root_size_bytes = Some(reader.size_bytes(value)?);
+            }
+        }
         "shm_size" => container.shm_size_bytes = Some(reader.size_bytes(node)?),
         "configs" => container.files.extend(files(reader, configs, node)?),
         "cap_add" => container.capabilities.add = capabilities(reader, node, rights::may_add)?,

@@ -95,6 +95,10 @@ pub const SERVICE: &[Row] = &[
     ("labels", Honoured("the workload's labels")),
     ("links", Honoured("other names of services, and what the containers wait for, as depends_on")),
     ("mem_limit", Honoured("memory limit, as deploy.resources.limits.memory")),
+    (
+        "memswap_limit",
+        Honoured("limit of memory and swap together; -1 is none. Machines have no swap in this version"),
+    ),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
     (
         "oom_score_adj",
@@ -116,6 +120,10 @@ pub const SERVICE: &[Row] = &[
     ("shm_size", Honoured("the size of /dev/shm; 64 MiB if not given")),
     ("stop_grace_period", Honoured("time between the stop signal and SIGKILL")),
     ("stop_signal", Honoured("the signal that asks the container to stop")),
+    (
+        "storage_opt",
+        Honoured("`size`: the most that the containers' own files may hold, beside volumes and the image's"),
+    ),
     ("sysctls", Honoured("kernel parameters of the container's own network and IPC")),
     ("tmpfs", Honoured("memory-backed directories")),
     ("ulimits", Honoured("process limits")),
@@ -138,7 +146,6 @@ pub const SERVICE: &[Row] = &[
     ("logging", Refused("every node keeps its containers' logs; see `hivemind logs`")),
     ("mac_address", NETWORKS),
     ("mem_swappiness", Refused("machines have no swap")),
-    ("memswap_limit", Refused("machines have no swap")),
     ("models", LATER),
     ("network_mode", NETWORKS),
     ("networks", NETWORKS),
@@ -151,7 +158,6 @@ pub const SERVICE: &[Row] = &[
     ("runtime", Refused("there is one runtime")),
     ("secrets", LATER),
     ("stdin_open", Refused("nobody sits before these containers")),
-    ("storage_opt", ONE_PLACE),
     ("tty", Refused("nobody sits before these containers")),
     ("use_api_socket", RIGHTS),
     ("userns_mode", RIGHTS),
@@ -357,6 +363,9 @@ pub const HOOK: &[Row] = &[
     ("user", Refused("it runs as the container's user")),
 ];
 
+/// `storage_opt`.
+pub const STORAGE_OPT: &[Row] = &[("size", Honoured("the most that the containers' own files may hold"))];
+
 /// An entry of `ulimits` in its long form.
 pub const ULIMIT: &[Row] = &[
     ("hard", Honoured("the most a process can raise it to; -1 is no limit")),
@@ -399,6 +408,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.depends_on.NAME", DEPENDENCY),
     ("services.NAME.post_start", HOOK),
     ("services.NAME.ulimits.NAME", ULIMIT),
+    ("services.NAME.storage_opt", STORAGE_OPT),
     ("services.NAME.configs", CONFIG_USE),
     ("services.NAME.volumes", MOUNT),
     ("services.NAME.volumes.bind", MOUNT_BIND),

@@ -50,6 +50,8 @@ struct Draft {
     cpu_quota_us: Placed<u64>,
     cpu_period_us: Placed<u64>,
     memory_limit: Placed<u64>,
+    /// Memory and swap together; none: no limit.
+    swap_and_memory: Placed<Option<u64>>,
     pids_limit: Placed<u64>,
     cpu_request: Placed<u64>,
     memory_request: Placed<u64>,
@@ -120,6 +122,7 @@ impl Draft {
             cpu_quota_us: None,
             cpu_period_us: None,
             memory_limit: None,
+            swap_and_memory: None,
             pids_limit: None,
             cpu_request: None,
             memory_request: None,
@@ -154,6 +157,10 @@ impl Draft {
         resources.cpu_limit_millis = value(self.cpu_limit);
         resources.memory_limit_bytes = value(self.memory_limit);
         resources.pids_limit = value(self.pids_limit);
+        resources.swap_limit_bytes = self.swap_and_memory.map(|(_, both)| {
+            let memory = resources.memory_limit_bytes.unwrap_or(0);
+            both.map_or(u64::MAX, |both| both.saturating_sub(memory))
+        });
         let workload = WorkloadSpec {
             replicas: self.replicas.map_or(1, |(_, replicas)| replicas),
             global: self.global.is_some_and(|(_, global)| global),
@@ -194,6 +201,13 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
                 format!("the {what} set aside is more than the limit; raise the limit or set less aside"),
             );
         }
+    }
+    match (draft.swap_and_memory, draft.memory_limit) {
+        (Some((mark, _)), None) => reader.fault(mark, "needs a memory limit beside it: `mem_limit`"),
+        (Some((mark, Some(both))), Some((_, memory))) if both < memory => {
+            reader.fault(mark, "memory and swap together are less than the memory limit; raise it");
+        }
+        _ => {}
     }
     if let (Some((mark, ())), Some((_, replicas @ 2..))) = (draft.container_name, draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas cannot all have this name; remove it"));
@@ -276,6 +290,7 @@ fn service_key(
         "deploy" => deploy(reader, draft, node)?,
         "restart" => set(reader, &mut draft.restart, at, restart(reader, node)?),
         "mem_limit" => set(reader, &mut draft.memory_limit, at, reader.size_bytes(node)?),
+        "memswap_limit" => draft.swap_and_memory = Some((at, swap_and_memory(reader, node)?)),
         "mem_reservation" => set(reader, &mut draft.memory_request, at, reader.size_bytes(node)?),
         "cpus" => set(reader, &mut draft.cpu_limit, at, reader.cpu_millis(node)?),
         "cpu_quota" => draft.cpu_quota_us = Some((at, microseconds(CPU_PERIOD_US.0, i64::MAX)?)),
@@ -429,6 +444,14 @@ fn links(reader: &Reader<'_>, draft: &mut Draft, node: &Node, within: bool) -> O
         }
     }
     Some(())
+}
+
+/// A size, or -1 for no limit.
+fn swap_and_memory(reader: &Reader<'_>, node: &Node) -> Option<Option<u64>> {
+    if reader.text_or_number(node, "a size")? == "-1" {
+        return Some(None);
+    }
+    Some(Some(reader.size_bytes(node)?))
 }
 
 fn replicas(reader: &Reader<'_>, node: &Node) -> Option<u32> {

@@ -235,6 +235,8 @@ fn sample(key: &str) -> &'static str {
         "links" => "['other:db']",
         "mem_limit" => "64m",
         "mem_reservation" => "64m",
+        "memswap_limit" => "96m\nmem_limit: 64m",
+        "storage_opt" => "{size: 1g}",
         "oom_score_adj" => "500",
         "pids_limit" => "5",
         "ports" => "['1:1']",

@@ -86,6 +86,8 @@ pub struct Ledger {
     never: BTreeSet<WorkloadId>,
     /// Where data is: where a container first had it.
     data: BTreeMap<VolumePart, NodeId>,
+    /// Parts that there is an order to discard.
+    deletable: BTreeSet<VolumePart>,
     /// Workloads of which there must never be two.
     exclusive: BTreeSet<WorkloadId>,
     /// Nodes cut off for good, as everybody would know who had heard of everything.
@@ -105,6 +107,7 @@ impl Default for Ledger {
             homes: BTreeMap::new(),
             never: BTreeSet::new(),
             data: BTreeMap::new(),
+            deletable: BTreeSet::new(),
             exclusive: BTreeSet::new(),
             cut_off: BTreeSet::new(),
         };
@@ -174,6 +177,11 @@ impl Ledger {
     /// Nobody may start replicas of this workload anywhere but where they were first.
     pub fn never_taken_over(&mut self, workload: WorkloadId) {
         self.never.insert(workload);
+    }
+
+    /// Somebody orders this data to be discarded.
+    pub fn may_be_deleted(&mut self, part: VolumePart) {
+        self.deletable.insert(part);
     }
 
     /// A document is being pushed.
@@ -246,7 +254,8 @@ impl Ledger {
                 self.stays_with_its_data(machine.id, plan);
             }
             RuntimeOp::DeleteVolume { part } => {
-                self.must(false, "no data is deleted without an order", || {
+                let ordered = self.deletable.contains(part);
+                self.must(ordered, "no data is deleted without an order", || {
                     format!("m{index} deletes {part}")
                 });
             }

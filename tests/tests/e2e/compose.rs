@@ -29,6 +29,9 @@ services:
         say cpu_shares "$$(cat /sys/fs/cgroup/cpu.weight)"
         say cpu_quota "$$(cat /sys/fs/cgroup/cpu.max)"
         say oom_score_adj "$$(cat /proc/self/oom_score_adj)"
+        say memswap "$$(cat /sys/fs/cgroup/memory.max) $$(cat /sys/fs/cgroup/memory.swap.max)"
+        say storage_opt "$$(dd if=/dev/zero of=/much bs=64k count=200 2>&1 | grep -o 'quota exceeded')"
+        rm -f /much
         say ulimits "$$(sed -n 's/^Max open files *//p' /proc/self/limits)"
         say sysctls "$$(cat /proc/sys/net/core/somaxconn)"
         say domainname "$$(cat /proc/sys/kernel/domainname)"
@@ -59,6 +62,9 @@ services:
     cpu_quota: 30000
     cpu_period: 100000
     oom_score_adj: 700
+    mem_limit: 64m
+    memswap_limit: 96m
+    storage_opt: {size: 4m}
     ulimits: {nofile: {soft: 1000, hard: 2000}}
     sysctls: {net.core.somaxconn: 321}
     domainname: shop.example
@@ -200,6 +206,8 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     assert!((70..=250).contains(&weight), "{weight}");
     is("cpu_quota", "30000 100000");
     is("oom_score_adj", "700");
+    is("memswap", "67108864 33554432");
+    is("storage_opt", "quota exceeded");
     is("ulimits", "1000 2000 files");
     is("sysctls", "321");
     is("domainname", "shop.example");

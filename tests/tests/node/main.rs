@@ -6,6 +6,7 @@ mod rollout;
 mod scale;
 mod takeover;
 mod trial;
+mod volumes;
 
 use std::collections::BTreeSet;
 

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::rights;
 use super::tmpfs::{Tmpfs, absolute, may_cover};
 use crate::document::{DocumentError, is_dns_label};
+use crate::volume::MIN_SIZE_BYTES;
 
 /// CPU asked for when the document asks for none, in thousandths of a core. Small, so that a
 /// Compose file without resources fits on a small machine.
@@ -85,6 +86,10 @@ pub struct ContainerSpec {
     /// Memory-backed directories: `PATH` or `PATH:OPTION,…` ([`Tmpfs`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tmpfs: Vec<String>,
+    /// The most that the container's own files may hold, beside its volumes and what the image has, bytes; absent:
+    /// what the machine has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_size_bytes: Option<u64>,
     /// Volumes of the workload's namespace, and where they are mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeMount>,
@@ -280,6 +285,10 @@ pub struct Resources {
     /// Memory limit, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
+    /// Swap that it may use besides the memory limit, bytes; absent: none. Machines have no swap in this
+    /// version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_limit_bytes: Option<u64>,
     /// Process limit; absent: [`DEFAULT_PIDS_LIMIT`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u64>,
@@ -405,6 +414,7 @@ impl ContainerSpec {
             health: None,
             read_only: false,
             tmpfs: Vec::new(),
+            root_size_bytes: None,
             volumes: Vec::new(),
             shm_size_bytes: None,
             files: Vec::new(),
@@ -481,6 +491,12 @@ impl ContainerSpec {
             }
         }
         self.validate_volumes()?;
+        if self.root_size_bytes.is_some_and(|bytes| bytes < MIN_SIZE_BYTES) {
+            return fail(
+                "/spec/container/rootSizeBytes".into(),
+                format!("must be at least {MIN_SIZE_BYTES}"),
+            );
+        }
         if self.shm_size_bytes.is_some_and(|bytes| bytes == 0 || bytes > MAX_SHM_BYTES) {
             return fail("/spec/container/shmSizeBytes".into(), format!("must be 1 to {MAX_SHM_BYTES}"));
         }
@@ -617,6 +633,9 @@ impl Resources {
                 "/spec/container/resources",
                 "no container starts with less than 4 MiB of memory or without CPU".into(),
             );
+        }
+        if self.swap_limit_bytes.is_some() && self.memory_limit_bytes.is_none() {
+            return fail("/spec/container/resources/swapLimitBytes", "needs a memory limit beside it".into());
         }
         if self.cpu_shares.is_some_and(|shares| shares < CPU_SHARES.0 || shares > CPU_SHARES.1) {
             let text = format!("must be {} to {}", CPU_SHARES.0, CPU_SHARES.1);

@@ -1,5 +1,5 @@
-//! The kernel's quota by project (quotactl(2)): what a volume holds, and the most it may. A folder's project is that of
-//! all that is made in it.
+//! The kernel's quota by project (quotactl(2)): what a volume holds, and the most that it or a container's own layer may.
+//! A folder's project is that of all that is made in it.
 
 use std::ffi::c_int;
 use std::fs::File;
@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
+use hivemind_spec::id::Digest;
 use nix::libc;
 
 /// `PRJQUOTA` of `linux/quota.h`.
@@ -74,6 +75,34 @@ pub(super) fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> io::Resu
     values.dqb_valid = libc::QIF_BLIMITS;
     call(folder, libc::Q_SETQUOTA, project, &mut values)
 }
+
+/// Limits what is made in an empty folder of a container, by a project that is the container's own.
+///
+/// # Errors
+/// The kernel's, and in words where the file system does not count.
+pub(super) fn limit_folder(folder: &Path, container: &str, bytes: u64) -> io::Result<()> {
+    if !is_on(folder) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, NOT_COUNTED));
+    }
+    let project = project_of(container);
+    limit(folder, project, Some(bytes))?;
+    count(folder, project)
+}
+
+/// Lifts the limit of a container that is gone, so that the kernel remembers nothing of it.
+pub(super) fn lift(folder: &Path, container: &str) -> io::Result<()> {
+    limit(folder, project_of(container), None)
+}
+
+/// A container's project, in the upper half of all.
+fn project_of(container: &str) -> u32 {
+    let [a, b, c, d, ..] = Digest::of(container.as_bytes()).0;
+    u32::from_be_bytes([a, b, c, d]) | 1 << 31
+}
+
+/// Why nothing is limited on a disk that was formatted by an older release.
+pub(super) const NOT_COUNTED: &str = "this machine's disk was formatted without quotas, and nothing on it can be \
+                                      limited; `hivemind nodes reset --wipe all` formats it anew";
 
 /// Counts what is made in an empty folder to a project.
 pub(super) fn count(folder: &Path, project: u32) -> io::Result<()> {
