@@ -43,6 +43,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the hooks after a start may take together: the start counts as one operation, and others wait for it.
 const HOOKS_LIMIT: Duration = Duration::from_secs(30);
 
+/// Options of an overlay that name the folders with a container's own files.
+const OWN_FILES: [&str; 2] = ["upperdir", "workdir"];
+
 /// The type of a runtime specification.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -192,11 +195,16 @@ impl Runtime {
     /// Limits what the container may write beside its volumes, if it is to be.
     async fn limit_root(&self, plan: &ContainerPlan, layers: &[Mount]) -> Result<(), OperationError> {
         let Some(bytes) = plan.spec.root_size_bytes else { return Ok(()) };
+        // What overlayfs makes it makes in its work folder, and renames it within one project.
         let options = layers.iter().flat_map(|mount| &mount.options);
-        let upper = options.filter_map(|option| option.strip_prefix("upperdir=")).next();
-        let upper = PathBuf::from(upper.ok_or_else(|| permanent("the snapshotter has no layer to limit"))?);
+        let pairs = options.filter_map(|option| option.split_once('='));
+        let own = pairs.filter(|(name, _)| OWN_FILES.contains(name));
+        let folders: Vec<PathBuf> = own.map(|(_, folder)| folder.into()).collect();
+        if folders.len() != OWN_FILES.len() {
+            return Err(permanent("the snapshotter has no layer to limit"));
+        }
         let id = plan.id.0.clone();
-        on_disk("limiting its own files", move || quota::limit_folder(&upper, &id, bytes)).await
+        on_disk("limiting its own files", move || quota::limit_folders(&folders, &id, bytes)).await
     }
 
     /// Makes the container's volumes that are not there yet.

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hivemind_spec::id::Digest;
 use nix::libc;
@@ -76,17 +76,20 @@ pub(super) fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> io::Resu
     call(folder, libc::Q_SETQUOTA, project, &mut values)
 }
 
-/// Limits what is made in an empty folder of a container, by a project that is the container's own.
+/// Limits what is made in empty folders of a container, by a project that is the container's own.
 ///
 /// # Errors
 /// The kernel's, and in words where the file system does not count.
-pub(super) fn limit_folder(folder: &Path, container: &str, bytes: u64) -> io::Result<()> {
-    if !is_on(folder) {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, NOT_COUNTED));
-    }
+pub(super) fn limit_folders(folders: &[PathBuf], container: &str, bytes: u64) -> io::Result<()> {
     let project = project_of(container);
-    limit(folder, project, Some(bytes))?;
-    count(folder, project)
+    for folder in folders {
+        if !is_on(folder) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, NOT_COUNTED));
+        }
+        limit(folder, project, Some(bytes))?;
+        count(folder, project)?;
+    }
+    Ok(())
 }
 
 /// Lifts the limit of a container that is gone, so that the kernel remembers nothing of it.
