@@ -64,6 +64,8 @@ pub struct Surroundings<'a> {
     pub profiles: BTreeSet<String>,
     /// Reads a file by its path from the project's folder; `None` when there is none.
     pub read: &'a dyn Fn(&str) -> Result<Option<String>, String>,
+    /// Lists the files in a folder and the folders in it, by their paths from it, in order; `None` when it is no folder.
+    pub list: &'a dyn Fn(&str) -> Result<Option<Vec<String>>, String>,
 }
 
 /// What a Compose file turns into.

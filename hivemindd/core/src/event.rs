@@ -333,6 +333,8 @@ pub enum RuntimeOp {
         /// Whether its logs go too (the replica is gone), or stay (it will be made anew).
         logs: bool,
     },
+    /// Limit a part of a volume.
+    LimitVolume(VolumePlan),
     /// Delete a part of a volume with all that is in it. No container uses it.
     DeleteVolume {
         /// Which.
@@ -400,8 +402,10 @@ pub struct Inventory {
 pub struct VolumeState {
     /// When it was made, wall milliseconds.
     pub made_ms: u64,
-    /// What is in it, bytes; absent where that cannot be told.
+    /// What is in it, bytes; absent where that is not counted, and nothing can be limited.
     pub used_bytes: Option<u64>,
+    /// The most it may hold, bytes; absent: what the machine has.
+    pub size_bytes: Option<u64>,
 }
 
 /// A volume as a container is to find it.

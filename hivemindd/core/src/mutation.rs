@@ -32,6 +32,8 @@ pub enum Mutation {
     CapacityDoesNotMatter,
     /// Containers that are no longer wanted go on.
     NothingIsTrimmed,
+    /// Replicas go where there is room, wherever their data is.
+    DataBindsNobody,
     /// A holder keeps its lease past its end.
     LeasesAreKeptPastTheirEnd,
     /// A new release of the operating system is called good as soon as the node is up.
@@ -43,7 +45,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that show within some hundred lives. That deletions are forgotten unheard takes weeks to show,
     /// and that grantors forget takes restarts at one moment: those have tests of their own.
-    pub const SOON_SEEN: [Self; 15] = [
+    pub const SOON_SEEN: [Self; 16] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
@@ -57,6 +59,7 @@ impl Mutation {
         Self::TakeoverDoesNotWait,
         Self::CapacityDoesNotMatter,
         Self::NothingIsTrimmed,
+        Self::DataBindsNobody,
         Self::LeasesAreKeptPastTheirEnd,
         Self::ReleasesAreGoodUnseen,
     ];

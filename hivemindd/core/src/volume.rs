@@ -9,13 +9,14 @@
 //! Where data is follows from what nodes say that they have, and from nothing that is decided. A node that cannot be
 //! heard still has what it said, until operators revoke it. Nothing but the signed order to discard it deletes data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hivemind_spec::id::NodeId;
 use hivemind_spec::volume::{Per, VolumeSpec};
 
 use crate::cluster::{Cluster, Workload};
 use crate::event::VolumeState;
+use crate::mutation::{Mutation, is_on};
 use crate::record::{ReplicaId, VolumeId, VolumePart, VolumeStatus, WorkloadId};
 use crate::time::Time;
 
@@ -28,6 +29,18 @@ const SAY_WAIT_STEPS: u64 = 8;
 
 /// How much what is in a volume may change before it is told again, bytes, beside a sixteenth of it.
 const SAY_USE_FROM: u64 = 1 << 20;
+
+/// In blocks of so many bytes the kernel counts limits.
+const BLOCK_BYTES: u64 = 1024;
+
+/// What is to be done to a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Let it hold so many bytes, or what the machine has.
+    Limit(Option<u64>),
+    /// Delete it with all that is in it.
+    Delete,
+}
 
 /// Why a replica can be nowhere for the sake of its volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +99,9 @@ pub fn parts(
 
 /// Whether data may be where a replica is placed that is nowhere else, so that nobody takes the replica over.
 pub fn is_bound(cluster: &Cluster, id: &WorkloadId, workload: &Workload) -> bool {
+    if is_on(Mutation::DataBindsNobody) {
+        return false;
+    }
     let volume = |name: &str| cluster.volumes.get(&named(id, name));
     let mounts = &workload.spec.container.volumes;
     mounts.iter().any(|mount| volume(&mount.volume).is_none_or(|spec| spec.per != Per::Node))
@@ -94,6 +110,9 @@ pub fn is_bound(cluster: &Cluster, id: &WorkloadId, workload: &Workload) -> bool
 /// Where a part is that there is only one of. Of several nodes that say that they have it, after each side of a
 /// partition made its own: the one where the replica is placed, or else the first that made it.
 pub fn home(cluster: &Cluster, part: &VolumePart, placed: Option<&NodeId>) -> Option<NodeId> {
+    if is_on(Mutation::DataBindsNobody) {
+        return None;
+    }
     let rank = |(node, status): (&NodeId, &VolumeStatus)| (Some(node) != placed, status.made_ms, *node);
     cluster.holders(part).map(rank).min().map(|(_, _, node)| node)
 }
@@ -118,8 +137,8 @@ struct Wait {
 pub struct Standing {
     /// What is to be said of each. Of others that it said something of, it has nothing any more.
     pub statuses: BTreeMap<VolumePart, VolumeStatus>,
-    /// Those that have waited for long enough to be deleted.
-    pub due: BTreeSet<VolumePart>,
+    /// What is to be done to those that are not as they should be.
+    pub orders: BTreeMap<VolumePart, Order>,
     /// When to look again though nothing happens, [`Time::mono_ms`].
     pub wake_at_ms: Option<u64>,
 }
@@ -152,7 +171,7 @@ impl Volumes {
                     let step_ms = (order.grace_ms / SAY_WAIT_STEPS).clamp(1, SAY_WAIT_EVERY_MS);
                     let left_ms = order.grace_ms.saturating_sub(waited_ms);
                     if left_ms == 0 {
-                        standing.due.insert(part.clone());
+                        standing.orders.insert(part.clone(), Order::Delete);
                     } else {
                         let next = now.mono_ms.saturating_add(left_ms.min(step_ms));
                         standing.wake_at_ms = Some(standing.wake_at_ms.map_or(next, |at: u64| at.min(next)));
@@ -162,6 +181,12 @@ impl Volumes {
                     Some(said.filter(|said| left_ms > 0 && waited_ms < said + step_ms).unwrap_or(waited_ms))
                 }
             };
+            if let (Some(spec), Some(_)) = (cluster.volumes.get(&part.volume), state.used_bytes) {
+                let size_bytes = spec.size_bytes.map(|bytes| bytes.next_multiple_of(BLOCK_BYTES));
+                if state.size_bytes != size_bytes {
+                    standing.orders.entry(part.clone()).or_insert(Order::Limit(size_bytes));
+                }
+            }
             let used_bytes = match (before.and_then(|before| before.used_bytes), state.used_bytes) {
                 (Some(said), Some(used)) if said.abs_diff(used) <= said / 16 + SAY_USE_FROM => Some(said),
                 (_, used) => used,
@@ -198,7 +223,11 @@ mod tests {
     }
 
     fn held(used_bytes: u64) -> BTreeMap<VolumePart, VolumeState> {
-        [(data(), VolumeState { made_ms: 5, used_bytes: Some(used_bytes) })].into()
+        [(data(), VolumeState { made_ms: 5, used_bytes: Some(used_bytes), size_bytes: None })].into()
+    }
+
+    fn is_due(standing: &Standing) -> bool {
+        standing.orders.get(&data()) == Some(&Order::Delete)
     }
 
     fn with(discard: Option<Discard>) -> Cluster {
@@ -214,29 +243,45 @@ mod tests {
         let mut volumes = Volumes::default();
         for day in 0..1000 {
             let standing = volumes.look(at(day * 24 * HOUR_S), &kept, &held(1));
-            assert_eq!((standing.due.len(), standing.statuses[&data()].discarding_ms), (0, None));
+            assert_eq!((is_due(&standing), standing.statuses[&data()].discarding_ms), (false, None));
         }
         // Without its document it is kept too.
         let none = Cluster::default();
-        assert!(volumes.look(at(0), &none, &held(1)).due.is_empty());
+        assert!(!is_due(&volumes.look(at(0), &none, &held(1))));
 
         let mut volumes = Volumes::default();
         let standing = volumes.look(at(0), &ordered, &held(1));
-        assert_eq!((standing.due.len(), standing.statuses[&data()].discarding_ms), (0, Some(0)));
+        assert_eq!((is_due(&standing), standing.statuses[&data()].discarding_ms), (false, Some(0)));
         assert!(standing.wake_at_ms.unwrap() > at(0).mono_ms);
         let standing = volumes.look(at(6 * HOUR_S), &ordered, &held(1));
         assert_eq!(standing.statuses[&data()].discarding_ms, Some(6 * HOUR_S * 1000));
         // It starts anew much later, by its clock: that it was off does not count.
         let mut volumes = Volumes::new(standing.statuses);
-        assert!(volumes.look(at(600 * HOUR_S), &ordered, &held(1)).due.is_empty());
-        assert!(volumes.look(at(603 * HOUR_S), &ordered, &held(1)).due.is_empty());
-        assert_eq!(volumes.look(at(604 * HOUR_S), &ordered, &held(1)).due, [data()].into());
+        assert!(!is_due(&volumes.look(at(600 * HOUR_S), &ordered, &held(1))));
+        assert!(!is_due(&volumes.look(at(603 * HOUR_S), &ordered, &held(1))));
+        assert!(is_due(&volumes.look(at(604 * HOUR_S), &ordered, &held(1))));
         // The order is taken back at the last moment, and given again: it counts from the start.
-        assert!(volumes.look(at(604 * HOUR_S), &kept, &held(1)).due.is_empty());
-        assert!(volumes.look(at(605 * HOUR_S), &ordered, &held(1)).due.is_empty());
-        assert_eq!(volumes.look(at(615 * HOUR_S), &ordered, &held(1)).due, [data()].into());
+        assert!(!is_due(&volumes.look(at(604 * HOUR_S), &kept, &held(1))));
+        assert!(!is_due(&volumes.look(at(605 * HOUR_S), &ordered, &held(1))));
+        assert!(is_due(&volumes.look(at(615 * HOUR_S), &ordered, &held(1))));
         // What is gone is not spoken of.
         assert_eq!(volumes.look(at(616 * HOUR_S), &ordered, &BTreeMap::new()), Standing::default());
+    }
+
+    #[test]
+    fn a_limit_that_changes_is_set_where_it_can_be() {
+        let (mut cluster, mut volumes) = (with(None), Volumes::default());
+        let state = |size_bytes| VolumeState { made_ms: 5, used_bytes: Some(1), size_bytes };
+        let mut orders = |cluster: &Cluster, state: VolumeState| {
+            volumes.look(at(0), cluster, &[(data(), state)].into()).orders.remove(&data())
+        };
+        assert_eq!(orders(&cluster, state(None)), None);
+        assert_eq!(orders(&cluster, state(Some(4096))), Some(Order::Limit(None)));
+        let limited = VolumeSpec { size_bytes: Some(100_000), ..VolumeSpec::default() };
+        cluster.volumes.insert(data().volume, limited);
+        assert_eq!(orders(&cluster, state(None)), Some(Order::Limit(Some(100_352))));
+        assert_eq!(orders(&cluster, state(Some(100_352))), None, "the kernel counts in blocks");
+        assert_eq!(orders(&cluster, VolumeState { used_bytes: None, ..state(None) }), None, "not counted here");
     }
 
     #[test]

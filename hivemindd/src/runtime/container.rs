@@ -19,7 +19,7 @@ use containerd_client::services::v1::{
 use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as TaskStatus};
-use hivemind_core::event::{ContainerId, ContainerPlan, OperationError};
+use hivemind_core::event::{ContainerId, ContainerPlan, OperationError, VolumePlan};
 use hivemind_core::record::VolumePart;
 use hivemind_init::fence;
 use hivemind_spec::workload::HOST_GATEWAY;
@@ -229,6 +229,12 @@ impl Runtime {
             Ok(())
         })
         .await
+    }
+
+    /// Limits a part of a volume.
+    pub(super) async fn limit_volume(&self, plan: &VolumePlan) -> Result<(), OperationError> {
+        let (volumes, plan) = (Arc::clone(&self.volumes), plan.clone());
+        on_disk("limiting a volume", move || volumes.limit(&plan)).await
     }
 
     /// Deletes a part of a volume.

@@ -172,6 +172,7 @@ impl Runtime {
             RuntimeOp::Remove { container, logs } => {
                 within(OPERATION_LIMIT, "removing", self.remove(container, *logs)).await
             }
+            RuntimeOp::LimitVolume(plan) => self.limit_volume(plan).await,
             RuntimeOp::DeleteVolume { part } => self.delete_volume(part).await,
         }
     }

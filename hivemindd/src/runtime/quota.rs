@@ -60,11 +60,20 @@ pub(super) fn is_on(folder: &Path) -> bool {
     call(there, libc::Q_GETQUOTA, 0, &mut nothing()).is_ok()
 }
 
-/// What a project holds, bytes.
-pub(super) fn used_bytes(folder: &Path, project: u32) -> io::Result<u64> {
+/// What the kernel knows of a project.
+pub(super) struct Count {
+    /// What it holds, bytes.
+    pub(super) used_bytes: u64,
+    /// The most it may hold, bytes; none: any.
+    pub(super) limit_bytes: Option<u64>,
+}
+
+/// Looks at a project.
+pub(super) fn look(folder: &Path, project: u32) -> io::Result<Count> {
     let mut values = nothing();
     call(folder, libc::Q_GETQUOTA, project, &mut values)?;
-    Ok(values.dqb_curspace)
+    let limit_bytes = values.dqb_bhardlimit.saturating_mul(BLOCK_BYTES);
+    Ok(Count { used_bytes: values.dqb_curspace, limit_bytes: Some(limit_bytes).filter(|bytes| *bytes > 0) })
 }
 
 /// The most a project may hold, bytes; none: any.

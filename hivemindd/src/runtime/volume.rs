@@ -75,9 +75,12 @@ impl Volumes {
                 continue;
             }
             let about = about(&place)?;
-            let used_bytes =
-                if counted { Some(quota::used_bytes(&self.folder, about.project)?) } else { None };
-            all.insert(part, VolumeState { made_ms: about.made_ms, used_bytes });
+            let mut state = VolumeState { made_ms: about.made_ms, ..VolumeState::default() };
+            if counted {
+                let quota::Count { used_bytes, limit_bytes } = quota::look(&self.folder, about.project)?;
+                (state.used_bytes, state.size_bytes) = (Some(used_bytes), limit_bytes);
+            }
+            all.insert(part, state);
         }
         Ok(all)
     }
@@ -141,6 +144,14 @@ impl Volumes {
         nix::unistd::syncfs(fs::File::open(&fill)?)?;
         fs::rename(&fill, place.join(DATA))?;
         durable::sync_folder(&place)
+    }
+
+    /// Sets the limit of a part that is there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn limit(&self, plan: &VolumePlan) -> io::Result<()> {
+        quota::limit(&self.folder, about(&self.place(&plan.part))?.project, plan.size_bytes)
     }
 
     fn free_project(&self) -> io::Result<u32> {

@@ -33,6 +33,7 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
             Err(error) => Err(format!("cannot read {}: {error}", path.display())),
         }
     };
+    let list = |path: &str| files_in(&folder.join(path));
     let variables = variables(&folder, &read)?;
     let mut profiles: BTreeSet<String> = source.profile.iter().cloned().collect();
     let asked = variables.get("COMPOSE_PROFILES").into_iter().flat_map(|list| list.split(','));
@@ -43,6 +44,7 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
         namespace: source.namespace.clone(),
         profiles,
         read: &read,
+        list: &list,
     };
     let shown = |fault: &Fault| {
         let named = inputs.iter().any(|input| input.name == fault.file) || fault.file.is_empty();
@@ -54,6 +56,37 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
         note(&format!("{} {}: {}", paint(CHANGING, "note:"), shown(warning), warning.message));
     }
     Ok(compiled)
+}
+
+/// Files of a folder that travels with a workload, at most: each is mounted by itself.
+const MAX_FOLDER_FILES: usize = 64;
+
+/// The files in a folder and the folders in it, by their paths from it; nothing when it is no folder. Links are
+/// followed, in a circle no further than the number of files allows.
+fn files_in(folder: &Path) -> std::result::Result<Option<Vec<String>>, String> {
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let shown = folder.display();
+    let (mut files, mut open, mut folders) = (Vec::new(), vec![PathBuf::new()], 0);
+    while let Some(inner) = open.pop() {
+        let failed = |error| format!("cannot read {}: {error}", folder.join(&inner).display());
+        for entry in std::fs::read_dir(folder.join(&inner)).map_err(failed)? {
+            let path = inner.join(entry.map_err(failed)?.file_name());
+            if folder.join(&path).is_dir() {
+                open.push(path);
+            } else {
+                let name = path.to_str().ok_or_else(|| format!("{} has no readable name", path.display()))?;
+                files.push(name.to_owned());
+            }
+        }
+        folders += 1;
+        if files.len() > MAX_FOLDER_FILES || folders > MAX_FOLDER_FILES {
+            return Err(format!("{shown} has over {MAX_FOLDER_FILES} files or folders; put them in an image or a volume"));
+        }
+    }
+    files.sort();
+    Ok(Some(files))
 }
 
 fn is_stdin(file: &Path) -> bool {

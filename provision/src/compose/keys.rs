@@ -165,7 +165,7 @@ pub const SERVICE: &[Row] = &[
     (
         "volumes",
         Honoured(
-            "see below; volumes, files beside the Compose file, which travel with the workload, and memory",
+            "see below; volumes, files and folders beside the Compose file, which travel with the workload, and memory",
         ),
     ),
     ("volumes_from", Honoured("all volumes of another service; `SERVICE:ro` to read them only")),
@@ -315,7 +315,7 @@ pub const MOUNT: &[Row] = &[
     ("bind", Honoured("see below")),
     ("consistency", Honoured("for macOS; writes are seen by all at once anyway")),
     ("read_only", Honoured("whether the container may only read it")),
-    ("source", Honoured("the volume's name, or a file beside the Compose file")),
+    ("source", Honoured("the volume's name, or a file or folder of text beside the Compose file")),
     ("target", Honoured("where in the container")),
     ("tmpfs", Honoured("see below")),
     ("type", Honoured("`volume`, `bind` or `tmpfs`")),

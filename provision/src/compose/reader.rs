@@ -56,6 +56,11 @@ impl<'a> Reader<'a> {
         (self.surroundings.read)(&self.resolve(mark, path))
     }
 
+    /// The files in the folder that a value at `mark` names; `None` when it is none.
+    pub(super) fn list(&self, mark: Mark, path: &str) -> Result<Option<Vec<String>>, String> {
+        (self.surroundings.list)(&self.resolve(mark, path))
+    }
+
     /// The faults and the warnings, each once, in the order of the files.
     pub(super) fn finish(&self) -> (Vec<Fault>, Vec<Fault>) {
         let sorted = |list: &RefCell<Vec<Fault>>| {

@@ -11,10 +11,18 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
             "app.env" => Some("FROM_FILE=file\nBOTH=file\nVERSION=v${TAG}\n".to_owned()),
             "bad.env" => Some("A=1\nnonsense\n".to_owned()),
             "app.conf" => Some("from a file\n".to_owned()),
+            "pages/index.html" | "pages/de/index.html" => Some("<p>".to_owned()),
             "parts/db.yaml" => Some(DATABASE.to_owned()),
             "parts/db.env" => Some("PLACE=beside\n".to_owned()),
             "parts/circle.yaml" => Some("include: [circle.yaml]\nservices: {a: {image: a}}\n".to_owned()),
             "parts/bad.yaml" => Some("services:\n  bad:\n    image: a\n    comand: b\n".to_owned()),
+            _ => None,
+        })
+    };
+    let list = |path: &str| {
+        Ok(match path.trim_end_matches('/') {
+            "pages" => Some(vec!["de/index.html".to_owned(), "index.html".to_owned()]),
+            "empty" => Some(Vec::new()),
             _ => None,
         })
     };
@@ -25,6 +33,7 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
         namespace: "default".into(),
         profiles: ["asked".to_owned()].into(),
         read: &read,
+        list: &list,
     };
     // A line of its own between files that are laid over one another.
     let texts = text.split("\n====\n").enumerate();

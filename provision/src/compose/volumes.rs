@@ -14,6 +14,9 @@ use super::yaml::{Key, Mark, Node, Value};
 /// Permissions of a file that travels with a workload: whether it is a program is not known here.
 const FILE_MODE: u32 = 0o555;
 
+/// Of the memory-backed folder in which the files of a folder are mounted: there is room for their names.
+const FOLDER_OPTIONS: &str = "size=64k,mode=755";
+
 /// A volume under the top level's `volumes`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Declared {
@@ -306,7 +309,7 @@ fn nameless(
     Some(name)
 }
 
-/// A file beside the Compose file.
+/// A file or a folder beside the Compose file.
 fn bind(
     reader: &Reader<'_>,
     container: &mut ContainerSpec,
@@ -314,25 +317,38 @@ fn bind(
     source: &str,
     path: &str,
 ) -> Option<()> {
+    let mark = wanted.mark;
     if source.starts_with(['/', '~']) {
         let why = "there is nothing on the machines that a workload could rely on";
-        let text = format!("{source:?} is not supported: {why}; use a volume, or a file beside this one");
-        reader.fault(wanted.mark, text);
+        reader.fault(mark, format!("{source:?} is not supported: {why}; use a volume, or a file beside this one"));
         return None;
     }
-    let read = reader.read(wanted.mark, source);
-    let read = read.and_then(|read| {
-        read.ok_or_else(|| format!("there is no file {source}; of a folder, name its files, or use a volume"))
-    });
-    let content = reader.ok(wanted.mark, read)?;
-    if !wanted.read_only {
-        reader.warn(
-            wanted.mark,
-            format!("{source} travels with the workload, which can read it and not write"),
-        );
+    let path = path.trim_end_matches('/');
+    let file = |source: &str, path: String| {
+        let read = reader.read(mark, source);
+        let none = || format!("there is no file or folder {source}; for data, use a volume");
+        let content = reader.ok(mark, read.and_then(|read| read.ok_or_else(none)))?;
+        Some(File { path, content, uid: 0, gid: 0, mode: FILE_MODE })
+    };
+    match reader.ok(mark, reader.list(mark, source))? {
+        None => container.files.push(file(source, path.to_owned())?),
+        Some(names) if names.is_empty() => {
+            reader.fault(mark, format!("{source} is an empty folder; for data, use a volume"));
+            return None;
+        }
+        Some(names) => {
+            // In the container there is the folder and nothing else, as with Docker: it is in memory.
+            container.tmpfs.push(format!("{path}:{FOLDER_OPTIONS}"));
+            let folder = source.trim_end_matches('/');
+            for name in names {
+                container.files.push(file(&format!("{folder}/{name}"), format!("{path}/{name}"))?);
+            }
+        }
     }
-    let path = path.trim_end_matches('/').to_owned();
-    container.files.push(File { path, content, uid: 0, gid: 0, mode: FILE_MODE });
+    if !wanted.read_only {
+        let text = "travels with the workload: what it writes there is lost; for data, use a volume";
+        reader.warn(mark, format!("{source} {text}"));
+    }
     Some(())
 }
 

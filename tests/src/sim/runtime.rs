@@ -54,7 +54,7 @@ impl Runtime {
                 self.inventory.containers.insert(plan.id.clone(), state);
                 self.plans.insert(plan.id.clone(), (**plan).clone());
                 for volume in plan.volumes.values() {
-                    let new = VolumeState { made_ms: wall_ms, used_bytes: None };
+                    let new = VolumeState { made_ms: wall_ms, ..VolumeState::default() };
                     self.inventory.volumes.entry(volume.part.clone()).or_insert(new);
                 }
             }

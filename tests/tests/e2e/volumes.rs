@@ -23,12 +23,17 @@ services:
         dd if=/dev/zero of=/data/much bs=64k count=100 2>&1 | grep -o 'quota exceeded'
         rm /data/much
         echo "page=$$(cat /srv/page.txt) mode=$$(stat -c %a:%u:%g /kept) kept=$$(ls /kept | head -n 1)"
+        echo "pages=$$(cat /etc/pages/de/one.txt) $$(ls /etc/pages | tr '\n' ' ')"
         echo x 2>/dev/null >>/srv/page.txt || echo "page is not written"
+        until dd if=/dev/zero of=/data/more bs=64k count=40 2>/dev/null; do rm /data/more; sleep 1; done
+        rm /data/more
+        echo "has room for more"
         exec sleep 100000
     stop_grace_period: 0s
     volumes:
       - data:/data
       - kept:/kept
+      - ./pages:/etc/pages:ro
       - type: bind
         source: ./page.txt
         target: /srv/page.txt
@@ -69,9 +74,12 @@ services:
 fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
     let cluster = Cluster::formed("volumes", 2);
     std::fs::write(cluster.folder().join("page.txt"), "beside the file").unwrap();
+    std::fs::create_dir_all(cluster.folder().join("pages/de")).unwrap();
+    std::fs::write(cluster.folder().join("pages/de/one.txt"), "eins").unwrap();
+    std::fs::write(cluster.folder().join("pages/two.txt"), "two").unwrap();
     cluster.push(DATABASE).ok();
     let db = cluster.wait_for_running("db", 1, STARTING).remove(0);
-    says(&cluster, "db", &["start 1", "quota exceeded", "page=beside the file", "page is not written"]);
+    says(&cluster, "db", &["start 1", "quota exceeded", "page=beside the file", "pages=eins de two.txt", "page is not written"]);
     let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
     assert_eq!(reader.node, db.node, "it is where the data is");
     says(&cluster, "reader", &["start 1", "log is not written"]);
@@ -135,6 +143,12 @@ fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &
             (1..=2 << 20).contains(&used) && part["hostname"].as_str().is_some_and(|name| !name.is_empty());
         if known { Ok(()) } else { Err(format!("{part:#?}")) }
     });
+    // A larger limit is there at once, and what runs goes on.
+    let before = cluster.wait_for_running("db", 1, STARTING);
+    let larger = DATABASE.replace(r#"VERSION: "1""#, r#"VERSION: "2""#).replace("size: 2m", "size: 4m");
+    cluster.push(&larger).ok();
+    says(cluster, "db", &["has room for more"]);
+    assert_eq!(cluster.replicas("db").unwrap(), before);
     let refused = cluster.hivemind(["volumes", "remove", "data", "--yes"]).failed().stderr();
     assert!(refused.contains("uses volume data"), "{refused}");
     cluster.hivemind(["remove", "db", "reader", "--yes"]).ok();

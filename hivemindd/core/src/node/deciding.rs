@@ -280,7 +280,7 @@ impl Node {
             leases: &leases,
             waits: &waits,
             volumes: &mounts,
-            discarded: &volumes.due,
+            orders: &volumes.orders,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,
         };

@@ -22,10 +22,10 @@
 //! It will not move a replica: which replicas are wanted here is the scheduler's.
 
 mod address;
-mod discard;
 mod health;
 mod life;
 mod observed;
+mod parts;
 mod pull;
 #[cfg(test)]
 mod tests;
@@ -47,6 +47,7 @@ use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{ReplicaId, ReplicaStatus, VolumePart, WorkloadId};
 use crate::time::Time;
+use crate::volume::Order;
 
 use health::Health;
 use life::{Life, Next, StopCause};
@@ -110,8 +111,8 @@ pub struct Here<'a> {
     pub waits: &'a BTreeMap<WorkloadId, String>,
     /// The volumes of replicas that have any, by the volumes' names, or why they cannot be used, in words.
     pub volumes: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
-    /// Parts of volumes that are to be deleted.
-    pub discarded: &'a BTreeSet<VolumePart>,
+    /// What is to be done to parts of volumes.
+    pub orders: &'a BTreeMap<VolumePart, Order>,
 }
 
 impl Here<'_> {
@@ -147,13 +148,13 @@ enum InFlight {
     Start { container: ContainerId, labels: ContainerLabels, volumes: Vec<VolumePart>, since_wall_ms: u64 },
     Stop { container: ContainerId },
     Remove { container: ContainerId },
-    Discard { part: VolumePart },
+    Volume { part: VolumePart, order: Order },
 }
 
 impl InFlight {
     fn container(&self) -> Option<&ContainerId> {
         match self {
-            Self::Pull { .. } | Self::Discard { .. } => None,
+            Self::Pull { .. } | Self::Volume { .. } => None,
             Self::Start { container, .. } | Self::Stop { container } | Self::Remove { container } => {
                 Some(container)
             }
@@ -204,7 +205,7 @@ pub struct Replicas {
     health: BTreeMap<ContainerId, Health>,
     trouble: BTreeMap<ContainerId, Trouble>,
     stopping: BTreeMap<ContainerId, Stopping>,
-    failed_discards: discard::Failed,
+    failed_orders: parts::Failed,
     said: BTreeMap<ReplicaId, ReplicaStatus>,
 }
 
@@ -228,7 +229,9 @@ impl Replicas {
                 self.pulls.forget(&image);
                 self.observed.expect_image(image);
             }
-            (Some(InFlight::Discard { part }), result) => self.discarded(now, part, result.is_err()),
+            (Some(InFlight::Volume { part, order }), result) => {
+                self.tended(now, part, order, result.is_err());
+            }
             (Some(InFlight::Pull { image }), Err(error)) => self.pulls.failed(now, &image, error),
             (Some(InFlight::Start { container, labels, volumes, since_wall_ms }), Ok(())) => {
                 self.observed.expect_volumes(now, volumes);
@@ -284,7 +287,7 @@ impl Replicas {
             let standing = self.advance(now, replica, workload, node, &mut plan);
             standings.insert(replica.clone(), standing);
         }
-        self.discard(now, node.discarded, wanted, &mut plan);
+        self.tend_volumes(now, node.orders, wanted, &mut plan);
         self.pulls.forget_refused();
         for (replica, standing) in standings {
             let status = self.status(now, &replica, wanted.get(&replica).copied(), standing);
@@ -452,7 +455,7 @@ impl Replicas {
                 return Standing::new(Phase::Starting, "the container that ended is being removed");
             }
             Some(InFlight::Stop { .. }) => return self.being_stopped(replica),
-            Some(InFlight::Pull { .. } | InFlight::Discard { .. }) | None => {}
+            Some(InFlight::Pull { .. } | InFlight::Volume { .. }) | None => {}
         }
         let Some(state) = self.observed.inventory().containers.get(&id).cloned() else {
             return self.start(now, &id, replica, workload, node, plan);

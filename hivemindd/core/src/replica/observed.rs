@@ -101,9 +101,15 @@ impl Observed {
     /// Takes note of the volumes of a container that was started.
     pub(super) fn expect_volumes(&mut self, now: Time, parts: Vec<VolumePart>) {
         for part in parts {
-            let new = VolumeState { made_ms: now.wall_ms, used_bytes: None };
+            let new = VolumeState { made_ms: now.wall_ms, ..VolumeState::default() };
             let there = *self.inventory.volumes.entry(part.clone()).or_insert(new);
             self.made.insert(part, (there, now.mono_ms.saturating_add(BELIEVED_MS)));
+        }
+    }
+
+    pub(super) fn expect_limit(&mut self, part: &VolumePart, size_bytes: Option<u64>) {
+        if let Some(state) = self.inventory.volumes.get_mut(part) {
+            state.size_bytes = size_bytes;
         }
     }
 

@@ -35,7 +35,7 @@ struct Bench {
     leases: BTreeMap<WorkloadId, (Lease, String)>,
     waits: BTreeMap<WorkloadId, String>,
     volumes: BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
-    discarded: BTreeSet<VolumePart>,
+    orders: BTreeMap<VolumePart, Order>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
     /// Every operation ever handed out.
@@ -54,7 +54,7 @@ impl Bench {
             leases: BTreeMap::new(),
             waits: BTreeMap::new(),
             volumes: BTreeMap::new(),
-            discarded: BTreeSet::new(),
+            orders: BTreeMap::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
             log: Vec::new(),
@@ -85,8 +85,8 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let Self { network, capacity, leases, waits, volumes, discarded, .. } = self;
-        let here = Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, discarded };
+        let Self { network, capacity, leases, waits, volumes, orders, .. } = self;
+        let here = Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, orders };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -135,6 +135,9 @@ impl Bench {
                 self.inventory.containers.remove(container);
             }
             RuntimeOp::DeleteVolume { part } => drop(self.inventory.volumes.remove(part)),
+            RuntimeOp::LimitVolume(VolumePlan { part, size_bytes }) => {
+                self.inventory.volumes.get_mut(part).unwrap().size_bytes = *size_bytes;
+            }
         }
     }
 
@@ -237,7 +240,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         leases: &BTreeMap::new(),
         waits: &BTreeMap::new(),
         volumes: &BTreeMap::new(),
-        discarded: &BTreeSet::new(),
+        orders: &BTreeMap::new(),
     };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());
 }
@@ -385,6 +388,7 @@ fn kind(op: &RuntimeOp) -> String {
         RuntimeOp::Stop { container, .. } => format!("stop {}", container.0),
         RuntimeOp::Remove { container, .. } => format!("remove {}", container.0),
         RuntimeOp::DeleteVolume { part } => format!("delete {part}"),
+        RuntimeOp::LimitVolume(VolumePlan { part, .. }) => format!("limit {part}"),
     }
 }
 
@@ -757,7 +761,7 @@ impl Bench {
         let mut busy = BTreeSet::new();
         for (_, op) in &self.open {
             let container = match op {
-                RuntimeOp::Pull { .. } | RuntimeOp::DeleteVolume { .. } => continue,
+                RuntimeOp::Pull { .. } | RuntimeOp::DeleteVolume { .. } | RuntimeOp::LimitVolume(_) => continue,
                 RuntimeOp::Start(plan) => &plan.id,
                 RuntimeOp::Stop { container, .. } | RuntimeOp::Remove { container, .. } => container,
             };

@@ -18,6 +18,7 @@ fn a_services_volumes_are_those_of_the_file_files_beside_it_and_memory() {
       - logs:/logs:ro,nocopy
       - /cache
       - ./app.env:/etc/app.env:ro
+      - ./pages:/srv/pages/
       - {type: volume, source: data, target: /again, read_only: true, volume: {nocopy: true}}
       - {type: tmpfs, target: /scratch, tmpfs: {size: 1m, mode: 0700}}
   backup:
@@ -67,9 +68,10 @@ volumes:
         "db-data /again true true",
     ];
     assert_eq!(mounts("db"), db);
-    assert_eq!(container("db").tmpfs, ["/scratch:size=1048576,mode=0700"]);
-    let file = &container("db").files[0];
-    assert_eq!((file.path.as_str(), file.mode), ("/etc/app.env", 0o555));
+    assert_eq!(container("db").tmpfs, ["/srv/pages:size=64k,mode=755", "/scratch:size=1048576,mode=0700"]);
+    let files: Vec<_> = container("db").files.into_iter().map(|file| (file.path, file.mode)).collect();
+    let paths = ["/etc/app.env", "/srv/pages/de/index.html", "/srv/pages/index.html"];
+    assert_eq!(files, paths.map(|path| (path.to_owned(), 0o555)));
     let backup = [
         "logs /mine false false",
         "db-data /var/lib/db true false",
@@ -93,6 +95,8 @@ fn what_is_wrong_with_volumes_is_told_with_its_line() {
         ("['/var/run/docker.sock:/var/run/docker.sock']", "use a volume"),
         ("['~/x:/x']", "use a volume"),
         ("['./missing:/x']", "there is no file"),
+        ("['./empty:/x']", "empty folder; for data, use a volume"),
+        ("['./pages/missing:/x']", "for data, use a volume"),
         ("['a:b:c:d']", "SOURCE:PATH"),
         ("[{source: data, target: /a}]", "`type` is missing"),
         ("[{type: npipe, target: /a}]", "not one of"),

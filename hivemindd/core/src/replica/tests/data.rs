@@ -48,7 +48,7 @@ fn data_is_not_deleted_under_what_may_be_using_it() {
     bench.want(with_data(), 1);
     bench.settle();
     bench.observe();
-    bench.discarded.insert(data());
+    bench.orders.insert(data(), Order::Delete);
     bench.wait(1000);
     assert_eq!(bench.deletions(), 0, "its workload uses it");
     // The workload is gone, its container is still there.
@@ -76,7 +76,7 @@ fn a_deletion_that_fails_is_tried_again_later() {
     let mut bench = Bench::new();
     bench.inventory.volumes.insert(data(), VolumeState::default());
     bench.observe();
-    bench.discarded.insert(data());
+    bench.orders.insert(data(), Order::Delete);
     bench.step();
     bench.fail_one("the disk is unwell", false);
     assert_eq!(bench.deletions(), 1);
@@ -85,4 +85,18 @@ fn a_deletion_that_fails_is_tried_again_later() {
     assert_eq!(bench.deletions(), 2);
     bench.settle();
     assert!(bench.replicas.volumes().is_empty());
+}
+
+#[test]
+fn a_limit_is_set_once_while_the_volume_is_in_use() {
+    let mut bench = Bench::new();
+    bench.volumes.insert(replica_id("web", 0), usable());
+    bench.want(with_data(), 1);
+    bench.settle();
+    bench.observe();
+    bench.orders.insert(data(), Order::Limit(Some(4096)));
+    bench.step();
+    assert!(bench.finish_one());
+    assert_eq!(bench.replicas.volumes()[&data()].size_bytes, Some(4096));
+    assert_eq!(bench.inventory.volumes[&data()].size_bytes, Some(4096));
 }
