@@ -494,8 +494,8 @@ pub struct NodesReset {
     /// Which
     #[command(flatten)]
     pub change: NodeChange,
-    /// workloads: containers, images and logs. state: also its copy of the cluster's state, which the others have. all:
-    /// its identity too; it needs a new token to join again
+    /// workloads: containers, images and logs; volumes stay. state: also its copy of the cluster's state, which the
+    /// others have. all: its volumes and its identity too; it needs a new token to join again
     #[arg(long, value_name = "WHAT", value_parser = PossibleValuesParser::new(Wipe::ALL.map(Wipe::name)).try_map(|name| Wipe::named(&name).ok_or("it cannot be wiped")))]
     pub wipe: Wipe,
 }

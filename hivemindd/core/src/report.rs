@@ -7,6 +7,7 @@ use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::{ClusterId, NodeId};
 use hivemind_spec::machine::API_PORT;
 use hivemind_spec::release::Architecture;
+use hivemind_spec::volume::Per;
 use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
@@ -377,6 +378,7 @@ impl View<'_> {
             problems
                 .push(format!("release {} for {name} goes no further: {}", rollout.version, rollout.reason));
         }
+        problems.extend(self.volumes(None).iter().flat_map(doubled_parts));
         let owners = self.cluster.port_owners();
         for (id, workload) in &self.cluster.workloads {
             for port in &workload.spec.container.ports {
@@ -411,6 +413,24 @@ impl View<'_> {
         }
         problems
     }
+}
+
+/// What is to be told of a volume's parts that are on several machines though there is to be one.
+fn doubled_parts(volume: &api::Volume) -> Vec<String> {
+    let each_node_has_its_own = volume.spec.as_ref().is_none_or(|spec| spec.per == Per::Node);
+    let mut hosts: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    for part in volume.parts.iter().filter(|_| !each_node_has_its_own) {
+        hosts.entry(part.number).or_default().push(&part.hostname);
+    }
+    let told = |(number, hosts): (u32, Vec<&str>)| {
+        let (namespace, name) = (&volume.namespace, &volume.name);
+        let list = hosts.join(" and ");
+        format!(
+            "volume {namespace}/{name}-{number} is on {list}: each side of a partition made its own. The one where its \
+             workload runs is used; the other is kept"
+        )
+    };
+    hosts.into_iter().filter(|(_, hosts)| hosts.len() > 1).map(told).collect()
 }
 
 fn protocol(protocol: Protocol) -> &'static str {
@@ -461,7 +481,10 @@ mod tests {
     use hivemind_spec::workload::Port;
 
     use super::*;
-    use crate::fixture::{at, cluster, node_id, place, running, workload, workload_id};
+    use hivemind_spec::volume::VolumeSpec;
+
+    use crate::fixture::{at, cluster, mount, node_id, place, running, volume_id, workload, workload_id};
+    use crate::record::VolumeStatus;
 
     fn view<'a>(cluster: &'a Cluster, liveness: &'a Liveness) -> View<'a> {
         View {
@@ -475,6 +498,38 @@ mod tests {
             cluster_name: "home",
             map_digest: "00",
         }
+    }
+
+    #[test]
+    fn volumes_are_listed_with_their_data_and_who_uses_them_and_two_of_one_are_told() {
+        let (mut cluster, mut liveness) = cluster(3);
+        let mut db = workload(1);
+        db.spec.container.volumes = vec![mount("data", "/data")];
+        cluster.workloads.insert(workload_id("db"), db);
+        cluster.volumes.insert(volume_id("data"), VolumeSpec::default());
+        let mut hold = |name: &str, n| {
+            let part = VolumePart { volume: volume_id(name), number: 0 };
+            let status = VolumeStatus { made_ms: 5, used_bytes: Some(7), discarding_ms: None };
+            cluster.volume_parts.insert((part, node_id(n)), status);
+        };
+        hold("data", 2);
+        hold("left", 1);
+        hold("left", 2);
+        liveness.alive.remove(&node_id(2));
+        let volumes = view(&cluster, &liveness).volumes(Some("default"));
+        let [data, left] = &volumes[..] else { panic!("{volumes:#?}") };
+        assert_eq!((data.name.as_str(), &data.workloads[..]), ("data", &["db".to_owned()][..]));
+        assert_eq!((data.parts[0].hostname.as_str(), data.parts[0].reachable), ("hive-2", false));
+        assert_eq!((left.spec.is_none(), left.parts.len()), (true, 2));
+        assert!(view(&cluster, &liveness).volumes(Some("other")).is_empty());
+        let doubled = |cluster: &Cluster| {
+            view(cluster, &liveness).status().problems.into_iter().filter(|text| text.contains("volume")).count()
+        };
+        assert_eq!(doubled(&cluster), 0);
+        let part = VolumePart { volume: volume_id("data"), number: 0 };
+        let status = VolumeStatus { made_ms: 6, used_bytes: None, discarding_ms: None };
+        cluster.volume_parts.insert((part, node_id(3)), status);
+        assert_eq!(doubled(&cluster), 1);
     }
 
     fn publishing(outside: u16) -> cluster::Workload {

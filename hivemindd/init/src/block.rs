@@ -264,6 +264,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_counts_by_project_when_both_of_its_features_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("device");
+        for (features, counts) in [(0x0000_0000_u32, false), (0x100, false), (0x2000, false), (0x2100 | 0x400, true)] {
+            let mut bytes = vec![0; 2048];
+            bytes[1024 + 100..1024 + 104].copy_from_slice(&features.to_le_bytes());
+            std::fs::write(&device, &bytes).unwrap();
+            assert_eq!(counts_by_project(&device).unwrap(), counts, "{features:x}");
+        }
+    }
+
+    #[test]
     fn fat_labels_are_read_from_both_kinds_of_boot_sector() {
         for (kind, label, text) in [(54, 43, b"FAT16   "), (82, 71, b"FAT32   ")] {
             let mut sector = [0; 512];

@@ -52,9 +52,9 @@ fn shutdown(global: &Global, options: &NodeChange) -> Result<Exit> {
 fn reset(global: &Global, options: &NodesReset) -> Result<Exit> {
     let (change, wipe) = (&options.change, options.wipe);
     let question = match wipe {
-        Wipe::Workloads => "Its containers, images and logs are wiped.",
-        Wipe::State => "Its containers, images, logs and its copy of the cluster's state are wiped.",
-        Wipe::All => "Everything is wiped, its identity too: it needs a new token to join again.",
+        Wipe::Workloads => "Its containers, images and logs are wiped; its volumes stay.",
+        Wipe::State => "Its containers, images, logs and its copy of the cluster's state are wiped; its volumes stay.",
+        Wipe::All => "Everything is wiped, its volumes and its identity too: it needs a new token to join again.",
     };
     if !change.yes {
         confirm(&format!("Reset {}? {question}", change.node.name), "nothing was reset")?;
