@@ -177,11 +177,17 @@ pub enum Takeover {
     Never,
 }
 
+/// The label that every node has with its operating system: `linux`.
+pub const PLATFORM_OS: &str = "node.platform.os";
+
+/// The label that every node has with its architecture, as OCI image indexes name it: `amd64` or `arm64`.
+pub const PLATFORM_ARCH: &str = "node.platform.arch";
+
 /// A condition on a node's labels (`node.labels.KEY == VALUE` in Compose), its name or its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Constraint {
-    /// A label's name, `node.hostname` or `node.id`.
+    /// A label's name, [`PLATFORM_OS`], [`PLATFORM_ARCH`], `node.hostname` or `node.id`.
     pub label: String,
     /// Whether the value must be equal or must differ.
     pub operator: Operator,

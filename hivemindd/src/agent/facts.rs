@@ -7,6 +7,8 @@ use hivemind_core::event::NodeFacts;
 use hivemind_spec::api::{Capacity, Release};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::machine;
+use hivemind_spec::release::Architecture;
+use hivemind_spec::workload::{PLATFORM_ARCH, PLATFORM_OS};
 
 use crate::release;
 use crate::underlay::Underlay;
@@ -30,12 +32,20 @@ pub(super) fn gather(
     NodeFacts {
         hostname: hostname(config, node),
         address: underlay.map(|underlay| underlay.address),
-        labels: config.labels.clone(),
+        labels: config.labels.clone().into_iter().chain(platform()).collect(),
         capacity: capacity(),
         version: release::os_release("VERSION_ID").unwrap_or_else(|| crate::VERSION.to_owned()),
         release,
         problems,
     }
+}
+
+/// What the node is built of, as labels: so replicas go where their images can run.
+fn platform() -> Vec<(String, String)> {
+    let arch = Architecture::own().map_or(std::env::consts::ARCH, Architecture::name);
+    [(PLATFORM_OS, std::env::consts::OS), (PLATFORM_ARCH, arch)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// What workloads may use: all processors, because they only get what others leave; and the memory

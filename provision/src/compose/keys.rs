@@ -105,6 +105,7 @@ pub const SERVICE: &[Row] = &[
         Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000"),
     ),
     ("pids_limit", Honoured("process limit, as deploy.resources.limits.pids")),
+    ("platform", Honoured("`linux/amd64` or `linux/arm64`: machines of that kind only")),
     ("ports", Honoured("ports on every machine that lead to the service")),
     ("post_start", Honoured("see below; run inside once it has started, which has failed when one fails")),
     ("pre_stop", Honoured("see below; run inside before it is asked to stop, within `stop_grace_period`")),
@@ -151,7 +152,6 @@ pub const SERVICE: &[Row] = &[
     ("networks", NETWORKS),
     ("oom_kill_disable", RIGHTS),
     ("pid", RIGHTS),
-    ("platform", Refused("an image must have a variant for every machine it may run on")),
     ("privileged", RIGHTS),
     ("provider", LATER),
     ("pull_refresh_after", Refused("a node pulls what it does not hold")),
@@ -188,7 +188,7 @@ pub const DEPLOY: &[Row] = &[
 pub const PLACEMENT: &[Row] = &[
     (
         "constraints",
-        Honoured("`node.labels.KEY`, `node.hostname` or `node.id`, then `==` or `!=`, then a value"),
+        Honoured("`node.labels.KEY`, `node.hostname`, `node.id`, `node.platform.os` or `node.platform.arch`, then `==` or `!=`, then a value"),
     ),
     ("max_replicas_per_node", Honoured("the most replicas on one machine")),
     ("preferences", Honoured("see below")),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
     Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, MAX_REPLICAS,
-    Operator, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
+    Operator, PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
 };
 
 use super::reader::Reader;
@@ -285,6 +285,7 @@ fn service_key(
             draft.container_name = Some((at, ()));
             draft.links.insert(reader.text(node)?, service.text.clone());
         }
+        "platform" => platform(reader, draft, node)?,
         "links" => links(reader, draft, node, true)?,
         "external_links" => links(reader, draft, node, false)?,
         "deploy" => deploy(reader, draft, node)?,
@@ -624,6 +625,35 @@ fn constraints(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
     Some(())
 }
 
+/// `OS`, `OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`: a constraint on machines.
+fn platform(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
+    let text = reader.text(node)?;
+    let (os, rest) = text.split_once('/').map_or((text.as_str(), None), |(os, rest)| (os, Some(rest)));
+    let arch = rest.map(|rest| architecture(rest.split('/').next().unwrap_or(rest)));
+    if os != "linux" || arch == Some(None) {
+        reader.fault(node.mark, format!("{text:?} is no platform of machines here; they are linux/amd64 or linux/arm64"));
+        return None;
+    }
+    let label = |label: &str, value: &str| {
+        let (label, value) = (label.to_owned(), value.to_owned());
+        Constraint { label, operator: Operator::Equal, value }
+    };
+    draft.constraints.push(match arch.flatten() {
+        Some(arch) => label(PLATFORM_ARCH, arch),
+        None => label(PLATFORM_OS, os),
+    });
+    Some(())
+}
+
+/// An architecture as nodes name it, from any of its names.
+fn architecture(name: &str) -> Option<&'static str> {
+    match name {
+        "amd64" | "x86_64" => Some("amd64"),
+        "arm64" | "aarch64" => Some("arm64"),
+        _ => None,
+    }
+}
+
 fn constraint(text: &str) -> Option<Constraint> {
     let (operator, sign) =
         if text.contains("!=") { (Operator::NotEqual, "!=") } else { (Operator::Equal, "==") };
@@ -631,7 +661,11 @@ fn constraint(text: &str) -> Option<Constraint> {
     let (left, value) = (left.trim(), value.trim());
     let label = match left.strip_prefix("node.labels.") {
         Some(label) if !label.is_empty() => label,
-        None if left == "node.hostname" || left == "node.id" => left,
+        None if left == PLATFORM_ARCH => {
+            let value = architecture(value)?.to_owned();
+            return Some(Constraint { label: left.to_owned(), operator, value });
+        }
+        None if ["node.hostname", "node.id", PLATFORM_OS].contains(&left) => left,
         _ => return None,
     };
     (!value.is_empty()).then(|| Constraint { label: label.to_owned(), operator, value: value.to_owned() })

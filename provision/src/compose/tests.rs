@@ -248,6 +248,7 @@ fn sample(key: &str) -> &'static str {
         "storage_opt" => "{size: 1g}",
         "oom_score_adj" => "500",
         "pids_limit" => "5",
+        "platform" => "linux/amd64",
         "ports" => "['1:1']",
         "post_start" => "[{command: a}]",
         "pre_stop" => "[{command: [a, b]}]",
@@ -379,6 +380,22 @@ fn a_refused_key_that_is_false_anyway_may_say_so() {
         assert!(refused(&format!("{key}: true")).contains(key));
     }
     assert!(refused("healthcheck: {test: a, tty: false}").contains("not a key here"));
+}
+
+#[test]
+fn a_platform_is_a_constraint_on_machines_by_any_of_its_names() {
+    let constraints = |text: &str| {
+        let constraints = workload(&service(text)).constraints;
+        constraints.into_iter().map(|c| format!("{} {}", c.label, c.value)).collect::<Vec<_>>()
+    };
+    assert_eq!(constraints("platform: linux/arm64/v8"), ["node.platform.arch arm64"]);
+    assert_eq!(constraints("platform: linux"), ["node.platform.os linux"]);
+    let long = "deploy: {placement: {constraints: [node.platform.arch == x86_64, node.platform.os==linux]}}";
+    assert_eq!(constraints(long), ["node.platform.arch amd64", "node.platform.os linux"]);
+    for odd in ["windows/amd64", "linux/riscv64", "amd64"] {
+        assert!(refused(&format!("platform: {odd}")).contains("no platform of machines here"), "{odd}");
+    }
+    assert!(refused("deploy: {placement: {constraints: [node.platform.arch == vax]}}").contains("not a constraint"));
 }
 
 #[test]

@@ -30,6 +30,7 @@ services:
         say cpu_quota "$$(cat /sys/fs/cgroup/cpu.max)"
         say oom_score_adj "$$(cat /proc/self/oom_score_adj)"
         say memswap "$$(cat /sys/fs/cgroup/memory.max) $$(cat /sys/fs/cgroup/memory.swap.max)"
+        say platform "$$(uname -m)"
         say storage_opt "$$(dd if=/dev/zero of=/much bs=64k count=200 2>&1 | grep -o 'quota exceeded')"
         rm -f /much
         say ulimits "$$(sed -n 's/^Max open files *//p' /proc/self/limits)"
@@ -62,6 +63,7 @@ services:
     cpu_quota: 30000
     cpu_period: 100000
     oom_score_adj: 700
+    platform: linux/amd64
     mem_limit: 64m
     memswap_limit: 96m
     storage_opt: {size: 4m}
@@ -208,6 +210,14 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     is("oom_score_adj", "700");
     is("memswap", "67108864 33554432");
     is("storage_opt", "quota exceeded");
+    is("platform", "x86_64");
+    let elsewhere = "services:\n  elsewhere:\n    image: registry.lab:5000/busybox:1\n    platform: linux/arm64\n";
+    cluster.push(elsewhere).ok();
+    wait::until("there is no machine of its platform, and ps says so", STARTING, || {
+        let replicas = cluster.replicas("elsewhere")?;
+        let told = replicas.iter().any(|r| r.reason.contains("are not node.platform.arch arm64"));
+        if told { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
     is("ulimits", "1000 2000 files");
     is("sysctls", "321");
     is("domainname", "shop.example");
