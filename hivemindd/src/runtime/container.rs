@@ -268,7 +268,8 @@ impl Runtime {
             container_id: id.0.clone(),
             rootfs,
             stdout,
-            stderr,
+            stderr: if plan.spec.tty { String::new() } else { stderr },
+            terminal: plan.spec.tty,
             options: Some(self.shim_options()),
             ..Default::default()
         };

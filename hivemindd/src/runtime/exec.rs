@@ -85,6 +85,7 @@ impl Runtime {
     /// A process like the container's own, but with another command.
     async fn process_like(&self, id: &ContainerId, hook: &Hook) -> Result<Vec<u8>, OperationError> {
         let mut process = self.specification(id).await?["process"].take();
+        process["terminal"] = false.into();
         process["args"] = hook.command.as_slice().into();
         if let Some(directory) = &hook.working_dir {
             process["cwd"] = directory.as_str().into();

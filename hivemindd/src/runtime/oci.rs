@@ -166,7 +166,7 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
         plan.spec.capabilities.granted().into_iter().map(|name| format!("CAP_{name}")).collect();
     let capabilities: &[String] = if identity.uid == 0 { &bounding } else { &[] };
     Ok(json!({
-        "terminal": false,
+        "terminal": plan.spec.tty,
         "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
         "args": args,
         "env": environment(plan, around),
@@ -220,6 +220,9 @@ pub(super) fn arguments(plan: &ContainerPlan, execution: &Execution) -> Result<V
 
 fn environment(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<String> {
     let mut env: BTreeMap<&str, &str> = [("PATH", DEFAULT_PATH), ("HOSTNAME", plan.hostname.as_str())].into();
+    if plan.spec.tty {
+        env.insert("TERM", "xterm");
+    }
     env.insert("HOME", around.identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/"));
     let image = around.execution.env.iter().flatten().filter_map(|variable| variable.split_once('='));
     env.extend(image);

@@ -39,6 +39,7 @@ pub(super) fn key(
         }
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
+        "tty" => container.tty = reader.boolean(node)?,
         "init" => container.init = reader.boolean(node)?,
         "post_start" => container.post_start = hooks(reader, node)?,
         "pre_stop" => container.pre_stop = hooks(reader, node)?,

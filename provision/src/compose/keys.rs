@@ -127,6 +127,7 @@ pub const SERVICE: &[Row] = &[
     ),
     ("sysctls", Honoured("kernel parameters of the container's own network and IPC")),
     ("tmpfs", Honoured("memory-backed directories")),
+    ("tty", Honoured("whether the command has a terminal, which its output goes through")),
     ("ulimits", Honoured("process limits")),
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
@@ -158,7 +159,6 @@ pub const SERVICE: &[Row] = &[
     ("runtime", Refused("there is one runtime")),
     ("secrets", LATER),
     ("stdin_open", Refused("nobody sits before these containers")),
-    ("tty", Refused("nobody sits before these containers")),
     ("use_api_socket", RIGHTS),
     ("userns_mode", RIGHTS),
     ("uts", RIGHTS),
@@ -423,7 +423,7 @@ pub const ALL: &[(&str, &[Row])] = &[
 ];
 
 /// Keys of a service that are refused, and all the same may be `false`, which is so.
-pub const MAY_BE_FALSE: [&str; 5] = ["oom_kill_disable", "privileged", "stdin_open", "tty", "use_api_socket"];
+pub const MAY_BE_FALSE: [&str; 4] = ["oom_kill_disable", "privileged", "stdin_open", "use_api_socket"];
 
 /// Whether a key of a table may be `false`, though it is refused.
 pub fn may_be_false(table: &[Row], key: &str) -> bool {

@@ -261,6 +261,7 @@ fn sample(key: &str) -> &'static str {
         "stop_signal" => "INT",
         "sysctls" => "{net.core.somaxconn: 1024}",
         "tmpfs" => "/a",
+        "tty" => "true",
         "ulimits" => "{nofile: 100}",
         "user" => "'1'",
         "volumes" => "[data:/a]",

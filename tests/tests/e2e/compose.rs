@@ -119,6 +119,22 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     services_wait_for_what_they_depend_on_also_on_other_machines(&cluster);
     a_global_service_has_one_replica_on_each_machine(&cluster);
     a_check_asks_by_http_or_tcp_where_there_is_no_command_to_run(&cluster);
+    a_command_has_a_terminal_if_it_wants_one(&cluster);
+}
+
+fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
+    cluster
+        .push(
+            "services:\n  typist:\n    image: registry.lab:5000/busybox:1\n    tty: true\n    \
+             command: [sh, -c, '[ -t 1 ] && [ -t 2 ] && echo on a terminal, $$TERM; echo to stderr >&2; exec sleep 100000']\n    \
+             stop_grace_period: 0s\n    healthcheck: {test: '! [ -t 1 ]', start_interval: 1s}\n",
+        )
+        .ok();
+    cluster.wait_for_running("typist", 1, STARTING);
+    wait::until("its output is there", Duration::from_secs(30), || {
+        let said = cluster.hivemind(["logs", "typist"]).ok().stdout();
+        if said.contains("on a terminal, xterm") && said.contains("to stderr") { Ok(()) } else { Err(said) }
+    });
 }
 
 fn a_global_service_has_one_replica_on_each_machine(cluster: &Cluster) {

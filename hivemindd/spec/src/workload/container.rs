@@ -127,6 +127,9 @@ pub struct ContainerSpec {
     /// Runs a small init process first in the container, which passes signals on and takes care of orphans.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub init: bool,
+    /// Gives the command a terminal, which its output goes through.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
     /// Run inside the container, in order, once it has started; it is stopped when one fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post_start: Vec<Hook>,
@@ -427,6 +430,7 @@ impl ContainerSpec {
             resolver: Resolver::default(),
             domainname: None,
             init: false,
+            tty: false,
             post_start: Vec::new(),
             pre_stop: Vec::new(),
             annotations: BTreeMap::new(),
