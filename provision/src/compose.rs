@@ -52,6 +52,9 @@ impl Fault {
     }
 }
 
+/// Paths of files, from the folder they are in.
+pub type Paths = Vec<String>;
+
 /// What a Compose file depends on besides its own text.
 pub struct Surroundings<'a> {
     /// Variables for `${NAME}` and for environment entries without a value.
@@ -65,7 +68,7 @@ pub struct Surroundings<'a> {
     /// Reads a file by its path from the project's folder; `None` when there is none.
     pub read: &'a dyn Fn(&str) -> Result<Option<String>, String>,
     /// Lists the files in a folder and the folders in it, by their paths from it, in order; `None` when it is no folder.
-    pub list: &'a dyn Fn(&str) -> Result<Option<Vec<String>>, String>,
+    pub list: &'a dyn Fn(&str) -> Result<Option<Paths>, String>,
 }
 
 /// What a Compose file turns into.

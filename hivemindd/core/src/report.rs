@@ -523,7 +523,12 @@ mod tests {
         assert_eq!((left.spec.is_none(), left.parts.len()), (true, 2));
         assert!(view(&cluster, &liveness).volumes(Some("other")).is_empty());
         let doubled = |cluster: &Cluster| {
-            view(cluster, &liveness).status().problems.into_iter().filter(|text| text.contains("volume")).count()
+            view(cluster, &liveness)
+                .status()
+                .problems
+                .into_iter()
+                .filter(|text| text.contains("volume"))
+                .count()
         };
         assert_eq!(doubled(&cluster), 0);
         let part = VolumePart { volume: volume_id("data"), number: 0 };

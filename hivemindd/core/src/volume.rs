@@ -281,7 +281,11 @@ mod tests {
         cluster.volumes.insert(data().volume, limited);
         assert_eq!(orders(&cluster, state(None)), Some(Order::Limit(Some(100_352))));
         assert_eq!(orders(&cluster, state(Some(100_352))), None, "the kernel counts in blocks");
-        assert_eq!(orders(&cluster, VolumeState { used_bytes: None, ..state(None) }), None, "not counted here");
+        assert_eq!(
+            orders(&cluster, VolumeState { used_bytes: None, ..state(None) }),
+            None,
+            "not counted here"
+        );
     }
 
     #[test]

@@ -267,7 +267,9 @@ mod tests {
     fn a_file_system_counts_by_project_when_both_of_its_features_are_there() {
         let folder = tempfile::tempdir().unwrap();
         let device = folder.path().join("device");
-        for (features, counts) in [(0x0000_0000_u32, false), (0x100, false), (0x2000, false), (0x2100 | 0x400, true)] {
+        for (features, counts) in
+            [(0x0000_0000_u32, false), (0x100, false), (0x2000, false), (0x2100 | 0x400, true)]
+        {
             let mut bytes = vec![0; 2048];
             bytes[1024 + 100..1024 + 104].copy_from_slice(&features.to_le_bytes());
             std::fs::write(&device, &bytes).unwrap();

@@ -53,8 +53,12 @@ fn reset(global: &Global, options: &NodesReset) -> Result<Exit> {
     let (change, wipe) = (&options.change, options.wipe);
     let question = match wipe {
         Wipe::Workloads => "Its containers, images and logs are wiped; its volumes stay.",
-        Wipe::State => "Its containers, images, logs and its copy of the cluster's state are wiped; its volumes stay.",
-        Wipe::All => "Everything is wiped, its volumes and its identity too: it needs a new token to join again.",
+        Wipe::State => {
+            "Its containers, images, logs and its copy of the cluster's state are wiped; its volumes stay."
+        }
+        Wipe::All => {
+            "Everything is wiped, its volumes and its identity too: it needs a new token to join again."
+        }
     };
     if !change.yes {
         confirm(&format!("Reset {}? {question}", change.node.name), "nothing was reset")?;

@@ -82,7 +82,9 @@ fn files_in(folder: &Path) -> std::result::Result<Option<Vec<String>>, String> {
         }
         folders += 1;
         if files.len() > MAX_FOLDER_FILES || folders > MAX_FOLDER_FILES {
-            return Err(format!("{shown} has over {MAX_FOLDER_FILES} files or folders; put them in an image or a volume"));
+            return Err(format!(
+                "{shown} has over {MAX_FOLDER_FILES} files or folders; put them in an image or a volume"
+            ));
         }
     }
     files.sort();

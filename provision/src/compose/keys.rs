@@ -188,7 +188,9 @@ pub const DEPLOY: &[Row] = &[
 pub const PLACEMENT: &[Row] = &[
     (
         "constraints",
-        Honoured("`node.labels.KEY`, `node.hostname`, `node.id`, `node.platform.os` or `node.platform.arch`, then `==` or `!=`, then a value"),
+        Honoured(
+            "`node.labels.KEY`, `node.hostname`, `node.id`, `node.platform.os` or `node.platform.arch`, then `==` or `!=`, then a value",
+        ),
     ),
     ("max_replicas_per_node", Honoured("the most replicas on one machine")),
     ("preferences", Honoured("see below")),

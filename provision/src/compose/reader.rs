@@ -7,7 +7,7 @@ use hivemind_spec::document::is_dns_label;
 use super::interpolate::interpolate;
 use super::keys::{Row, may_be_false, refusal};
 use super::yaml::{Key, Mark, Node, Scalar, Type, Value};
-use super::{Fault, Surroundings};
+use super::{Fault, Paths, Surroundings};
 
 /// Faults reported of one file: a file with more has one cause, and nobody reads on.
 const MAX_FAULTS: usize = 50;
@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The files in the folder that a value at `mark` names; `None` when it is none.
-    pub(super) fn list(&self, mark: Mark, path: &str) -> Result<Option<Vec<String>>, String> {
+    pub(super) fn list(&self, mark: Mark, path: &str) -> Result<Option<Paths>, String> {
         (self.surroundings.list)(&self.resolve(mark, path))
     }
 

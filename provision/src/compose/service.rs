@@ -631,7 +631,10 @@ fn platform(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     let (os, rest) = text.split_once('/').map_or((text.as_str(), None), |(os, rest)| (os, Some(rest)));
     let arch = rest.map(|rest| architecture(rest.split('/').next().unwrap_or(rest)));
     if os != "linux" || arch == Some(None) {
-        reader.fault(node.mark, format!("{text:?} is no platform of machines here; they are linux/amd64 or linux/arm64"));
+        reader.fault(
+            node.mark,
+            format!("{text:?} is no platform of machines here; they are linux/amd64 or linux/arm64"),
+        );
         return None;
     }
     let label = |label: &str, value: &str| {

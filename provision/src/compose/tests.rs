@@ -396,7 +396,10 @@ fn a_platform_is_a_constraint_on_machines_by_any_of_its_names() {
     for odd in ["windows/amd64", "linux/riscv64", "amd64"] {
         assert!(refused(&format!("platform: {odd}")).contains("no platform of machines here"), "{odd}");
     }
-    assert!(refused("deploy: {placement: {constraints: [node.platform.arch == vax]}}").contains("not a constraint"));
+    assert!(
+        refused("deploy: {placement: {constraints: [node.platform.arch == vax]}}")
+            .contains("not a constraint")
+    );
 }
 
 #[test]

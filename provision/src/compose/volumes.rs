@@ -320,7 +320,10 @@ fn bind(
     let mark = wanted.mark;
     if source.starts_with(['/', '~']) {
         let why = "there is nothing on the machines that a workload could rely on";
-        reader.fault(mark, format!("{source:?} is not supported: {why}; use a volume, or a file beside this one"));
+        reader.fault(
+            mark,
+            format!("{source:?} is not supported: {why}; use a volume, or a file beside this one"),
+        );
         return None;
     }
     let path = path.trim_end_matches('/');

@@ -227,7 +227,8 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     is("memswap", "67108864 33554432");
     is("storage_opt", "quota exceeded");
     is("platform", "x86_64");
-    let elsewhere = "services:\n  elsewhere:\n    image: registry.lab:5000/busybox:1\n    platform: linux/arm64\n";
+    let elsewhere =
+        "services:\n  elsewhere:\n    image: registry.lab:5000/busybox:1\n    platform: linux/arm64\n";
     cluster.push(elsewhere).ok();
     wait::until("there is no machine of its platform, and ps says so", STARTING, || {
         let replicas = cluster.replicas("elsewhere")?;

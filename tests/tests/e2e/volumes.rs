@@ -79,7 +79,17 @@ fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
     std::fs::write(cluster.folder().join("pages/two.txt"), "two").unwrap();
     cluster.push(DATABASE).ok();
     let db = cluster.wait_for_running("db", 1, STARTING).remove(0);
-    says(&cluster, "db", &["start 1", "quota exceeded", "page=beside the file", "pages=eins de two.txt", "page is not written"]);
+    says(
+        &cluster,
+        "db",
+        &[
+            "start 1",
+            "quota exceeded",
+            "page=beside the file",
+            "pages=eins de two.txt",
+            "page is not written",
+        ],
+    );
     let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
     assert_eq!(reader.node, db.node, "it is where the data is");
     says(&cluster, "reader", &["start 1", "log is not written"]);

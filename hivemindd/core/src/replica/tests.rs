@@ -761,7 +761,9 @@ impl Bench {
         let mut busy = BTreeSet::new();
         for (_, op) in &self.open {
             let container = match op {
-                RuntimeOp::Pull { .. } | RuntimeOp::DeleteVolume { .. } | RuntimeOp::LimitVolume(_) => continue,
+                RuntimeOp::Pull { .. } | RuntimeOp::DeleteVolume { .. } | RuntimeOp::LimitVolume(_) => {
+                    continue;
+                }
                 RuntimeOp::Start(plan) => &plan.id,
                 RuntimeOp::Stop { container, .. } | RuntimeOp::Remove { container, .. } => container,
             };
