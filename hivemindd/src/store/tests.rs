@@ -154,7 +154,15 @@ fn a_value_that_changed_is_found_and_the_rest_is_carried_over() {
     raw.insert("key/00009", b"a value without its checksum").unwrap();
     raw.flush().unwrap();
     drop(raw);
-    let opened = SledStore::open(&path).unwrap();
+    // sled's threads may hold its lock for a moment longer.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let opened = loop {
+        match SledStore::open(&path) {
+            Ok(opened) => break opened,
+            Err(error) => assert!(std::time::Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
     assert!(opened.set_aside.unwrap().1.contains("checksum"));
     assert_eq!(opened.store.scan(b"key/").unwrap().len(), 9);
 }
