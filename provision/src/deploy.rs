@@ -115,8 +115,7 @@ fn name_voters(document: &mut Document, before: Option<&SpecItem>, enrolled: &BT
     let revision = document.metadata.revision;
     let Some(Spec::Workload(spec)) = &mut document.spec else { return };
     if let Some(exclusive) = &mut spec.exclusive {
-        let before = before.filter(|item| !item.deleted).and_then(|item| item.envelope.payload().ok());
-        let before = before.and_then(|payload| Document::parse(&payload).ok());
+        let before = before.filter(|item| !item.deleted).and_then(SpecItem::document);
         let kept = before.and_then(|document| document.workload()?.exclusive.clone());
         *exclusive = kept.unwrap_or_else(|| Exclusive { since: revision, voters: enrolled.clone() });
     }
@@ -132,8 +131,7 @@ pub fn removal(item: &SpecItem, now_ms: u64) -> Document {
 /// Workloads that came from the same Compose project, but are not in the file any more.
 pub fn left_over(project: &str, changes: &[Change], current: &[SpecItem]) -> Vec<SpecKey> {
     let of_project = |item: &&SpecItem| {
-        let document = item.envelope.payload().ok().and_then(|bytes| Document::parse(&bytes).ok());
-        document.is_some_and(|d| d.metadata.labels.get(APP_LABEL).is_some_and(|app| app == project))
+        item.document().is_some_and(|d| d.metadata.labels.get(APP_LABEL).is_some_and(|app| app == project))
     };
     let in_file = |key: &SpecKey| changes.iter().any(|change| change.key == *key);
     current

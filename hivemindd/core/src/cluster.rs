@@ -284,6 +284,29 @@ impl Cluster {
         parts.map(|((_, node), status)| (node, status))
     }
 
+    /// Where the parts of a volume are.
+    pub fn parts_of<'a>(
+        &'a self,
+        volume: &'a VolumeId,
+    ) -> impl Iterator<Item = (&'a (VolumePart, NodeId), &'a VolumeStatus)> {
+        let first = (VolumePart { volume: volume.clone(), number: 0 }, NodeId([0; 16]));
+        self.volume_parts.range(first..).take_while(move |((part, _), _)| part.volume == *volume)
+    }
+
+    /// The workloads that use a volume, by name.
+    pub fn users_of<'a>(&'a self, volume: &'a VolumeId) -> impl Iterator<Item = &'a WorkloadId> {
+        let uses = |(name, workload): &(&WorkloadId, &Workload)| {
+            name.namespace == volume.namespace && workload.spec.container.mounts(&volume.name)
+        };
+        self.workloads.iter().filter(uses).map(|(name, _)| name)
+    }
+
+    /// The nodes besides `me` that enrolled and were not revoked.
+    pub fn others(&self, me: NodeId) -> impl Iterator<Item = NodeId> {
+        let others = self.nodes.iter().filter(move |(id, node)| **id != me && !node.is_revoked());
+        others.map(|(id, _)| *id)
+    }
+
     /// Which workload has each published port: the first by name of those that ask for it.
     pub fn port_owners(&self) -> BTreeMap<(Protocol, u16), &WorkloadId> {
         let mut owners = BTreeMap::new();

@@ -9,7 +9,10 @@ use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
 use hivemind_spec::workload::{ContainerSpec, RestartPolicy, Takeover, VolumeMount, WorkloadSpec};
 
 use crate::cluster::{Cluster, LastSeen, Liveness, Node, OsRelease, Workload};
-use crate::record::{Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
+use crate::record::{
+    Enrolment, NodeStatus, Placement, ReplicaId, ReplicaStatus, VolumeId, VolumePart, VolumeStatus,
+    WorkloadId,
+};
 use crate::time::Time;
 
 pub(crate) const MIB: u64 = 1024 * 1024;
@@ -36,6 +39,13 @@ pub(crate) fn volume_id(name: &str) -> VolumeId {
 /// A volume in a container.
 pub(crate) fn mount(volume: &str, path: &str) -> VolumeMount {
     VolumeMount { volume: volume.into(), path: path.into(), read_only: false, no_copy: false }
+}
+
+/// Says that node `n` has a part of a volume.
+pub(crate) fn hold(cluster: &mut Cluster, volume: &str, number: u32, n: u8) {
+    let status = VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None };
+    let part = VolumePart { volume: volume_id(volume), number };
+    cluster.volume_parts.insert((part, node_id(n)), status);
 }
 
 /// Now, `s` seconds into the test.

@@ -11,7 +11,7 @@ use hivemind_spec::volume::Per;
 use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
-use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, VolumeId, VolumePart, WorkloadId};
+use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
 use crate::rollout::{self, Standing};
 use crate::time::Time;
 use crate::volume;
@@ -159,14 +159,7 @@ impl View<'_> {
     }
 
     fn volume(&self, id: &VolumeId) -> api::Volume {
-        let uses = |(name, workload): (&WorkloadId, &cluster::Workload)| {
-            let mounts = &workload.spec.container.volumes;
-            let uses = name.namespace == id.namespace && mounts.iter().any(|mount| mount.volume == id.name);
-            uses.then(|| name.name.clone())
-        };
-        let first = (VolumePart { volume: id.clone(), number: 0 }, NodeId([0; 16]));
-        let parts = self.cluster.volume_parts.range(first..).take_while(|((part, _), _)| part.volume == *id);
-        let parts = parts.map(|((part, node), status)| api::VolumePart {
+        let parts = self.cluster.parts_of(id).map(|((part, node), status)| api::VolumePart {
             number: part.number,
             node: *node,
             hostname: self.cluster.hostname(node),
@@ -179,7 +172,7 @@ impl View<'_> {
             namespace: id.namespace.clone(),
             name: id.name.clone(),
             spec: self.cluster.volumes.get(id).cloned(),
-            workloads: self.cluster.workloads.iter().filter_map(uses).collect(),
+            workloads: self.cluster.users_of(id).map(|user| user.name.clone()).collect(),
             parts: parts.collect(),
         }
     }
@@ -478,13 +471,13 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use hivemind_spec::id::Digest;
+    use hivemind_spec::volume::VolumeSpec;
     use hivemind_spec::workload::Port;
 
     use super::*;
-    use hivemind_spec::volume::VolumeSpec;
-
-    use crate::fixture::{at, cluster, mount, node_id, place, running, volume_id, workload, workload_id};
-    use crate::record::VolumeStatus;
+    use crate::fixture::{
+        at, cluster, hold, mount, node_id, place, running, volume_id, workload, workload_id,
+    };
 
     fn view<'a>(cluster: &'a Cluster, liveness: &'a Liveness) -> View<'a> {
         View {
@@ -507,14 +500,9 @@ mod tests {
         db.spec.container.volumes = vec![mount("data", "/data")];
         cluster.workloads.insert(workload_id("db"), db);
         cluster.volumes.insert(volume_id("data"), VolumeSpec::default());
-        let mut hold = |name: &str, n| {
-            let part = VolumePart { volume: volume_id(name), number: 0 };
-            let status = VolumeStatus { made_ms: 5, used_bytes: Some(7), discarding_ms: None };
-            cluster.volume_parts.insert((part, node_id(n)), status);
-        };
-        hold("data", 2);
-        hold("left", 1);
-        hold("left", 2);
+        hold(&mut cluster, "data", 0, 2);
+        hold(&mut cluster, "left", 0, 1);
+        hold(&mut cluster, "left", 0, 2);
         liveness.alive.remove(&node_id(2));
         let volumes = view(&cluster, &liveness).volumes(Some("default"));
         let [data, left] = &volumes[..] else { panic!("{volumes:#?}") };
@@ -531,9 +519,7 @@ mod tests {
                 .count()
         };
         assert_eq!(doubled(&cluster), 0);
-        let part = VolumePart { volume: volume_id("data"), number: 0 };
-        let status = VolumeStatus { made_ms: 6, used_bytes: None, discarding_ms: None };
-        cluster.volume_parts.insert((part, node_id(3)), status);
+        hold(&mut cluster, "data", 0, 3);
         assert_eq!(doubled(&cluster), 1);
     }
 

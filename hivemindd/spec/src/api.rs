@@ -71,11 +71,15 @@ pub struct SpecItem {
 }
 
 impl SpecItem {
+    /// The document, unless what is signed is none.
+    pub fn document(&self) -> Option<Document> {
+        Document::parse(&self.envelope.payload().ok()?).ok()
+    }
+
     /// What a document says its ancestors are that is made from this one: this one, then its own.
     pub fn lineage(&self) -> Vec<Ancestor> {
         let own = Ancestor { revision: self.revision, digest: self.digest };
-        let document = self.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
-        let further = document.and_then(|document| document.metadata.ancestors).unwrap_or_default();
+        let further = self.document().and_then(|document| document.metadata.ancestors).unwrap_or_default();
         [own].into_iter().chain(further).take(MAX_ANCESTORS).collect()
     }
 }

@@ -32,7 +32,7 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
-use super::{Runtime, cgroup, on_disk, quota, volume, wall_ms};
+use super::{Runtime, cgroup, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -221,7 +221,7 @@ impl Runtime {
                 let Some(plan) = plans.get(&mount.volume) else { continue };
                 let fills = !mount.no_copy && !volumes.data(&plan.part).exists();
                 if fills && image.is_none() {
-                    image = Some(volume::image(&layers, &at)?);
+                    image = Some(volume::Image::open(&layers, &at)?);
                 }
                 let from = image.as_ref().filter(|_| fills).map(|image| (image, mount.path.as_str()));
                 volumes.provide(plan, wall_ms(), from)?;
@@ -376,7 +376,8 @@ impl Runtime {
         self.networks.remove(id).await?;
         cgroup::remove(id);
         fence::lift(&id.0);
-        remove_directory(&self.files(id))?;
+        let files = self.files(id);
+        remove_folder(&files).map_err(|error| transient(format!("removing {}: {error}", files.display())))?;
         if let Some(labels) = container.and_then(|container| labels::read(&container.labels))
             && logs
         {
@@ -390,9 +391,7 @@ impl Runtime {
         self.logs.forget(id);
         Ok(())
     }
-}
 
-impl Runtime {
     /// Lifts the limit of a container's own files, if it had one.
     fn lift_root_limit(&self, id: &ContainerId, container: Option<&Container>) {
         let spec = container.and_then(|container| container.spec.as_ref());
@@ -402,15 +401,6 @@ impl Runtime {
         {
             tracing::warn!(container = id.0, %error, "the limit of its own files is not lifted");
         }
-    }
-}
-
-fn remove_directory(path: &Path) -> Result<(), OperationError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(transient(format!("removing {}: {error}", path.display())))
-        }
-        _ => Ok(()),
     }
 }
 

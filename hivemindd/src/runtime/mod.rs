@@ -6,7 +6,9 @@
 //! containerd keeps what there is; nothing about containers is kept here. So the agent may die and
 //! come back at any time: its next inventory is the truth, and running containers are adopted.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -229,11 +231,28 @@ impl Runtime {
 /// Work on the disk, which may take its time.
 async fn on_disk<T: Send + 'static>(
     doing: &str,
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, OperationError> {
     let result = tokio::task::spawn_blocking(work).await;
     let result = result.map_err(|error| client::transient(format!("{doing}: {error}")))?;
     result.map_err(|error| client::transient(format!("{doing}: {error}")))
+}
+
+/// Removes a folder with all that is in it. It need not be there.
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the folder that something was in, and the one above it, if they are empty and only then.
+fn remove_empty_above(path: &Path) {
+    for folder in path.ancestors().skip(1).take(2) {
+        if fs::remove_dir(folder).is_err() {
+            break;
+        }
+    }
 }
 
 /// Gives up what takes longer than `limit`. What it began, containerd and the kernel may still end: every operation

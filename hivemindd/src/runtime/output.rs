@@ -67,12 +67,7 @@ pub(super) fn remove_logs(path: &Path) -> io::Result<()> {
             _ => {}
         }
     }
-    // The directories go when they are empty, and only then.
-    for directory in path.ancestors().skip(1).take(2) {
-        if fs::remove_dir(directory).is_err() {
-            break;
-        }
-    }
+    super::remove_empty_above(path);
     Ok(())
 }
 

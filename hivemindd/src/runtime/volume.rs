@@ -18,14 +18,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use containerd_client::types::Mount;
 use hivemind_core::event::{VolumePlan, VolumeState};
 use hivemind_core::record::{VolumeId, VolumePart};
 use hivemind_init::durable;
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::copy::Image;
-use super::quota;
+use super::{quota, remove_empty_above, remove_folder};
 
 const ABOUT: &str = "volume.json";
 const DATA: &str = "data";
@@ -131,9 +130,9 @@ impl Volumes {
         if place.join(DATA).exists() {
             return Ok(());
         }
-        remove(&place.join(GONE))?;
+        remove_folder(&place.join(GONE))?;
         let fill = place.join(FILL);
-        remove(&fill)?;
+        remove_folder(&fill)?;
         fs::create_dir(&fill)?;
         if counted {
             quota::count(&fill, about.project)?;
@@ -170,21 +169,11 @@ impl Volumes {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        remove(&place.join(GONE))?;
-        remove(&place)?;
-        // Empty folders are no harm, and full ones stay.
-        for above in place.ancestors().skip(1).take(2) {
-            if fs::remove_dir(above).is_err() {
-                break;
-            }
-        }
+        remove_folder(&place.join(GONE))?;
+        remove_folder(&place)?;
+        remove_empty_above(&place);
         Ok(())
     }
-}
-
-/// The layers of a snapshot, for what volumes begin with.
-pub(super) fn image(mounts: &[Mount], at: &Path) -> io::Result<Image> {
-    Image::open(mounts, at)
 }
 
 fn about(place: &Path) -> io::Result<About> {
@@ -206,13 +195,6 @@ fn folders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
         }
     }
     Ok(found)
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ async fn documents(client: &Client) -> Result<Vec<SpecItem>> {
 
 /// The key document in an item, unless it is a tombstone.
 fn key_spec(item: &SpecItem) -> Option<(String, KeySpec)> {
-    let document = Document::parse(&item.envelope.payload().ok()?).ok()?;
+    let document = item.document()?;
     match document.spec {
         Some(Spec::Key(spec)) => Some((document.metadata.name, spec)),
         _ => None,

@@ -131,8 +131,7 @@ fn document(
     now_ms: u64,
     change: impl FnOnce(&mut NodeIntentSpec),
 ) -> Document {
-    let held = before.and_then(|item| Document::parse(&item.envelope.payload().ok()?).ok());
-    let mut intent = match held.and_then(|document| document.spec) {
+    let mut intent = match before.and_then(SpecItem::document).and_then(|document| document.spec) {
         Some(Spec::NodeIntent(intent)) => intent,
         _ => NodeIntentSpec { node: node.id, cordoned: false, revoked: false, labels: BTreeMap::new() },
     };

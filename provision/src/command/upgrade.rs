@@ -1,7 +1,7 @@
 //! `hivemind upgrade`: releases of the operating system.
 
 use hivemind_spec::api::{Rollout, RolloutState, SpecItem};
-use hivemind_spec::document::{Document, Kind, Spec};
+use hivemind_spec::document::{Kind, Spec};
 use hivemind_spec::id::ReleaseId;
 use hivemind_spec::release::OsReleaseSpec;
 use serde_json::json;
@@ -82,8 +82,8 @@ fn change(global: &Global, what: &str, change: impl Fn(&mut OsReleaseSpec)) -> R
     let accepted = super::block_on(UNCHANGED, async {
         let mut accepted = Vec::new();
         for item in standing(&client).await? {
-            let held = item.envelope.payload().ok().and_then(|payload| Document::parse(&payload).ok());
-            let Some(Spec::OsRelease(mut spec)) = held.and_then(|document| document.spec) else { continue };
+            let held = item.document().and_then(|document| document.spec);
+            let Some(Spec::OsRelease(mut spec)) = held else { continue };
             change(&mut spec);
             let name = item.key.name.clone();
             let spec = Spec::OsRelease(spec);

@@ -1,6 +1,6 @@
 //! `hivemind volumes`: where data is, and its end.
 
-use hivemind_spec::api::{SpecItem, Volume, VolumePart};
+use hivemind_spec::api::{Accepted, SpecItem, Volume, VolumePart};
 use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::volume::{Discard, VolumeSpec};
 use serde_json::json;
@@ -128,21 +128,14 @@ fn remove(global: &Global, options: &VolumesRemove) -> Result<Exit> {
         }),
     };
     let accepted = super::block_on(UNCHANGED, send(&client, &document))?;
-    if global.output == Output::Json {
-        say_json(&json!({ "accepted": [accepted] }));
-    } else {
-        let name = paint(STRONG, name);
-        let what = match (volume.parts.is_empty(), options.grace) {
-            (true, _) => "is removed; it has no data".to_owned(),
-            (_, 0) => "is deleted".to_owned(),
-            (_, grace) => format!(
-                "is deleted in {}; `hivemind volumes restore {}` takes that back",
-                show_span(grace),
-                options.volume.name
-            ),
-        };
-        say(&format!("volume {name} {what}, {}", held(&accepted)));
-    }
+    let what = match (volume.parts.is_empty(), options.grace) {
+        (true, _) => "is removed; it has no data".to_owned(),
+        (_, 0) => "is deleted".to_owned(),
+        (_, grace) => {
+            format!("is deleted in {}; `hivemind volumes restore {name}` takes that back", show_span(grace))
+        }
+    };
+    report(global, name, &what, &accepted);
     Ok(Exit::Success)
 }
 
@@ -156,12 +149,16 @@ fn restore(global: &Global, wanted: &VolumeName) -> Result<Exit> {
     }
     let document = next(wanted, item.as_ref(), client.now_ms(), |spec| spec.discard = None);
     let accepted = super::block_on(UNCHANGED, send(&client, &document))?;
+    report(global, &wanted.name, "stays", &accepted);
+    Ok(Exit::Success)
+}
+
+fn report(global: &Global, name: &str, what: &str, accepted: &Accepted) {
     if global.output == Output::Json {
         say_json(&json!({ "accepted": [accepted] }));
     } else {
-        say(&format!("volume {} stays, {}", paint(STRONG, &wanted.name), held(&accepted)));
+        say(&format!("volume {} {what}, {}", paint(STRONG, name), held(accepted)));
     }
-    Ok(Exit::Success)
 }
 
 /// The next version of a volume's document; a new one where there is none, though machines have data.
@@ -171,8 +168,7 @@ fn next(
     now_ms: u64,
     change: impl FnOnce(&mut VolumeSpec),
 ) -> Document {
-    let held = before.and_then(|item| Document::parse(&item.envelope.payload().ok()?).ok());
-    let (labels, mut spec) = match held {
+    let (labels, mut spec) = match before.and_then(SpecItem::document) {
         Some(Document { metadata, spec: Some(Spec::Volume(spec)), .. }) => (metadata.labels, spec),
         _ => Default::default(),
     };

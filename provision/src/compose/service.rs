@@ -298,7 +298,7 @@ fn service_key(
         "cpu_period" => draft.cpu_period_us = Some((at, microseconds(CPU_PERIOD_US.0, CPU_PERIOD_US.2)?)),
         "pids_limit" => set(reader, &mut draft.pids_limit, at, pids(reader, node)?),
         "scale" => set(reader, &mut draft.replicas, at, replicas(reader, node)?),
-        "labels" => labels(reader, draft, node)?,
+        "labels" => labels(reader, &mut draft.labels, node)?,
         "label_file" => label_files(reader, draft, node)?,
         "profiles" => {
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
@@ -388,6 +388,7 @@ fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool, raw: b
     Some(read.variables)
 }
 
+/// Takes a label, unless it cannot be one.
 fn label(reader: &Reader<'_>, labels: &mut Pairs, mark: Mark, name: String, value: String) {
     if name.is_empty() || name.starts_with("hivemind/") {
         reader.fault(mark, format!("{name:?} cannot name a label; `hivemind/` is ours"));
@@ -396,9 +397,10 @@ fn label(reader: &Reader<'_>, labels: &mut Pairs, mark: Mark, name: String, valu
     }
 }
 
-fn labels(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
+/// Labels of a service or a volume.
+pub(super) fn labels(reader: &Reader<'_>, labels: &mut Pairs, node: &Node) -> Option<()> {
     for (mark, name, value) in reader.pairs(node)? {
-        label(reader, &mut draft.labels, mark, name, value.unwrap_or_default());
+        label(reader, labels, mark, name, value.unwrap_or_default());
     }
     Some(())
 }
@@ -522,7 +524,7 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
                 reader.word(value, &modes).map(|global| draft.global = Some((value.mark, global)))
             }
             "replicas" => replicas(reader, value).map(|n| set(reader, &mut draft.replicas, value.mark, n)),
-            "labels" => labels(reader, draft, value),
+            "labels" => labels(reader, &mut draft.labels, value),
             "endpoint_mode" => reader.word(value, &[("dnsrr", ())]),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),

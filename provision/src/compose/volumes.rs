@@ -7,9 +7,9 @@ use hivemind_spec::document::is_dns_label;
 use hivemind_spec::volume::{Per, VolumeSpec};
 use hivemind_spec::workload::{ContainerSpec, File, VolumeMount};
 
-use super::keys;
 use super::reader::Reader;
 use super::yaml::{Key, Mark, Node, Value};
+use super::{keys, service};
 
 /// Permissions of a file that travels with a workload: whether it is a program is not known here.
 const FILE_MODE: u32 = 0o555;
@@ -58,15 +58,7 @@ fn one(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<Declared> {
             "name" => volume.name = reader.text(value)?,
             "external" => volume.external = reader.boolean(value)?,
             "driver" => reader.word(value, &[("local", ())])?,
-            _ => {
-                for (mark, name, value) in reader.pairs(value)? {
-                    if name.is_empty() || name.starts_with("hivemind/") {
-                        reader.fault(mark, format!("{name:?} cannot name a label; `hivemind/` is ours"));
-                    } else {
-                        volume.labels.insert(name, value.unwrap_or_default());
-                    }
-                }
-            }
+            _ => service::labels(reader, &mut volume.labels, value)?,
         }
     }
     if let Some((_, extension)) = reader.mapping(node)?.iter().find(|(key, _)| key.text == "x-hivemind") {
@@ -130,6 +122,21 @@ enum Kind {
     Tmpfs,
 }
 
+impl Wanted {
+    /// A volume of which nothing more is known yet.
+    fn at(mark: Mark) -> Self {
+        Self {
+            mark,
+            kind: Kind::Volume,
+            source: None,
+            target: None,
+            read_only: false,
+            no_copy: false,
+            options: Vec::new(),
+        }
+    }
+}
+
 /// Reads a service's `volumes`. Volumes without a name are put into `volumes`.
 pub(super) fn mounts(
     reader: &Reader<'_>,
@@ -165,13 +172,10 @@ fn short(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
     };
     let is_path = source.is_some_and(|source| source.starts_with(['.', '/', '~']));
     let mut wanted = Wanted {
-        mark: item.mark,
         kind: if is_path { Kind::Bind } else { Kind::Volume },
         source: source.map(str::to_owned),
         target: Some(target.to_owned()),
-        read_only: false,
-        no_copy: false,
-        options: Vec::new(),
+        ..Wanted::at(item.mark)
     };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
@@ -189,15 +193,7 @@ fn short(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
 }
 
 fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
-    let mut wanted = Wanted {
-        mark: item.mark,
-        kind: Kind::Volume,
-        source: None,
-        target: None,
-        read_only: false,
-        no_copy: false,
-        options: Vec::new(),
-    };
+    let mut wanted = Wanted::at(item.mark);
     let kinds = [("volume", Kind::Volume), ("bind", Kind::Bind), ("tmpfs", Kind::Tmpfs)];
     let mut typed = false;
     for (key, value) in reader.entries(item, keys::MOUNT)? {

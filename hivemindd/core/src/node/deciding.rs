@@ -142,9 +142,7 @@ impl Node {
     /// lost, or a peer has made it good, or there is nobody and an operator has begun anew. What others sent before
     /// they could not be heard any more may be half of what they know.
     fn knows_enough(&self) -> bool {
-        let is_other =
-            |(id, node): (&NodeId, &crate::cluster::Node)| *id != self.settings.me && !node.is_revoked();
-        let alone = self.liveness.alive.len() <= 1 && !self.cluster.nodes.iter().any(is_other);
+        let alone = self.liveness.alive.len() <= 1 && self.cluster.others(self.settings.me).next().is_none();
         !self.store_lost || (alone && !self.cluster.workloads.is_empty())
     }
 

@@ -79,9 +79,7 @@ impl Node {
         let mut tombstones = self.tombstones();
         tombstones.sort_by(|a, b| (a.revision, &a.name).cmp(&(b.revision, &b.name)));
         let surplus = tombstones.len().saturating_sub(MAX_TOMBSTONES);
-        let others: Vec<NodeId> =
-            self.cluster.nodes.keys().filter(|id| **id != self.settings.me).copied().collect();
-        let others: Vec<NodeId> = others.into_iter().filter(|id| !self.is_revoked(id)).collect();
+        let others: Vec<NodeId> = self.cluster.others(self.settings.me).collect();
         let heedless = is_on(Mutation::DeletionsAreForgottenUnheard);
         let known = |place: &RecordKey| heedless || others.iter().all(|id| self.agreed.knows(id, place));
         let mut unheard = 0;

@@ -20,10 +20,9 @@ use hivemind_spec::problem::{Code, Problem};
 use super::replication::{self, FANOUT};
 use super::{Content, Node};
 use crate::checking;
-use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, Message, RequestId};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Record, RecordKey, VolumeId, WorkloadId};
+use crate::record::{Record, RecordKey, VolumeId};
 use crate::state::Entry;
 use crate::time::Time;
 
@@ -168,19 +167,15 @@ impl Node {
         let refuse = |place: &str, detail: String, advice: &str| {
             Err(Box::new(Problem::new(Code::InvalidDocument, detail).advice(advice).at(place)))
         };
-        let held = self.cluster.volume_parts.keys().any(|(part, _)| part.volume == id);
+        let held = self.cluster.parts_of(&id).next().is_some();
         if let Some(before) = self.cluster.volumes.get(&id)
             && (before.per != spec.per && held)
         {
             let detail = format!("volume {id} has data, and so stays one for each {}", before.per.name());
             return refuse("/spec/per", detail, "use a volume of another name, or remove this one first");
         }
-        let uses = |(name, workload): &(&WorkloadId, &Workload)| {
-            let mounts = &workload.spec.container.volumes;
-            name.namespace == id.namespace && mounts.iter().any(|mount| mount.volume == id.name)
-        };
-        match self.cluster.workloads.iter().find(uses) {
-            Some((name, _)) if spec.discard.is_some() => {
+        match self.cluster.users_of(&id).next() {
+            Some(name) if spec.discard.is_some() => {
                 let detail = format!("workload {} uses volume {id}", name.name);
                 refuse("/spec/discard", detail, "remove the workload first, or push it without the volume")
             }

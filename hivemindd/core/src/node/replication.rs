@@ -575,9 +575,7 @@ impl Node {
             })
             .collect()
     }
-}
 
-impl Node {
     /// What this node says of the parts of volumes it has.
     pub(super) fn own_volume_parts(&self) -> BTreeMap<VolumePart, VolumeStatus> {
         let own = self.map.observations(self.settings.me);

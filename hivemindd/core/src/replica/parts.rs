@@ -64,8 +64,8 @@ impl Replicas {
     fn may_be_in_use(&self, part: &VolumePart, wanted: &BTreeMap<ReplicaId, &Workload>) -> bool {
         self.replicas_here().any(|replica| {
             let same = replica.workload.namespace == part.volume.namespace;
-            let mounts = wanted.get(replica).map(|workload| &workload.spec.container.volumes);
-            same && mounts.is_none_or(|mounts| mounts.iter().any(|mount| mount.volume == part.volume.name))
+            let workload = wanted.get(replica);
+            same && workload.is_none_or(|workload| workload.spec.container.mounts(&part.volume.name))
         })
     }
 }

@@ -187,14 +187,10 @@ impl<'a> Draft<'a> {
         slot: u32,
         placed: Option<&NodeId>,
     ) -> Result<Option<NodeId>, Unusable> {
-        if workload.spec.container.volumes.is_empty() {
-            return Ok(None);
-        }
         let mut found: Option<(String, NodeId)> = None;
-        let replica = ReplicaId { workload: id.clone(), slot };
-        for (name, (part, per)) in volume::parts(self.cluster, &replica, workload)? {
+        for (name, part) in self.single_parts(id, workload, slot)? {
             let home = self.homes.get(&part).copied().or_else(|| volume::home(self.cluster, &part, placed));
-            let Some(home) = home.filter(|_| per != Per::Node) else { continue };
+            let Some(home) = home else { continue };
             match &found {
                 Some((other, node)) if *node != home => return Err(Unusable::Apart(other.clone(), name)),
                 Some(_) => {}
@@ -202,6 +198,21 @@ impl<'a> Draft<'a> {
             }
         }
         Ok(found.map(|(_, home)| home))
+    }
+
+    /// The parts that a replica has of volumes, of which there is only one, by the volumes' names.
+    fn single_parts(
+        &self,
+        id: &WorkloadId,
+        workload: &Workload,
+        slot: u32,
+    ) -> Result<BTreeMap<String, VolumePart>, Unusable> {
+        if workload.spec.container.volumes.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let replica = ReplicaId { workload: id.clone(), slot };
+        let parts = volume::parts(self.cluster, &replica, workload)?.into_iter();
+        Ok(parts.filter(|(_, (_, per))| *per != Per::Node).map(|(name, (part, _))| (name, part)).collect())
     }
 
     /// Puts a replica on a node, whatever its state.
@@ -214,12 +225,8 @@ impl<'a> Draft<'a> {
             host.residents.insert(Resident { priority, slot: Reverse(slot), workload: id, asks });
         }
         self.slots.entry(id).or_default().insert(slot, node);
-        if !workload.spec.container.volumes.is_empty() {
-            let replica = ReplicaId { workload: id.clone(), slot };
-            let parts = volume::parts(self.cluster, &replica, workload).unwrap_or_default();
-            for (part, _) in parts.into_values().filter(|(_, per)| *per != Per::Node) {
-                self.homes.entry(part).or_insert(node);
-            }
+        for part in self.single_parts(id, workload, slot).unwrap_or_default().into_values() {
+            self.homes.entry(part).or_insert(node);
         }
     }
 

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::LastSeen;
-use crate::fixture::{MIB, at, cluster, intent, node, node_id, place, volume_id, workload, workload_id};
-use crate::record::{VolumePart, VolumeStatus};
+use crate::fixture::{
+    MIB, at, cluster, hold, intent, mount, node, node_id, place, volume_id, workload, workload_id,
+};
 
 fn apply(cluster: &mut Cluster, changes: BTreeMap<WorkloadId, Option<Placement>>) {
     for (id, placement) in changes {
@@ -109,21 +110,12 @@ fn a_global_workload_has_one_replica_on_each_node_and_it_stays_there() {
 /// A workload that mounts volume `data`.
 fn with_data(replicas: u32) -> Workload {
     let mut workload = workload(replicas);
-    workload.spec.container.volumes = vec![crate::fixture::mount("data", "/data")];
+    workload.spec.container.volumes = vec![mount("data", "/data")];
     workload
-}
-
-fn part(number: u32) -> VolumePart {
-    VolumePart { volume: volume_id("data"), number }
 }
 
 fn declare(cluster: &mut Cluster, per: Per) {
     cluster.volumes.insert(volume_id("data"), VolumeSpec { per, ..VolumeSpec::default() });
-}
-
-fn hold(cluster: &mut Cluster, number: u32, n: u8) {
-    let status = VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None };
-    cluster.volume_parts.insert((part(number), node_id(n)), status);
 }
 
 #[test]
@@ -138,7 +130,7 @@ fn a_replica_with_data_goes_where_its_data_is_and_nowhere_else() {
     assert!(placement(&cluster, "backup").slots.values().all(|node| *node == home));
 
     let n = home.0[0];
-    hold(&mut cluster, 0, n);
+    hold(&mut cluster, "data", 0, n);
     cluster.placements.clear();
     settle(&mut cluster, &liveness);
     assert_eq!(placement(&cluster, "db").slots[&0], home, "though another is as empty");
@@ -173,7 +165,7 @@ fn a_replica_that_was_placed_may_have_made_data_though_its_node_has_not_said_so(
     assert_eq!(placement(&cluster, "db").slots, first);
     // Each stays with its own.
     liveness.alive.insert(node_id(2));
-    (1..=3).for_each(|n| hold(&mut cluster, u32::from(n) - 1, n));
+    (1..=3).for_each(|n| hold(&mut cluster, "data", u32::from(n) - 1, n));
     cluster.placements.clear();
     settle(&mut cluster, &liveness);
     let slots = &placement(&cluster, "db").slots;
@@ -195,7 +187,7 @@ fn data_that_each_node_has_binds_nobody() {
     cluster.workloads.insert(workload_id("db"), with_data(1));
     settle(&mut cluster, &liveness);
     let first = placement(&cluster, "db").slots[&0];
-    hold(&mut cluster, 0, first.0[0]);
+    hold(&mut cluster, "data", 0, first.0[0]);
     liveness.alive.remove(&first);
     settle(&mut cluster, &liveness);
     assert_ne!(placement(&cluster, "db").slots[&0], first);
@@ -219,12 +211,9 @@ fn without_its_volume_a_replica_is_nowhere_and_says_why() {
     declare(&mut cluster, Per::Cluster);
     cluster.volumes.insert(volume_id("more"), VolumeSpec::default());
     cluster.workloads.get_mut(&workload_id("db")).unwrap().spec.container.volumes =
-        vec![crate::fixture::mount("data", "/data"), crate::fixture::mount("more", "/more")];
-    hold(&mut cluster, 0, 1);
-    let more = VolumePart { volume: volume_id("more"), number: 0 };
-    cluster
-        .volume_parts
-        .insert((more, node_id(2)), VolumeStatus { made_ms: 5, used_bytes: None, discarding_ms: None });
+        vec![mount("data", "/data"), mount("more", "/more")];
+    hold(&mut cluster, "data", 0, 1);
+    hold(&mut cluster, "more", 0, 2);
     assert_eq!(reason(&mut cluster), "its volumes data and more are on different machines");
 }
 

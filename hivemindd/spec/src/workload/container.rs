@@ -437,6 +437,11 @@ impl ContainerSpec {
         }
     }
 
+    /// Whether it mounts a volume of that name.
+    pub fn mounts(&self, volume: &str) -> bool {
+        self.volumes.iter().any(|mount| mount.volume == volume)
+    }
+
     /// Checks what types cannot say.
     pub(super) fn validate(&self) -> Result<(), DocumentError> {
         let fail = |pointer: &str, message: String| Err(DocumentError::new(pointer, message));

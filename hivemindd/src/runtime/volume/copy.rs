@@ -24,7 +24,7 @@ pub(in crate::runtime) struct Image {
 
 impl Image {
     /// Mounts a snapshot that no container runs on yet at a folder, which is made.
-    pub(super) fn open(mounts: &[Mount], at: &Path) -> io::Result<Self> {
+    pub(in crate::runtime) fn open(mounts: &[Mount], at: &Path) -> io::Result<Self> {
         let [layers] = mounts else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a snapshot that is not one mount"));
         };
