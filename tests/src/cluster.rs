@@ -192,6 +192,14 @@ impl Cluster {
         wait::until(&format!("{count} replicas of {workload} running"), limit, look).0
     }
 
+    /// Waits until a workload has printed all of these.
+    pub fn wait_for_words(&self, workload: &str, words: &[&str], limit: Duration) {
+        wait::until(&format!("{workload} says {words:?}"), limit, || {
+            let said = self.hivemind(["logs", workload]).ok().stdout();
+            if words.iter().all(|text| said.contains(text)) { Ok(()) } else { Err(said) }
+        });
+    }
+
     /// The machine with this underlay address.
     pub fn machine_at(&self, address: Ipv4Addr) -> &Machine {
         let found = self.machines.iter().find(|machine| machine.address() == address);

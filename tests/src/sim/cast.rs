@@ -11,7 +11,7 @@ use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::key::{PublicKey, SigningKey};
 use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
-use hivemind_spec::workload::WorkloadSpec;
+use hivemind_spec::workload::{VolumeMount, WorkloadSpec};
 
 /// Wall time at the beginning, milliseconds since 1970: in January 2027.
 pub const START_MS: u64 = 1_800_000_000_000;
@@ -136,6 +136,11 @@ pub fn volume(name: &str, revision: u64) -> Envelope {
     let mut document = named(json, name);
     document.metadata.revision = revision;
     sign(&document, &root_key())
+}
+
+/// A volume in a container, at `/data`.
+pub fn mount(volume: &str) -> VolumeMount {
+    VolumeMount { volume: volume.to_owned(), path: "/data".to_owned(), read_only: false, no_copy: false }
 }
 
 /// An operator's key, signed by `by`.

@@ -12,7 +12,7 @@ use hivemind_spec::id::{NodeId, ReleaseId};
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
 use hivemind_spec::release::Architecture;
-use hivemind_spec::workload::{Exclusive, Resources, Takeover, VolumeMount};
+use hivemind_spec::workload::{Exclusive, Resources, Takeover};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
 use super::trace::Trace;
@@ -243,8 +243,7 @@ impl Life {
         let revision = self.next_revision();
         let keeper = cast::workload_with(KEEPER, revision, &cast::root_key(), |spec| {
             spec.priority = 100;
-            let (volume, path) = (KEEPER.to_owned(), "/data".to_owned());
-            spec.container.volumes = vec![VolumeMount { volume, path, read_only: false, no_copy: false }];
+            spec.container.volumes = vec![cast::mount(KEEPER)];
             spec.container.resources.cpu_request_millis = Some(100);
         });
         self.push_now(0, keeper)?;

@@ -131,10 +131,8 @@ fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
         )
         .ok();
     cluster.wait_for_running("typist", 1, STARTING);
-    wait::until("its output is there", Duration::from_secs(30), || {
-        let said = cluster.hivemind(["logs", "typist"]).ok().stdout();
-        if said.contains("on a terminal, xterm") && said.contains("to stderr") { Ok(()) } else { Err(said) }
-    });
+    let words = ["on a terminal, xterm", "to stderr"];
+    cluster.wait_for_words("typist", &words, Duration::from_secs(30));
 }
 
 fn a_global_service_has_one_replica_on_each_machine(cluster: &Cluster) {
@@ -254,9 +252,5 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
 
     // A new content is a new version.
     cluster.push(&LOOKING.replace("written in the file", "written anew")).ok();
-    wait::until("the new content is there", STARTING, || {
-        let said = cluster.hivemind(["logs", "looker"]).ok().stdout();
-        let both = ["is asked to go", "configs=written anew"].iter().all(|text| said.contains(text));
-        if both { Ok(()) } else { Err(said) }
-    });
+    cluster.wait_for_words("looker", &["is asked to go", "configs=written anew"], STARTING);
 }

@@ -79,8 +79,7 @@ fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
     std::fs::write(cluster.folder().join("pages/two.txt"), "two").unwrap();
     cluster.push(DATABASE).ok();
     let db = cluster.wait_for_running("db", 1, STARTING).remove(0);
-    says(
-        &cluster,
+    cluster.wait_for_words(
         "db",
         &[
             "start 1",
@@ -89,26 +88,20 @@ fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
             "pages=eins de two.txt",
             "page is not written",
         ],
+        STARTING,
     );
     let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
     assert_eq!(reader.node, db.node, "it is where the data is");
-    says(&cluster, "reader", &["start 1", "log is not written"]);
+    cluster.wait_for_words("reader", &["start 1", "log is not written"], STARTING);
 
     cluster.wait_for_running("site", 1, STARTING);
 
     // A new container finds what the last one left.
     cluster.push(&DATABASE.replace(r#"VERSION: "1""#, r#"VERSION: "2""#)).ok();
-    says(&cluster, "db", &["start 2"]);
+    cluster.wait_for_words("db", &["start 2"], STARTING);
     its_machine_fails_and_nobody_takes_it_over(&cluster, &db);
     each_replica_keeps_its_own(&cluster);
     it_stays_without_its_workload_and_goes_by_order_only(&cluster, &db);
-}
-
-fn says(cluster: &Cluster, workload: &str, wanted: &[&str]) {
-    wait::until(&format!("{workload} says {wanted:?}"), STARTING, || {
-        let said = cluster.hivemind(["logs", workload]).ok().stdout();
-        if wanted.iter().all(|text| said.contains(text)) { Ok(()) } else { Err(said) }
-    });
 }
 
 fn its_machine_fails_and_nobody_takes_it_over(cluster: &Cluster, db: &Replica) {
@@ -141,7 +134,7 @@ fn each_replica_keeps_its_own(cluster: &Cluster) {
         let part = parts.iter().find(|part| part["number"] == replica.slot).unwrap();
         assert_eq!(part["node"], replica.node.as_str());
     }
-    says(cluster, "each", &["each-0", "each-1"]);
+    cluster.wait_for_words("each", &["each-0", "each-1"], STARTING);
 }
 
 fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &Replica) {
@@ -157,7 +150,7 @@ fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &
     let before = cluster.wait_for_running("db", 1, STARTING);
     let larger = DATABASE.replace(r#"VERSION: "1""#, r#"VERSION: "2""#).replace("size: 2m", "size: 4m");
     cluster.push(&larger).ok();
-    says(cluster, "db", &["has room for more"]);
+    cluster.wait_for_words("db", &["has room for more"], STARTING);
     assert_eq!(cluster.replicas("db").unwrap(), before);
     let refused = cluster.hivemind(["volumes", "remove", "data", "--yes"]).failed().stderr();
     assert!(refused.contains("uses volume data"), "{refused}");
@@ -175,7 +168,7 @@ fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &
     // Pushed again, it is where it was, with what it had.
     cluster.push(&DATABASE.replace(r#"VERSION: "1""#, r#"VERSION: "3""#)).ok();
     assert_eq!(cluster.wait_for_running("db", 1, STARTING)[0].node, db.node);
-    says(cluster, "db", &["start 1", "start 2", "start 3"]);
+    cluster.wait_for_words("db", &["start 1", "start 2", "start 3"], STARTING);
     cluster.hivemind(["remove", "db", "reader", "--yes"]).ok();
     cluster.hivemind(["volumes", "remove", "data", "--grace", "0s", "--yes"]).ok();
     wait::until("its data is deleted", STARTING, || {

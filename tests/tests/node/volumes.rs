@@ -7,7 +7,6 @@ use hivemind_spec::document::{Document, Spec};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::problem::Code;
 use hivemind_spec::volume::{Discard, Per, VolumeSpec};
-use hivemind_spec::workload::VolumeMount;
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
@@ -26,8 +25,7 @@ fn volume_with(revision: u64, spec: VolumeSpec) -> Envelope {
 
 fn with_data(revision: u64) -> Envelope {
     workload_with("db", revision, &root_key(), |spec| {
-        let (volume, path) = ("data".to_owned(), "/data".to_owned());
-        spec.container.volumes = vec![VolumeMount { volume, path, read_only: false, no_copy: false }];
+        spec.container.volumes = vec![mount("data")];
     })
 }
 
