@@ -114,6 +114,7 @@ impl World {
                 String::new()
             },
             insecure_registries: vec![self.registry_host.clone()],
+            owner: None,
         })
         .unwrap()
     }
@@ -203,6 +204,7 @@ fn plan(image: &str, slot: u32, more: serde_json::Value) -> ContainerPlan {
         search: "default.hive.internal".into(),
         mtu: 1400,
         volumes: Default::default(),
+        secrets: Default::default(),
     }
 }
 

@@ -116,6 +116,15 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Volumes>,
     },
+    /// List secrets and which machines can open them, or set one
+    #[command(
+        after_help = "Examples:\n  hivemind secrets set db-password\n  hivemind secrets set tls-key --file key.pem"
+    )]
+    Secrets {
+        /// What to do; lists them if not given
+        #[command(subcommand)]
+        command: Option<Secrets>,
+    },
     /// Give the machines a new release of the operating system, or show how far it has come
     #[command(
         args_conflicts_with_subcommands = true,
@@ -376,6 +385,63 @@ pub struct Remove {
     /// The workloads' namespace
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
     pub namespace: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// See [`Command::Secrets`].
+#[derive(Debug, Subcommand)]
+pub enum Secrets {
+    /// List them
+    #[command(after_help = "Example:\n  hivemind secrets list")]
+    List(SecretsList),
+    /// Make a secret, or give it another content, which reaches the containers while they run
+    #[command(
+        after_help = "Examples:\n  hivemind secrets set db-password\n  hivemind secrets set tls-key --file key.pem\n  openssl rand -hex 16 | hivemind secrets set token"
+    )]
+    Set(SecretsSet),
+    /// Remove a secret that no workload uses
+    #[command(after_help = "Example:\n  hivemind secrets remove db-password")]
+    Remove(SecretsRemove),
+}
+
+/// See [`Secrets::List`].
+#[derive(Debug, Default, Args)]
+pub struct SecretsList {
+    /// Only this namespace; all if not given
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+}
+
+/// A secret, by name.
+#[derive(Debug, Args)]
+pub struct SecretName {
+    /// The secret
+    #[arg(value_name = "SECRET")]
+    pub name: String,
+    /// Its namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+}
+
+/// See [`Secrets::Set`].
+#[derive(Debug, Args)]
+pub struct SecretsSet {
+    /// Which
+    #[command(flatten)]
+    pub secret: SecretName,
+    /// The file with the content; standard input, or what is typed, if not given
+    #[arg(long, short)]
+    pub file: Option<PathBuf>,
+}
+
+/// See [`Secrets::Remove`].
+#[derive(Debug, Args)]
+pub struct SecretsRemove {
+    /// Which
+    #[command(flatten)]
+    pub secret: SecretName,
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,

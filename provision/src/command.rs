@@ -10,6 +10,7 @@ mod plan;
 mod push;
 mod remove;
 mod rollout;
+mod secrets;
 mod show;
 mod source;
 mod support;
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Ps(options) => show::ps(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Volumes { command } => volumes::run(&global, command.as_ref()),
+        Command::Secrets { command } => secrets::run(&global, command.as_ref()),
         Command::Upgrade(options) => upgrade::run(&global, &options),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),

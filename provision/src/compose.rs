@@ -14,11 +14,13 @@ mod environment;
 mod health;
 mod interpolate;
 pub mod keys;
+mod logging;
 mod merge;
 mod order;
 mod ports;
 mod project;
 mod reader;
+pub mod secrets;
 mod service;
 mod volumes;
 pub mod yaml;
@@ -78,6 +80,8 @@ pub struct Compiled {
     pub project: String,
     /// One document for each volume, and then for each service, in the order of the file, with revision 0.
     pub documents: Vec<Document>,
+    /// Its secrets, still to be sealed.
+    pub secrets: Vec<secrets::Plain>,
     /// What is no fault but may surprise.
     pub warnings: Vec<Fault>,
 }
@@ -91,13 +95,17 @@ pub fn compile(inputs: &[Input], surroundings: &Surroundings<'_>) -> Result<Comp
     let compiled = project::tree(&reader, inputs).and_then(|tree| whole(&reader, &tree));
     let (faults, warnings) = reader.finish();
     match compiled {
-        Some((project, documents)) if faults.is_empty() => Ok(Compiled { project, documents, warnings }),
+        Some((project, documents, secrets)) if faults.is_empty() => {
+            Ok(Compiled { project, documents, secrets, warnings })
+        }
         _ if faults.is_empty() => Err(vec![Fault::new(Mark::default(), "this is not a Compose file")]),
         _ => Err(faults),
     }
 }
 
-fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document>)> {
+type Whole = (String, Vec<Document>, Vec<secrets::Plain>);
+
+fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
     let top = reader.entries(root, keys::TOP)?;
     let mut project = reader.surroundings.project.clone();
     let (mut services, mut shared) = (None, service::Shared::default());
@@ -107,6 +115,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
             "services" => services = Some(node),
             "configs" => shared.configs = contents(reader, node)?,
             "volumes" if !node.is_null() => shared.volumes = volumes::declared(reader, node)?,
+            "secrets" if !node.is_null() => shared.secrets = secrets::declared(reader, node)?,
             "version" => reader.warn(key.mark, "`version` is obsolete and has no effect"),
             _ => {}
         }
@@ -171,7 +180,12 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<(String, Vec<Document
         }
         document
     });
-    Some((project.clone(), volumes.chain(workloads).collect()))
+    let documents = volumes.chain(workloads).collect();
+    let mut secrets = secrets::own(shared.secrets);
+    for secret in &mut secrets {
+        secret.labels.insert(APP_LABEL.to_owned(), project.clone());
+    }
+    Some((project, documents, secrets))
 }
 
 fn document(

@@ -6,11 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use hivemind_spec::api::SpecItem;
 use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::id::NodeId;
+use hivemind_spec::key::{PublicKey, SigningKey};
+use hivemind_spec::secret::{self, SecretSpec};
 use hivemind_spec::workload::Exclusive;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::compose::APP_LABEL;
+use crate::compose::secrets::Plain;
+use crate::failure::{Failure, Result};
 
 /// What a push does to one document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -53,6 +57,44 @@ pub struct Change {
 /// Whether any of them wants to know which nodes are enrolled.
 pub fn wants_voters(documents: &[Document]) -> bool {
     documents.iter().any(|document| document.workload().is_some_and(|spec| spec.exclusive.is_some()))
+}
+
+/// Seals secrets to `nodes`, by their keys. One that the cluster holds with the same content, from the same signer, stays
+/// as it is sealed. `random` draws unpredictable bytes.
+///
+/// # Errors
+/// When there is nobody to seal to, or one cannot be sealed.
+pub fn seal(
+    secrets: &[Plain],
+    namespace: &str,
+    current: &[SpecItem],
+    nodes: &BTreeMap<NodeId, PublicKey>,
+    signer: &SigningKey,
+    random: impl Fn() -> Result<[u8; 32]>,
+) -> Result<Vec<Document>> {
+    let mut documents = Vec::new();
+    for Plain { name, labels, content } in secrets {
+        let key = secret::secret_key(namespace, name);
+        let held = current.iter().find(|item| item.key == key && !item.deleted);
+        let held = held.and_then(SpecItem::document).and_then(|document| secret::of(&document).cloned());
+        let mark = secret::mark(&key, content, signer);
+        let spec = match held.filter(|held| held.mark == mark) {
+            Some(held) => held,
+            None if nodes.is_empty() => {
+                return Err(Failure::input(
+                    "no-recipient",
+                    format!("no machine has joined that could open {name}"),
+                )
+                .advice("push it again once a machine is up; `hivemind nodes` lists them"));
+            }
+            None => SecretSpec::seal(&key, content, nodes, signer, random()?)
+                .map_err(|why| Failure::input("bad-secret", format!("secret {name}: {why}")))?,
+        };
+        let metadata =
+            Metadata { labels: labels.clone(), deleted: false, ..Document::tombstone(&key, 0).metadata };
+        documents.push(Document { metadata, kind: Kind::Secret, spec: Some(Spec::Secret(spec)) });
+    }
+    Ok(documents)
 }
 
 /// Compares documents with what the cluster holds. `enrolled` are its nodes, without those that were
@@ -152,8 +194,18 @@ fn content(json: &[u8]) -> Option<Value> {
     if !labels.is_null() {
         content.insert("labels".to_owned(), labels);
     }
-    content.insert("spec".to_owned(), value["spec"].take());
+    let spec = value["spec"].take();
+    // How it is sealed is another each time, and says nothing.
+    let spec = if document.kind == Kind::Secret { secret_content(&spec) } else { spec };
+    content.insert("spec".to_owned(), spec);
     Some(Value::Object(content))
+}
+
+/// What people are shown of a secret: by what its signer knows it, or else that it is sealed.
+fn secret_content(spec: &Value) -> Value {
+    let by = |field: &str| spec[field].as_str().filter(|text| !text.is_empty());
+    let shown = by("mark").or(by("sealed")).unwrap_or_default();
+    serde_json::json!({ "content": format!("sealed {}", shown.get(..8).unwrap_or(shown)) })
 }
 
 fn differ(before: Option<&Value>, after: Option<&Value>, pointer: String, out: &mut Vec<Difference>) {

@@ -74,6 +74,11 @@ impl Keyring {
         self.roots.get(id).or_else(|| self.operators.get(id)).copied()
     }
 
+    /// The key a node signs its records with, if it has enrolled as far as is known.
+    pub fn writer(&self, node: &NodeId) -> Option<PublicKey> {
+        self.writers.get(node).copied()
+    }
+
     /// Whose chain of certificates this is, if it leads to the cluster's root CA.
     ///
     /// # Errors
@@ -237,5 +242,6 @@ fn is_about(observation: &Observation, topic: &Topic) -> bool {
             | (Observation::Overtaken(_), Topic::Overtaken(_))
             | (Observation::Doubled(_), Topic::Doubled(_))
             | (Observation::Volume(_), Topic::Volume(_))
+            | (Observation::Shared(_), Topic::Shared(..))
     )
 }

@@ -3,18 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use hivemind_spec::api::{Phase, UpdatePhase};
 use hivemind_spec::document::{Kind, NodeIntentSpec, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::release::{Architecture, OsReleaseSpec};
+use hivemind_spec::secret::SecretSpec;
 use hivemind_spec::volume::VolumeSpec;
 use hivemind_spec::workload::{Constraint, Operator, Protocol, Takeover, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{
     Doubled, Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, Rollout,
-    VolumeId, VolumePart, VolumeStatus, WorkloadId,
+    SharedKey, VolumeId, VolumePart, VolumeStatus, WorkloadId,
 };
 use crate::time::{Hlc, Time};
 
@@ -30,6 +32,10 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Volumes that count.
     pub volumes: BTreeMap<VolumeId, VolumeSpec>,
+    /// Secrets that count.
+    pub secrets: BTreeMap<SpecKey, Secret>,
+    /// Keys to secrets that nodes made for others: by secret, by the node that has it, and by the one that made it.
+    pub shared_keys: BTreeMap<(SpecKey, NodeId, NodeId), SharedKey>,
     /// Which nodes say that they have which parts of volumes.
     pub volume_parts: BTreeMap<(VolumePart, NodeId), VolumeStatus>,
     /// How replicas are, by the node that says so.
@@ -62,6 +68,17 @@ impl OsRelease {
     pub fn name(architecture: Architecture) -> SpecKey {
         SpecKey { kind: Kind::OsRelease, namespace: String::new(), name: architecture.name().to_owned() }
     }
+}
+
+/// A secret that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Revision of its document.
+    pub revision: u64,
+    /// Digest of its document.
+    pub digest: Digest,
+    /// Its content, sealed. Shared, because it may be large.
+    pub spec: Arc<SecretSpec>,
 }
 
 /// A workload that counts.
@@ -297,6 +314,14 @@ impl Cluster {
     pub fn users_of<'a>(&'a self, volume: &'a VolumeId) -> impl Iterator<Item = &'a WorkloadId> {
         let uses = |(name, workload): &(&WorkloadId, &Workload)| {
             name.namespace == volume.namespace && workload.spec.container.mounts(&volume.name)
+        };
+        self.workloads.iter().filter(uses).map(|(name, _)| name)
+    }
+
+    /// The workloads that use a secret, by name.
+    pub fn secret_users<'a>(&'a self, secret: &'a SpecKey) -> impl Iterator<Item = &'a WorkloadId> {
+        let uses = |(name, workload): &(&WorkloadId, &Workload)| {
+            name.namespace == secret.namespace && workload.spec.container.has_secret(&secret.name)
         };
         self.workloads.iter().filter(uses).map(|(name, _)| name)
     }

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use hivemind_spec::api::{Accepted, Capacity, PullProgress, Release, Update};
+use hivemind_spec::document::SpecKey;
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::{NodeId, ReleaseId};
+use hivemind_spec::id::{Digest, NodeId, ReleaseId};
 use hivemind_spec::problem::Problem;
 use hivemind_spec::release::OsReleaseSpec;
+use hivemind_spec::secret::{SealedKey, SecretSpec};
 use hivemind_spec::workload::{ContainerSpec, HealthCheck, Protocol};
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +189,9 @@ pub enum Action {
     /// Check these containers' health at their intervals and tell [`Event::HealthChecked`].
     /// Always the whole list; sent when it changes.
     HealthChecks(BTreeMap<ContainerId, HealthCheck>),
+    /// Let these running containers have these versions of their secrets, by the secrets' names. What was said about
+    /// other containers no longer holds, and theirs stay as they are. Sent when it changes.
+    Secrets(BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>),
     /// See that these containers do not run after that, [`Time::mono_ms`], whatever becomes of the agent:
     /// their leases end. Takes the place of what was said about the same containers before; what was
     /// said about others stands. To be done before anything that comes after it.
@@ -369,6 +375,8 @@ pub struct ContainerPlan {
     pub mtu: u32,
     /// Its volumes, by name.
     pub volumes: BTreeMap<String, VolumePlan>,
+    /// Its secrets, by name.
+    pub secrets: BTreeMap<String, SealedSecret>,
 }
 
 /// What a container is, kept in its containerd labels.
@@ -415,6 +423,19 @@ pub struct VolumePlan {
     pub part: VolumePart,
     /// The most it may hold, bytes; absent: what the machine has.
     pub size_bytes: Option<u64>,
+}
+
+/// A version of a secret, and what this node opens it with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedSecret {
+    /// Its document's name.
+    pub name: SpecKey,
+    /// The version: digest of its document.
+    pub digest: Digest,
+    /// Its content, sealed.
+    pub spec: Arc<SecretSpec>,
+    /// Keys to it that were sealed to this node, to be tried in order.
+    pub keys: Vec<SealedKey>,
 }
 
 /// A container that exists.

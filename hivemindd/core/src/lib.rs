@@ -30,6 +30,7 @@ pub mod replica;
 pub mod report;
 pub mod rollout;
 pub mod scheduler;
+pub mod secret;
 pub mod state;
 pub mod statement;
 pub mod sync;

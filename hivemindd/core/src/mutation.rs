@@ -34,6 +34,8 @@ pub enum Mutation {
     NothingIsTrimmed,
     /// Replicas go where there is room, wherever their data is.
     DataBindsNobody,
+    /// Nobody makes keys to secrets for others.
+    SecretsAreNotShared,
     /// A holder keeps its lease past its end.
     LeasesAreKeptPastTheirEnd,
     /// A new release of the operating system is called good as soon as the node is up.
@@ -45,7 +47,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that show within some hundred lives. That deletions are forgotten unheard takes weeks to show,
     /// and that grantors forget takes restarts at one moment: those have tests of their own.
-    pub const SOON_SEEN: [Self; 16] = [
+    pub const SOON_SEEN: [Self; 17] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
@@ -60,6 +62,7 @@ impl Mutation {
         Self::CapacityDoesNotMatter,
         Self::NothingIsTrimmed,
         Self::DataBindsNobody,
+        Self::SecretsAreNotShared,
         Self::LeasesAreKeptPastTheirEnd,
         Self::ReleasesAreGoodUnseen,
     ];

@@ -19,6 +19,7 @@ mod overtaking;
 mod peers;
 mod pushing;
 mod replication;
+mod secrets;
 mod store;
 mod trial;
 mod updating;
@@ -37,7 +38,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::checking::Keyring;
 use crate::cluster::{Cluster, ContainerRange, Liveness};
 use crate::enrolment::{ChainVerifier, Pace};
-use crate::event::{Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, Zone};
+use crate::event::{
+    Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, SealedSecret, Zone,
+};
 use crate::leader::Leader;
 use crate::lease::Leases;
 use crate::membership::Membership;
@@ -211,6 +214,10 @@ pub struct Node {
     fences: BTreeMap<ContainerId, u64>,
     inventory_known: bool,
     volumes: Volumes,
+    /// The secrets of running containers, as last handed out.
+    secrets: BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>,
+    /// Versions of secrets that this node's keys do not open.
+    unopened: BTreeMap<SpecKey, Digest>,
     run_before: BTreeSet<Digest>,
     network: Option<NetworkPlan>,
     zone: Option<Zone>,
@@ -295,6 +302,8 @@ impl Node {
             fences: BTreeMap::new(),
             inventory_known: false,
             volumes: Volumes::default(),
+            secrets: BTreeMap::new(),
+            unopened: BTreeMap::new(),
             run_before: BTreeSet::new(),
             network: None,
             zone: None,

@@ -4,12 +4,13 @@
 //! statements that changed, so that the work is that of the change and not that of the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use hivemind_spec::api::Phase;
 use hivemind_spec::document::{Kind, Spec, SpecKey};
 use hivemind_spec::id::NodeId;
 
-use crate::cluster::{Cluster, Node, OsRelease, Workload};
+use crate::cluster::{Cluster, Node, OsRelease, Secret, Workload};
 use crate::enrolment;
 use crate::record::{
     Decision, Forgotten, Matter, Observation, Placement, RecordKey, ReplicaStatus, Topic, VolumeId,
@@ -39,6 +40,11 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
             Some(Spec::Volume(spec)) => {
                 let id = VolumeId { namespace: name.namespace.clone(), name: name.name.clone() };
                 cluster.volumes.insert(id, spec.clone());
+            }
+            Some(Spec::Secret(spec)) => {
+                let revision = document.value().metadata.revision;
+                let secret = Secret { revision, digest: document.digest(), spec: Arc::new(spec.clone()) };
+                cluster.secrets.insert(name.clone(), secret);
             }
             Some(Spec::NodeIntent(intent)) => {
                 intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
@@ -121,6 +127,10 @@ fn follow_one(cluster: &mut Cluster, map: &Map, key: &RecordKey) -> bool {
             cluster.volume_parts.remove(&(part.clone(), *id));
             add_entry(cluster, key, entry);
         }
+        (RecordKey::Observation(id, Topic::Shared(secret, node)), _) => {
+            cluster.shared_keys.remove(&(secret.clone(), *node, *id));
+            add_entry(cluster, key, entry);
+        }
         (RecordKey::Decision(Matter::Placement(workload)), _) => place(cluster, map, workload),
         (RecordKey::Decision(Matter::Forgotten), _) => {
             cluster.forgotten = Forgotten::default();
@@ -183,6 +193,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             Content::Observation(Some(Observation::Volume(status))),
         ) if speaks(cluster, id) => {
             cluster.volume_parts.insert((part.clone(), *id), *status);
+        }
+        (
+            RecordKey::Observation(id, Topic::Shared(secret, node)),
+            Content::Observation(Some(Observation::Shared(shared))),
+        ) if speaks(cluster, id) => {
+            cluster.shared_keys.insert((secret.clone(), *node, *id), shared.clone());
         }
         (
             RecordKey::Observation(id, Topic::Overtaken(name)),

@@ -12,6 +12,7 @@ use hivemind_spec::document::{Ancestor, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, KeyId, NodeId, TokenId};
 use hivemind_spec::release::Architecture;
+use hivemind_spec::secret::SealedKey;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Hlc;
@@ -45,6 +46,8 @@ pub enum Topic {
     Doubled(NodeId),
     /// [`Observation::Volume`].
     Volume(VolumePart),
+    /// [`Observation::Shared`] of that secret with that node.
+    Shared(SpecKey, NodeId),
 }
 
 /// What a decision is about.
@@ -203,6 +206,17 @@ pub enum Observation {
     Doubled(Doubled),
     /// That it holds a part of a volume.
     Volume(VolumeStatus),
+    /// A key to a secret for another node, made by the writer, who can open it.
+    Shared(SharedKey),
+}
+
+/// A key to a secret, for a node that its document was not sealed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedKey {
+    /// The version of the secret's document.
+    pub digest: Digest,
+    /// The key.
+    pub key: SealedKey,
 }
 
 /// A part of a volume on the node that has it.

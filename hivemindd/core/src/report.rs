@@ -1,5 +1,7 @@
 //! What the API tells people about nodes, workloads and replicas, in words that help.
 
+mod secrets;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::{self, Capacity, NodeState, Phase, RolloutState};
@@ -372,6 +374,7 @@ impl View<'_> {
                 .push(format!("release {} for {name} goes no further: {}", rollout.version, rollout.reason));
         }
         problems.extend(self.volumes(None).iter().flat_map(doubled_parts));
+        problems.extend(self.exposed_secrets());
         let owners = self.cluster.port_owners();
         for (id, workload) in &self.cluster.workloads {
             for port in &workload.spec.container.ports {

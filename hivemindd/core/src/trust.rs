@@ -70,7 +70,7 @@ impl Holder {
         }
         match self.role {
             Role::Admin => true,
-            Role::Deployer => matches!(kind, Kind::Workload | Kind::Volume),
+            Role::Deployer => matches!(kind, Kind::Workload | Kind::Volume | Kind::Secret),
             Role::Viewer => false,
         }
     }

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::certificate::verify_node_chain;
 use crate::document::{Ancestor, Document, MAX_ANCESTORS, SpecKey};
 use crate::dsse::Envelope;
 use crate::id::{ClusterId, Digest, NodeId, ReleaseId};
+use crate::key::PublicKey;
 use crate::release::Architecture;
 use crate::volume::VolumeSpec;
 
@@ -270,6 +273,67 @@ pub struct VolumePart {
     pub used_bytes: Option<u64>,
     /// For how long it has waited to be discarded, milliseconds of the node's running; absent: it is not to be.
     pub discarding_ms: Option<u64>,
+}
+
+/// One item of `GET /v1/secrets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Secret {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its revision.
+    pub revision: u64,
+    /// The version: its document's digest.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// The workloads that use it, by name.
+    pub workloads: Vec<String>,
+    /// The nodes that can open this version.
+    pub nodes: Vec<SecretHolder>,
+}
+
+/// A node that can open a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SecretHolder {
+    /// The node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// Whether it was cut off since.
+    pub revoked: bool,
+}
+
+/// One item of `GET /v1/recipients`: a node that secrets are sealed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Recipient {
+    /// The node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// Its node CA and token CA, DER in standard base64: the proof, up to the root CA, of which key is its.
+    pub chain: Vec<String>,
+}
+
+impl Recipient {
+    /// The key to seal to, if its certificates lead to `root`, the root CA in DER, and are those of the node.
+    pub fn key(&self, root: &[u8]) -> Option<PublicKey> {
+        let decoded = self.chain.iter().map(|certificate| STANDARD.decode(certificate));
+        let chain = decoded.collect::<Result<Vec<_>, _>>().ok()?;
+        let [node_ca, token_ca] = &chain[..] else { return None };
+        let owner = verify_node_chain(root, node_ca, token_ca).ok()?;
+        (owner.node == self.node).then_some(owner.record_key)
+    }
+}
+
+/// Bytes in standard base64, as the API has them.
+pub fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
 }
 
 /// One item of `GET /v1/releases`: how far a release of the operating system has come.

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::id::{Digest, NodeId, TokenId};
 use crate::release::OsReleaseSpec;
+use crate::secret::SecretSpec;
 use crate::volume::VolumeSpec;
 use crate::workload::WorkloadSpec;
 
@@ -40,12 +41,14 @@ pub enum Kind {
     OsRelease,
     /// Data that outlives containers.
     Volume,
+    /// Content that only the nodes it is sealed to can read.
+    Secret,
 }
 
 impl Kind {
     /// Whether documents of this kind live in a namespace. Others belong to the whole cluster.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Workload | Kind::Volume)
+        matches!(self, Kind::Workload | Kind::Volume | Kind::Secret)
     }
 }
 
@@ -148,6 +151,8 @@ pub enum Spec {
     OsRelease(Box<OsReleaseSpec>),
     /// See [`Kind::Volume`].
     Volume(VolumeSpec),
+    /// See [`Kind::Secret`].
+    Secret(SecretSpec),
 }
 
 /// The three built-in roles.
@@ -156,7 +161,7 @@ pub enum Spec {
 pub enum Role {
     /// May do everything.
     Admin,
-    /// May push and remove workloads and volumes, and read.
+    /// May push and remove workloads, volumes and secrets, and read.
     Deployer,
     /// May read.
     Viewer,
@@ -368,6 +373,7 @@ impl Document {
             Some(Spec::Workload(workload)) => workload.validate(),
             Some(Spec::OsRelease(release)) => release.validate(&self.metadata.name),
             Some(Spec::Volume(volume)) => volume.validate(),
+            Some(Spec::Secret(secret)) => secret.validate(),
             Some(Spec::NodeIntent(intent)) if intent.node.to_string() != self.metadata.name => {
                 Err(DocumentError::new("/spec/node", "must be the same id as the document's name"))
             }
@@ -403,6 +409,7 @@ fn parse_spec(kind: Kind, value: Value) -> Result<Spec, DocumentError> {
         Kind::Workload => Spec::Workload(Box::new(typed(value)?)),
         Kind::OsRelease => Spec::OsRelease(Box::new(typed(value)?)),
         Kind::Volume => Spec::Volume(typed(value)?),
+        Kind::Secret => Spec::Secret(typed(value)?),
     })
 }
 

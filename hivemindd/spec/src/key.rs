@@ -1,7 +1,10 @@
 //! Operators' Ed25519 keys (RFC 8032).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use curve25519_dalek::edwards::CompressedEdwardsY;
 use ring::signature::{self, Ed25519KeyPair, KeyPair as _};
+use ring::{digest, hmac};
+use zeroize::Zeroizing;
 
 use crate::id::KeyId;
 
@@ -37,6 +40,13 @@ impl PublicKey {
     /// The key's id.
     pub fn id(&self) -> KeyId {
         KeyId::of(&self.0)
+    }
+
+    /// The X25519 key that belongs to it (RFC 7748, section 4.1); `None` when it is not a point of the curve, or one
+    /// with which every exchange comes to the same.
+    pub fn to_x25519(&self) -> Option<[u8; 32]> {
+        let point = CompressedEdwardsY(self.0).decompress().filter(|point| !point.is_small_order())?;
+        Some(point.to_montgomery().to_bytes())
     }
 
     /// Whether `signature` is this key's over `message`.
@@ -78,6 +88,22 @@ impl SigningKey {
         let mut key = [0; 32];
         key.copy_from_slice(self.pair.public_key().as_ref());
         PublicKey(key)
+    }
+
+    /// The private half of [`PublicKey::to_x25519`]: of the seed's hash what RFC 8032, section 5.1.5 makes the scalar
+    /// from.
+    pub(crate) fn to_x25519(&self) -> Zeroizing<[u8; 32]> {
+        let mut scalar = Zeroizing::new([0; 32]);
+        scalar.copy_from_slice(&digest::digest(&digest::SHA512, &self.seed).as_ref()[..32]);
+        scalar
+    }
+
+    /// A key that only the owner of this one can make, the same every time, for `purpose`.
+    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.seed), purpose.as_bytes());
+        let mut key = Zeroizing::new([0; 32]);
+        key.copy_from_slice(tag.as_ref());
+        key
     }
 
     /// Signs `message`; 64 bytes, the same ones every time.

@@ -14,6 +14,7 @@ pub mod key;
 pub mod machine;
 pub mod problem;
 pub mod release;
+pub mod secret;
 pub mod volume;
 pub mod words;
 pub mod workload;

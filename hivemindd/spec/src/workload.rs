@@ -2,6 +2,7 @@
 
 mod container;
 pub mod rights;
+mod secrets;
 mod tmpfs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use utoipa::ToSchema;
 
 use self::container::is_domain;
 pub use self::container::*;
+pub use self::secrets::{SECRETS_FOLDER, SecretMount};
 pub use self::tmpfs::Tmpfs;
 
 use crate::document::{DocumentError, is_dns_label};

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Clock;
 use crate::identity;
 use crate::release::{Running, Taking};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, secrets};
 use crate::store::StoreHandle;
 use crate::transport::Transport;
 
@@ -25,6 +25,7 @@ pub(super) struct Hands {
     pub(super) network: watch::Sender<NetworkPlan>,
     pub(super) zone: watch::Sender<Arc<Zone>>,
     pub(super) health_checks: watch::Sender<BTreeMap<ContainerId, HealthCheck>>,
+    pub(super) secrets: watch::Sender<secrets::Wanted>,
     pub(super) running: Running,
     pub(super) taking: Taking,
     pub(super) clock: Arc<Clock>,
@@ -43,6 +44,7 @@ impl Hands {
             Action::Network(plan) => drop(self.network.send_replace(plan)),
             Action::Zone(zone) => drop(self.zone.send_replace(Arc::new(zone))),
             Action::HealthChecks(list) => drop(self.health_checks.send_replace(list)),
+            Action::Secrets(list) => drop(self.secrets.send_replace(list)),
             Action::Fence(fences) => self.fence(&fences),
             Action::RememberSubnet(subnet) => {
                 if let Err(error) = identity::remember_subnet(Path::new(identity::FOLDER), subnet) {

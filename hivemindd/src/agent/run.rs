@@ -105,11 +105,13 @@ async fn serve() -> anyhow::Result<()> {
     let (transport, forwarded) = Transport::start(&identity, &leaf, listen, events.clone())?;
     let runtime = Runtime::connect(runtime::Settings {
         insecure_registries: config.registries.insecure.clone(),
+        owner: Some((identity.node(), identity.record_key().clone())),
         ..runtime::Settings::default()
     })?;
     let (network_tx, network_plan) = watch::channel(NetworkPlan::default());
     let (zone_tx, zone) = watch::channel(Arc::new(Zone::default()));
     let (checks_tx, checks) = watch::channel(BTreeMap::new());
+    let (secrets_tx, secrets) = watch::channel(BTreeMap::new());
 
     let (running, release) = Running::look();
     let sources = Sources::new(transport.clone(), config.registries.insecure.clone());
@@ -135,6 +137,7 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(keep_time(clock.clone(), config.network.ntp.clone(), underlay.clone()));
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
+    tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
     tasks.spawn(taking.clone().run());
     let watch = NodeWatch { config, identity, release, clock: clock.clone(), transport: transport.clone() };
     tasks.spawn(watch.run(runtime.clone(), underlay, events.clone()));
@@ -146,6 +149,7 @@ async fn serve() -> anyhow::Result<()> {
         network: network_tx,
         zone: zone_tx,
         health_checks: checks_tx,
+        secrets: secrets_tx,
         running,
         taking,
         clock: Arc::clone(&clock),

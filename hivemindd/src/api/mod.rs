@@ -66,6 +66,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/replicas", get(reads::replicas))
         .route("/v1/releases", get(reads::releases))
         .route("/v1/volumes", get(reads::volumes))
+        .route("/v1/secrets", get(reads::secrets))
+        .route("/v1/recipients", get(reads::recipients))
         .route("/v1/status", get(reads::status))
         .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));

@@ -23,6 +23,8 @@ use super::{logs, orders, reads, specs, support};
         reads::replicas,
         reads::releases,
         reads::volumes,
+        reads::secrets,
+        reads::recipients,
         reads::status,
         reads::health,
         reads::version,

@@ -2,7 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
-use hivemind_spec::api::{Health, Node, Replica, Rollout, Status, Version, Volume, Workload};
+use hivemind_spec::api::{
+    Health, Node, Recipient, Replica, Rollout, Secret, Status, Version, Volume, Workload,
+};
 use hivemind_spec::document::API_VERSION;
 use hivemind_spec::problem::Problem;
 use serde::Deserialize;
@@ -77,6 +79,25 @@ pub(super) async fn volumes(
     Query(OfNamespace { namespace }): Query<OfNamespace>,
 ) -> Result<Json<Items<Volume>>, Refusal> {
     let items = context.agent.read(move |node, now| node.view(now, "").volumes(namespace.as_deref())).await?;
+    Ok(Json(Items { items }))
+}
+
+/// The secrets, and which nodes can open them.
+#[utoipa::path(get, path = "/v1/secrets", params(OfNamespace),
+    responses((status = 200, body = Items<Secret>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn secrets(
+    State(context): State<Context>,
+    Query(OfNamespace { namespace }): Query<OfNamespace>,
+) -> Result<Json<Items<Secret>>, Refusal> {
+    let items = context.agent.read(move |node, now| node.view(now, "").secrets(namespace.as_deref())).await?;
+    Ok(Json(Items { items }))
+}
+
+/// The nodes that secrets are sealed to, with their certificates.
+#[utoipa::path(get, path = "/v1/recipients",
+    responses((status = 200, body = Items<Recipient>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn recipients(State(context): State<Context>) -> Result<Json<Items<Recipient>>, Refusal> {
+    let items = context.agent.read(|node, now| node.view(now, "").recipients()).await?;
     Ok(Json(Items { items }))
 }
 

@@ -80,6 +80,7 @@ fn views(view: &hivemind_core::report::View<'_>) -> BTreeMap<String, String> {
         ("replicas.json", json(&view.replicas(None, None))),
         ("releases.json", json(&view.releases())),
         ("volumes.json", json(&view.volumes(None))),
+        ("secrets.json", json(&view.secrets(None))),
     ];
     named.into_iter().map(|(name, text)| (name.to_owned(), text)).collect()
 }

@@ -20,9 +20,9 @@ use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError, VolumePlan};
-use hivemind_core::record::VolumePart;
+use hivemind_core::record::{ReplicaId, VolumePart};
 use hivemind_init::fence;
-use hivemind_spec::workload::HOST_GATEWAY;
+use hivemind_spec::workload::{HOST_GATEWAY, MAX_LOG_BYTES};
 use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::Any;
@@ -111,6 +111,12 @@ impl Runtime {
         self.settings.run_dir.join(&id.0)
     }
 
+    /// Where a replica's output goes.
+    pub(super) fn log(&self, replica: &ReplicaId, most_bytes: Option<u64>) -> output::Log {
+        let most_bytes = most_bytes.unwrap_or(MAX_LOG_BYTES);
+        output::Log { file: output::log_file(&self.settings.log_dir, replica), most_bytes }
+    }
+
     /// The container's main process, if it has a task.
     async fn task(&self, id: &ContainerId) -> Result<Option<Process>, OperationError> {
         let message = GetRequest { container_id: id.0.clone(), ..Default::default() };
@@ -150,7 +156,7 @@ impl Runtime {
         let image =
             image.ok_or_else(|| transient(format!("image {} is not on this node", plan.spec.image)))?;
         let stop_signal = image.execution.stop_signal.clone();
-        let labels = Labels { container: plan.labels.clone(), stop_signal };
+        let labels = Labels { container: plan.labels.clone(), stop_signal, log_bytes: plan.spec.log_bytes };
         let mut container = Container {
             id: id.0.clone(),
             labels: labels::write(&labels),
@@ -172,6 +178,9 @@ impl Runtime {
         let files = self.files(id);
         write_files(&files, plan)
             .map_err(|error| transient(format!("writing to {}: {error}", files.display())))?;
+        self.secrets
+            .provide(&files, &plan.spec.secrets, &plan.secrets)
+            .map_err(|error| transient(format!("writing its secrets: {error}")))?;
         let user = plan.spec.user.as_deref().or(image.execution.user.as_deref()).unwrap_or_default();
         let around = Surroundings {
             execution: &image.execution,
@@ -263,7 +272,7 @@ impl Runtime {
         let id = &plan.id;
         let pipes = output::pipes(files);
         let [stdout, stderr] = pipes.each_ref().map(|pipe| pipe.to_string_lossy().into_owned());
-        self.logs.attach(id, pipes, output::log_file(&self.settings.log_dir, &plan.labels.replica));
+        self.logs.attach(id, pipes, self.log(&plan.labels.replica, plan.spec.log_bytes));
         let create = CreateTaskRequest {
             container_id: id.0.clone(),
             rootfs,

@@ -14,6 +14,8 @@ pub(super) struct Labels {
     pub(super) container: ContainerLabels,
     /// The image's stop signal.
     pub(super) stop_signal: Option<String>,
+    /// The most that is kept of its output, bytes, if the document says it.
+    pub(super) log_bytes: Option<u64>,
 }
 
 const NAMESPACE: &str = "hivemind/namespace";
@@ -25,6 +27,7 @@ const RESTARTS: &str = "hivemind/restarts";
 const CPU_MILLIS: &str = "hivemind/cpu-millis";
 const MEMORY_BYTES: &str = "hivemind/memory-bytes";
 const STOP_SIGNAL: &str = "hivemind/stop-signal";
+const LOG_BYTES: &str = "hivemind/log-bytes";
 
 /// Labels as containerd keeps them.
 pub(super) fn write(labels: &Labels) -> HashMap<String, String> {
@@ -42,6 +45,7 @@ pub(super) fn write(labels: &Labels) -> HashMap<String, String> {
     .map(|(name, value)| (name.to_owned(), value))
     .into();
     written.extend(labels.stop_signal.clone().map(|signal| (STOP_SIGNAL.to_owned(), signal)));
+    written.extend(labels.log_bytes.map(|bytes| (LOG_BYTES.to_owned(), bytes.to_string())));
     written
 }
 
@@ -59,7 +63,8 @@ pub(super) fn read(labels: &HashMap<String, String>) -> Option<Labels> {
             memory_bytes: labels.get(MEMORY_BYTES)?.parse().ok()?,
         },
     };
-    Some(Labels { container, stop_signal: labels.get(STOP_SIGNAL).cloned() })
+    let log_bytes = labels.get(LOG_BYTES).and_then(|bytes| bytes.parse().ok());
+    Some(Labels { container, stop_signal: labels.get(STOP_SIGNAL).cloned(), log_bytes })
 }
 
 #[cfg(test)]
@@ -78,7 +83,8 @@ mod tests {
             asks: Capacity { cpu_millis: 250, memory_bytes: 64 << 20 },
         };
         for stop_signal in [None, Some("SIGQUIT".to_owned())] {
-            let labels = Labels { container: container.clone(), stop_signal };
+            let log_bytes = stop_signal.as_ref().map(|_| 500_000);
+            let labels = Labels { container: container.clone(), stop_signal, log_bytes };
             assert_eq!(read(&write(&labels)), Some(labels));
         }
     }
@@ -97,6 +103,7 @@ mod tests {
                 asks: Capacity::default(),
             },
             stop_signal: None,
+            log_bytes: None,
         };
         for broken in [SLOT, TEMPLATE, IP, RESTARTS, CPU_MILLIS, MEMORY_BYTES] {
             let mut written = write(&labels);

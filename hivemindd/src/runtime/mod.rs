@@ -6,6 +6,7 @@
 //! containerd keeps what there is; nothing about containers is kept here. So the agent may die and
 //! come back at any time: its next inventory is the truth, and running containers are adopted.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use containerd_client::services::v1::{ListContainersRequest, ListTasksRequest};
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerState, Inventory, OperationError, RuntimeOp, TaskState};
 use hivemind_spec::api::PullProgress;
+use hivemind_spec::id::NodeId;
+use hivemind_spec::key::SigningKey;
 use tokio::sync::Semaphore;
 
 mod cgroup;
@@ -32,6 +35,7 @@ mod oci;
 mod output;
 mod quota;
 mod seccomp;
+pub mod secrets;
 mod user;
 mod volume;
 mod watch;
@@ -80,6 +84,8 @@ pub struct Settings {
     pub shim_cgroup: String,
     /// Registries (`host:port`) spoken to by plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Who opens secrets, and with what; absent where none can be opened.
+    pub owner: Option<(NodeId, SigningKey)>,
 }
 
 impl Default for Settings {
@@ -95,6 +101,7 @@ impl Default for Settings {
             bridge: "hive0".into(),
             shim_cgroup: "/hivemind/shims".into(),
             insecure_registries: Vec::new(),
+            owner: None,
         }
     }
 }
@@ -118,6 +125,7 @@ pub struct Inner {
     networks: netns::Networks,
     logs: output::Collector,
     volumes: Arc<volume::Volumes>,
+    secrets: secrets::Secrets,
     operations: Semaphore,
     pulls: Semaphore,
     /// Whether resource limits can be set.
@@ -143,6 +151,7 @@ impl Runtime {
         let limits = cgroup::prepare(&settings.shim_cgroup);
         Ok(Self(Arc::new(Inner {
             volumes: Arc::new(volume::Volumes::new(settings.volume_dir.clone())),
+            secrets: secrets::Secrets::new(settings.owner.clone()),
             settings,
             containerd,
             images,
@@ -205,9 +214,14 @@ impl Runtime {
         let volumes = on_disk("looking at the volumes", move || volumes.list()).await?;
         let images = images.into_iter().collect();
         let mut inventory = Inventory { images, volumes, ..Inventory::default() };
+        let mut logs = BTreeMap::new();
         for container in containers.into_inner().containers {
-            let labels = labels::read(&container.labels).map(|labels| labels.container);
+            let labels = labels::read(&container.labels);
             let id = ContainerId(container.id);
+            if let Some(labels) = &labels {
+                logs.insert(id.clone(), self.log(&labels.container.replica, labels.log_bytes));
+            }
+            let labels = labels.map(|labels| labels.container);
             inventory.containers.insert(id, ContainerState { labels, task: TaskState::Absent });
         }
         for task in tasks.into_inner().tasks {
@@ -219,9 +233,8 @@ impl Runtime {
             });
             let Some(state) = inventory.containers.get_mut(&id) else { continue };
             state.task = task_state(&id, &task);
-            if let Some(labels) = &state.labels {
-                let file = output::log_file(&self.settings.log_dir, &labels.replica);
-                self.logs.adopt(&id, output::pipes(&self.files(&id)), file);
+            if let Some(log) = logs.remove(&id) {
+                self.logs.adopt(&id, output::pipes(&self.files(&id)), log);
             }
         }
         Ok(inventory)
@@ -337,6 +350,7 @@ mod tests {
             networks: netns::Networks { directory: folder.path().to_owned(), bridge: "absent".to_owned() },
             logs: output::Collector::start().unwrap(),
             volumes: Arc::new(volume::Volumes::new(folder.path().join("volumes"))),
+            secrets: secrets::Secrets::new(None),
             operations: Semaphore::new(OPERATIONS_AT_A_TIME),
             pulls: Semaphore::new(PULLS_AT_A_TIME),
             limits: false,

@@ -254,6 +254,7 @@ mod tests {
             search: "default.hive.internal".to_owned(),
             mtu: 1450,
             volumes: Default::default(),
+            secrets: Default::default(),
         }
     }
 

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_core::record::VolumePart;
-use hivemind_spec::workload::{CPU_SHARES, ContainerSpec, Hook, MAX_OPEN_FILES, Tmpfs, Ulimit, VolumeMount};
+use hivemind_spec::workload::{
+    CPU_SHARES, ContainerSpec, Hook, MAX_OPEN_FILES, SECRETS_FOLDER, SecretMount, Tmpfs, Ulimit, VolumeMount,
+};
 use serde_json::{Value, json};
 
 use super::client::permanent;
 use super::image::Execution;
 use super::seccomp;
+use super::secrets;
 use super::user::Identity;
 
 /// Docker's default path of executables, for images that set none.
@@ -272,6 +275,7 @@ fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>,
         let options = ["bind", "rprivate", "ro", "nosuid", "nodev"];
         mounts.push(mount(INIT, "bind", &around.init_program.to_string_lossy(), &options));
     }
+    mounts.extend(secrets_of(plan, around.files));
     // After the directories, in which they may lie.
     for (index, file) in plan.spec.files.iter().enumerate() {
         let source = content_of_file(around.files, index);
@@ -292,6 +296,20 @@ fn volumes(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
         Some(json!({ "destination": mount.path, "type": "bind", "source": source, "options": options }))
     };
     wanted.into_iter().filter_map(mount).collect()
+}
+
+/// The secrets: one folder for those that are in theirs, and the others each by itself.
+fn secrets_of(plan: &ContainerPlan, files: &Path) -> Vec<Value> {
+    let mount = |destination: &str, source: PathBuf| {
+        let options = ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
+        json!({ "destination": destination, "type": "bind", "source": source, "options": options })
+    };
+    let all = &plan.spec.secrets;
+    let folder = all.iter().any(|secret| secret.in_folder().is_some());
+    let folder = folder.then(|| mount(SECRETS_FOLDER, secrets::folder(files)));
+    let others = all.iter().enumerate().filter(|(_, secret)| secret.in_folder().is_none());
+    let file = |(index, secret): (usize, &SecretMount)| mount(&secret.path, secrets::file(files, index));
+    folder.into_iter().chain(others.map(file)).collect()
 }
 
 /// Where the content lies of the document's file with this number.

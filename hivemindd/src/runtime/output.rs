@@ -22,11 +22,7 @@ use nix::sys::stat::Mode;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
-/// Size at which a log file is set aside, in bytes.
-pub(super) const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024;
-
-/// Log files kept per replica, the newest included: with [`MAX_FILE_BYTES`] this bounds a
-/// replica's share of the disk to 10 MiB.
+/// Log files kept per replica, the newest included: they share what may be kept, and the oldest goes at once.
 pub(super) const MAX_FILES: u32 = 5;
 
 /// Longer lines are cut into records of this length, in bytes, as Docker does.
@@ -89,34 +85,45 @@ pub(super) fn prune(directory: &Path, in_use: &BTreeSet<PathBuf>, idle: Duration
     }
 }
 
+/// Where a replica's output goes.
+#[derive(Debug, Clone)]
+pub(super) struct Log {
+    /// The newest file.
+    pub(super) file: PathBuf,
+    /// The most that is kept of it, bytes; 0: nothing.
+    pub(super) most_bytes: u64,
+}
+
 /// A log file that sets itself aside when it is full.
 pub(super) struct LogFile {
     path: PathBuf,
     file: fs::File,
     bytes: u64,
+    /// The most that all files may have together, bytes.
+    most_bytes: u64,
 }
 
 impl LogFile {
-    /// Opens the newest file, to go on writing at its end.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    /// Opens the newest file, to go on writing at its end, and to keep `most_bytes` at most in all.
+    pub(super) fn open(path: &Path, most_bytes: u64) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
         let file = fs::File::options().create(true).append(true).open(path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, bytes })
+        Ok(Self { path: path.to_owned(), file, bytes, most_bytes })
     }
 
     /// Appends whole records.
     pub(super) fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        if self.bytes > 0 && self.bytes + records.len() as u64 > MAX_FILE_BYTES {
+        if self.bytes > 0 && self.bytes + records.len() as u64 > self.most_bytes / u64::from(MAX_FILES) {
             for age in (0..MAX_FILES - 1).rev() {
                 match fs::rename(older(&self.path, age), older(&self.path, age + 1)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}
                 }
             }
-            *self = Self::open(&self.path)?;
+            *self = Self::open(&self.path, self.most_bytes)?;
         }
         self.file.write_all(records)?;
         self.bytes += records.len() as u64;
@@ -196,12 +203,7 @@ pub(super) fn open_pipe(path: &Path) -> io::Result<pipe::Receiver> {
 }
 
 enum Command {
-    Attach {
-        id: ContainerId,
-        pipes: [PathBuf; 2],
-        file: PathBuf,
-        stop: oneshot::Receiver<oneshot::Sender<()>>,
-    },
+    Attach { id: ContainerId, pipes: [PathBuf; 2], log: Log, stop: oneshot::Receiver<oneshot::Sender<()>> },
 }
 
 /// Reads all containers' pipes on one thread, so that a slow disk delays logs and nothing else.
@@ -218,9 +220,9 @@ impl Collector {
         let (commands, mut receiver) = mpsc::unbounded_channel();
         std::thread::Builder::new().name("logs".into()).spawn(move || {
             runtime.block_on(async move {
-                while let Some(Command::Attach { id, pipes, file, stop }) = receiver.recv().await {
+                while let Some(Command::Attach { id, pipes, log, stop }) = receiver.recv().await {
                     tokio::spawn(async move {
-                        if let Err(error) = collect(&pipes, &file, stop).await {
+                        if let Err(error) = collect(&pipes, &log, stop).await {
                             tracing::warn!(container = id.0, %error, "its output is not recorded");
                         }
                     });
@@ -231,22 +233,22 @@ impl Collector {
     }
 
     /// Reads the pipes of a container that is started, from now on.
-    pub(super) fn attach(&self, id: &ContainerId, pipes: [PathBuf; 2], file: PathBuf) {
+    pub(super) fn attach(&self, id: &ContainerId, pipes: [PathBuf; 2], log: Log) {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         let (sender, stop) = oneshot::channel();
         attached.insert(id.clone(), Some(sender));
-        let _ = self.commands.send(Command::Attach { id: id.clone(), pipes, file, stop });
+        let _ = self.commands.send(Command::Attach { id: id.clone(), pipes, log, stop });
     }
 
     /// Reads the pipes of a container that was found, unless they are read already, not there, or
     /// being removed.
-    pub(super) fn adopt(&self, id: &ContainerId, pipes: [PathBuf; 2], file: PathBuf) {
+    pub(super) fn adopt(&self, id: &ContainerId, pipes: [PathBuf; 2], log: Log) {
         let known = {
             let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
             attached.get(id).is_some_and(|stop| stop.as_ref().is_none_or(|stop| !stop.is_closed()))
         };
         if !known && pipes.iter().all(|pipe| pipe.exists()) {
-            self.attach(id, pipes, file);
+            self.attach(id, pipes, log);
         }
     }
 
@@ -272,12 +274,14 @@ impl Collector {
 
 async fn collect(
     pipes: &[PathBuf; 2],
-    file: &Path,
+    wanted: &Log,
     mut stop: oneshot::Receiver<oneshot::Sender<()>>,
 ) -> io::Result<()> {
     let [stdout, stderr] = [open_pipe(&pipes[0])?, open_pipe(&pipes[1])?];
     let mut splitters = STREAMS.map(Splitter::new);
-    let mut log = LogFile::open(file)?;
+    let file = &wanted.file;
+    // Its output is read also where none of it is kept: a pipe that is full would stop the container.
+    let mut log = if wanted.most_bytes == 0 { None } else { Some(LogFile::open(file, wanted.most_bytes)?) };
     let mut failing = false;
     loop {
         let done = tokio::select! {
@@ -297,7 +301,10 @@ async fn collect(
             splitters.iter_mut().for_each(|splitter| splitter.finish(now_ms, &mut records));
         }
         // A full disk loses lines; it must not stop the container.
-        let result = if records.is_empty() { Ok(()) } else { log.append(&records) };
+        let result = match &mut log {
+            Some(log) if !records.is_empty() => log.append(&records),
+            _ => Ok(()),
+        };
         if let Err(error) = &result
             && !failing
         {

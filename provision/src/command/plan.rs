@@ -7,21 +7,23 @@ use hivemind_spec::document::{Document, Kind, SpecKey};
 use hivemind_spec::id::NodeId;
 use serde_json::{Value, json};
 
-use super::source;
+use super::{secrets, source};
 use crate::cli::{Convert, Global, Output, Plan};
 use crate::client::{Client, percent};
 use crate::deploy::{Action, Change, Difference, compare, left_over, wants_voters};
 use crate::failure::{Exit, Result};
-use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, paint, printable, say, say_json};
+use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, note, paint, printable, say, say_json};
 
 pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
     let client = super::client(global)?;
     let namespace = &options.source.namespace;
-    let (current, enrolled) = super::block_on("nothing was changed", async {
-        Ok((current(&client, namespace).await?, enrolled(&client, &compiled.documents).await?))
+    let (documents, current, enrolled) = super::block_on("nothing was changed", async {
+        let current = current(&client, namespace).await?;
+        let documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
+        Ok((documents, current, enrolled(&client, &compiled.documents).await?))
     })?;
-    let changes = compare(compiled.documents, &current, &enrolled, client.now_ms());
+    let changes = compare(documents, &current, &enrolled, client.now_ms());
     let left = left_over(&compiled.project, &changes, &current);
     let differs = changes.iter().any(|change| change.action != Action::Keep);
     if global.output == Output::Json {
@@ -42,6 +44,10 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
 
 pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
+    for secret in &compiled.secrets {
+        let text = format!("secret {} is sealed when it is pushed, and not among these", secret.name);
+        note(&format!("{} {text}", paint(CHANGING, "note:")));
+    }
     let parse =
         |document: &Document| serde_json::from_slice::<Value>(&document.to_json()).unwrap_or_default();
     if global.output == Output::Json {
@@ -72,6 +78,9 @@ pub(super) fn left_over_note(key: &SpecKey) -> String {
         Kind::Volume => format!(
             "volume {name} is of this project, but not in the file; its data stays. `hivemind volumes remove {name}` \
              has it deleted."
+        ),
+        Kind::Secret => format!(
+            "secret {name} is of this project, but not in the file; it stays. `hivemind secrets remove {name}` removes it."
         ),
         _ => format!(
             "{name} is of this project, but not in the file; it stays. `hivemind remove {name}` removes it."

@@ -6,7 +6,7 @@ use hivemind_spec::dsse::Envelope;
 use serde_json::json;
 
 use super::plan::{current, enrolled, left_over_note};
-use super::{source, watch};
+use super::{secrets, source, watch};
 use crate::cli::{Global, Output, Push};
 use crate::client::Client;
 use crate::deploy::{Action, Change, compare, left_over};
@@ -20,7 +20,9 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
     let changes = super::block_on("nothing was pushed", async {
         let current = current(&client, &options.source.namespace).await?;
         let enrolled = enrolled(&client, &compiled.documents).await?;
-        let changes = compare(compiled.documents, &current, &enrolled, client.now_ms());
+        let namespace = &options.source.namespace;
+        let documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
+        let changes = compare(documents, &current, &enrolled, client.now_ms());
         for key in left_over(&compiled.project, &changes, &current) {
             note(&paint(FAINT, &left_over_note(&key)));
         }
@@ -91,6 +93,7 @@ pub(super) async fn send(client: &Client, document: &Document) -> Result<Accepte
 fn report(change: &Change, accepted: Option<&Accepted>) -> String {
     let name = match change.key.kind {
         Kind::Volume => format!("volume {}", paint(STRONG, &change.key.name)),
+        Kind::Secret => format!("secret {}", paint(STRONG, &change.key.name)),
         _ => paint(STRONG, &change.key.name),
     };
     let Some(accepted) = accepted else {

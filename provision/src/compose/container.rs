@@ -8,8 +8,8 @@ use hivemind_spec::workload::{
 };
 
 use super::reader::Reader;
-use super::yaml::{Key, Node, Value};
-use super::{keys, ports};
+use super::yaml::{Key, Mark, Node, Value};
+use super::{keys, logging, ports};
 
 /// Reads one key. A `None` means that the fault is recorded.
 pub(super) fn key(
@@ -39,6 +39,7 @@ pub(super) fn key(
         }
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
+        "logging" => container.log_bytes = logging::log_bytes(reader, node)?,
         "tty" => container.tty = reader.boolean(node)?,
         "init" => container.init = reader.boolean(node)?,
         "post_start" => container.post_start = hooks(reader, node)?,
@@ -58,6 +59,9 @@ pub(super) fn key(
         "ulimits" => ulimits(reader, container, node)?,
         "security_opt" => security(reader, node)?,
         "ipc" | "cgroup" => reader.word(node, &[("private", ())])?,
+        "isolation" => reader.word(node, &[("default", ())])?,
+        "mem_swappiness" => reader.integer(node, 0, 0).map(drop)?,
+        "runtime" => reader.word(node, &["crun", "runc", "io.containerd.runc.v2"].map(|name| (name, ())))?,
         "attach" => reader.word(node, &[("false", ())])?,
         "pull_policy" => reader.word(node, &[("missing", ()), ("if_not_present", ())])?,
         "oom_score_adj" => container.oom_score_adj = i32::try_from(reader.integer(node, 0, 1000)?).ok(),
@@ -221,9 +225,19 @@ fn security(reader: &Reader<'_>, node: &Node) -> Option<()> {
     Some(())
 }
 
-/// The configurations that a service names, as files.
-fn files(reader: &Reader<'_>, configs: &BTreeMap<String, String>, node: &Node) -> Option<Vec<File>> {
-    let mut files = Vec::new();
+/// A configuration or a secret as a service names it.
+pub(super) struct Use {
+    pub(super) mark: Mark,
+    pub(super) source: String,
+    pub(super) target: Option<String>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mode: u32,
+}
+
+/// Reads a service's `configs` or `secrets`, which are written alike.
+pub(super) fn uses(reader: &Reader<'_>, node: &Node, what: &str) -> Option<Vec<Use>> {
+    let mut uses = Vec::new();
     for item in reader.sequence(node)? {
         let (mut source, mut target, mut uid, mut gid, mut mode) = (None, None, 0, 0, 0o444);
         if let Value::Mapping(_) = item.value {
@@ -239,15 +253,24 @@ fn files(reader: &Reader<'_>, configs: &BTreeMap<String, String>, node: &Node) -
         } else {
             source = Some(reader.text(item)?);
         }
-        let Some(source) = source else {
-            reader.fault(item.mark, "`source` is missing: the name of a configuration");
-            continue;
-        };
+        match source {
+            Some(source) => uses.push(Use { mark: item.mark, source, target, uid, gid, mode }),
+            None => reader.fault(item.mark, format!("`source` is missing: the name of {what}")),
+        }
+    }
+    Some(uses)
+}
+
+/// The configurations that a service names, as files.
+fn files(reader: &Reader<'_>, configs: &BTreeMap<String, String>, node: &Node) -> Option<Vec<File>> {
+    let mut files = Vec::new();
+    for used in uses(reader, node, "a configuration")? {
+        let Use { mark, source, target, uid, gid, mode } = used;
         let Some(content) = configs.get(&source) else {
-            reader.fault(item.mark, format!("{source:?} is not under `configs` of the file"));
+            reader.fault(mark, format!("{source:?} is not under `configs` of the file"));
             continue;
         };
-        let target = target.unwrap_or_else(|| source.clone());
+        let target = target.unwrap_or(source);
         // As Compose has it, a name alone is in the root.
         let path = if target.starts_with('/') { target } else { format!("/{target}") };
         files.push(File { path, content: content.clone(), uid, gid, mode });

@@ -32,7 +32,10 @@ pub const TOP: &[Row] = &[
     ("version", Honoured("nothing: the Compose specification declares it obsolete")),
     ("models", LATER),
     ("networks", NETWORKS),
-    ("secrets", LATER),
+    (
+        "secrets",
+        Honoured("see below; sealed on this machine to the cluster's, which open them in memory only"),
+    ),
     ("volumes", Honoured("see below; data that outlives containers, and is deleted by order only")),
 ];
 
@@ -91,14 +94,17 @@ pub const SERVICE: &[Row] = &[
         ),
     ),
     ("ipc", Honoured("`private` only, which every container has")),
+    ("isolation", Honoured("`default` only: there is one way to run containers")),
     ("label_file", Honoured("labels, read when the file is pushed; `labels` goes before it")),
     ("labels", Honoured("the workload's labels")),
     ("links", Honoured("other names of services, and what the containers wait for, as depends_on")),
+    ("logging", Honoured("see below; what is kept of its output, which `hivemind logs` shows")),
     ("mem_limit", Honoured("memory limit, as deploy.resources.limits.memory")),
     (
         "memswap_limit",
         Honoured("limit of memory and swap together; -1 is none. Machines have no swap in this version"),
     ),
+    ("mem_swappiness", Honoured("`0` only: nothing is swapped, because machines have no swap")),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
     (
         "oom_score_adj",
@@ -116,9 +122,14 @@ pub const SERVICE: &[Row] = &[
     ("pull_policy", Honoured("`missing` or `if_not_present` only: a machine fetches what it does not hold")),
     ("read_only", Honoured("mounts the root file system read-only")),
     ("restart", Honoured("`no`, `always`, `unless-stopped` (the same as `always`), `on-failure[:N]`")),
+    (
+        "runtime",
+        Honoured("`crun`, `runc` or `io.containerd.runc.v2` only: there is one way to run containers"),
+    ),
     ("scale", Honoured("replicas, as deploy.replicas")),
     ("security_opt", Honoured("`no-new-privileges` only, which every container has")),
     ("shm_size", Honoured("the size of /dev/shm; 64 MiB if not given")),
+    ("stdin_open", Honoured("with `tty` only: a shell on a terminal waits and does not end")),
     ("stop_grace_period", Honoured("time between the stop signal and SIGKILL")),
     ("stop_signal", Honoured("the signal that asks the container to stop")),
     (
@@ -144,10 +155,7 @@ pub const SERVICE: &[Row] = &[
     ("devices", RIGHTS),
     ("dns", Refused("containers ask their node's resolver, which knows the other workloads")),
     ("gpus", LATER),
-    ("isolation", WINDOWS),
-    ("logging", Refused("every node keeps its containers' logs; see `hivemind logs`")),
     ("mac_address", NETWORKS),
-    ("mem_swappiness", Refused("machines have no swap")),
     ("models", LATER),
     ("network_mode", NETWORKS),
     ("networks", NETWORKS),
@@ -156,9 +164,7 @@ pub const SERVICE: &[Row] = &[
     ("privileged", RIGHTS),
     ("provider", LATER),
     ("pull_refresh_after", Refused("a node pulls what it does not hold")),
-    ("runtime", Refused("there is one runtime")),
-    ("secrets", LATER),
-    ("stdin_open", Refused("nobody sits before these containers")),
+    ("secrets", Honoured("read-only files in memory; a new content reaches them while the containers run")),
     ("use_api_socket", RIGHTS),
     ("userns_mode", RIGHTS),
     ("uts", RIGHTS),
@@ -271,6 +277,23 @@ pub const EXTENDS: &[Row] = &[
     ("service", Honoured("the service")),
 ];
 
+/// `logging` of a service.
+pub const LOGGING: &[Row] = &[
+    ("driver", Honoured("`json-file` or `local`: kept on the machine, as always; `none`: nothing is kept")),
+    ("options", Honoured("see below")),
+];
+
+/// `options` of `logging`.
+pub const LOGGING_OPTIONS: &[Row] = &[
+    ("max-file", Honoured("how many times `max-size` are kept; 1 if not given")),
+    ("max-size", Honoured("the most that is kept, 100 KiB to 10 MiB; 10 MiB if not given")),
+    ("compress", LATER),
+    ("env", LATER),
+    ("labels", LATER),
+    ("mode", LATER),
+    ("tag", LATER),
+];
+
 /// An entry of the top level's `configs`.
 pub const CONFIG: &[Row] = &[
     ("content", Honoured("the content")),
@@ -291,12 +314,33 @@ pub const CONFIG_USE: &[Row] = &[
     ("uid", Honoured("the file's owner; 0 if not given")),
 ];
 
+/// An entry of a service's `secrets` in its long form.
+pub const SECRET_USE: &[Row] = &[
+    ("gid", Honoured("the file's group; 0 if not given")),
+    ("mode", Honoured("the file's permissions, octal; 0444 if not given")),
+    ("source", Honoured("the name under the top level's `secrets`")),
+    ("target", Honoured("where in the container, from /run/secrets; /run/secrets/NAME if not given")),
+    ("uid", Honoured("the file's owner; 0 if not given")),
+];
+
+/// An entry of the top level's `secrets`.
+pub const SECRET: &[Row] = &[
+    ("environment", Honoured("the variable that has the content where the file is pushed")),
+    ("external", Honoured("`true`: it was made before, by `hivemind secrets set`")),
+    ("file", Honoured("the file that has the content, as text, beside the Compose file")),
+    ("labels", Honoured("the secret's labels")),
+    ("name", Honoured("what it is called in its namespace; the key if not given, with `-` for `_`")),
+    ("driver", Refused("secrets are sealed to the machines themselves")),
+    ("driver_opts", Refused("secrets are sealed to the machines themselves")),
+    ("template_driver", LATER),
+];
+
 /// An entry of the top level's `volumes`.
 pub const VOLUME: &[Row] = &[
     ("driver", Honoured("`local` only: a folder on the disk of a machine")),
     ("external", Honoured("`true`: it was pushed before, and is as it was pushed")),
     ("labels", Honoured("the volume's labels")),
-    ("name", Honoured("what it is called in its namespace; the key if not given")),
+    ("name", Honoured("what it is called in its namespace; the key if not given, with `-` for `_`")),
     ("driver_opts", ON_DISK),
 ];
 
@@ -412,12 +456,16 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.storage_opt", STORAGE_OPT),
     ("services.NAME.configs", CONFIG_USE),
+    ("services.NAME.secrets", SECRET_USE),
     ("services.NAME.volumes", MOUNT),
     ("services.NAME.volumes.bind", MOUNT_BIND),
     ("services.NAME.volumes.volume", MOUNT_VOLUME),
     ("services.NAME.volumes.tmpfs", MOUNT_TMPFS),
+    ("services.NAME.logging", LOGGING),
+    ("services.NAME.logging.options", LOGGING_OPTIONS),
     ("services.NAME.extends", EXTENDS),
     ("configs.NAME", CONFIG),
+    ("secrets.NAME", SECRET),
     ("volumes.NAME", VOLUME),
     ("volumes.NAME.x-hivemind", VOLUME_EXTENSION),
     ("include", INCLUDE),
@@ -425,7 +473,7 @@ pub const ALL: &[(&str, &[Row])] = &[
 ];
 
 /// Keys of a service that are refused, and all the same may be `false`, which is so.
-pub const MAY_BE_FALSE: [&str; 4] = ["oom_kill_disable", "privileged", "stdin_open", "use_api_socket"];
+pub const MAY_BE_FALSE: [&str; 3] = ["oom_kill_disable", "privileged", "use_api_socket"];
 
 /// Whether a key of a table may be `false`, though it is refused.
 pub fn may_be_false(table: &[Row], key: &str) -> bool {

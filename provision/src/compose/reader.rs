@@ -89,6 +89,16 @@ impl<'a> Reader<'a> {
         self.warnings.borrow_mut().push(Fault::new(mark, message));
     }
 
+    /// A document's name made from one of the file's: lower case, and a hyphen for an underscore or a dot.
+    pub(super) fn fitted(&self, mark: Mark, name: &str, what: &str) -> String {
+        let fitted = name.to_ascii_lowercase().replace(['_', '.'], "-");
+        if !is_dns_label(&fitted) {
+            let rule = "use 1 to 63 letters, digits, hyphens and underscores; `name` gives it one";
+            self.fault(mark, format!("{name:?} cannot name {what}; {rule}"));
+        }
+        fitted
+    }
+
     /// `value`, or a fault at `mark`.
     pub(super) fn ok<T>(&self, mark: Mark, value: Result<T, String>) -> Option<T> {
         value.map_err(|message| self.fault(mark, message)).ok()

@@ -8,6 +8,7 @@ use hivemind_spec::workload::{
 };
 
 use super::reader::Reader;
+use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
 use super::{container, environment, health, keys};
@@ -30,6 +31,8 @@ type Placed<T> = Option<(Mark, T)>;
 pub(super) struct Shared {
     /// Contents of its configurations, by name.
     pub(super) configs: BTreeMap<String, String>,
+    /// Its secrets.
+    pub(super) secrets: Secrets,
     /// Its volumes, and those without a name of the services that were read.
     pub(super) volumes: Volumes,
 }
@@ -60,6 +63,7 @@ struct Draft {
     depends_on: Vec<(Mark, Dependency)>,
     links: Pairs,
     container_name: Placed<()>,
+    stdin_open: Placed<bool>,
     volumes_from: Vec<volumes::From>,
     /// Where `healthcheck` is.
     healthcheck: Placed<()>,
@@ -131,6 +135,7 @@ impl Draft {
             depends_on: Vec::new(),
             links: Pairs::new(),
             container_name: None,
+            stdin_open: None,
             volumes_from: Vec::new(),
             healthcheck: None,
             question: None,
@@ -190,6 +195,12 @@ impl Draft {
 
 /// What only the whole service shows.
 fn check(reader: &Reader<'_>, draft: &Draft) {
+    if let Some((mark, true)) = draft.stdin_open
+        && !draft.container.tty
+    {
+        let text = "without a terminal nobody can type; add `tty: true`, or remove it";
+        reader.fault(mark, text);
+    }
     for (what, request, limit) in
         [("CPU", draft.cpu_request, draft.cpu_limit), ("memory", draft.memory_request, draft.memory_limit)]
     {
@@ -286,6 +297,7 @@ fn service_key(
             draft.links.insert(reader.text(node)?, service.text.clone());
         }
         "platform" => platform(reader, draft, node)?,
+        "stdin_open" => draft.stdin_open = Some((at, reader.boolean(node)?)),
         "links" => links(reader, draft, node, true)?,
         "external_links" => links(reader, draft, node, false)?,
         "deploy" => deploy(reader, draft, node)?,
@@ -304,6 +316,7 @@ fn service_key(
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
         }
         "volumes" => volumes::mounts(reader, &mut shared.volumes, &service.text, &mut draft.container, node)?,
+        "secrets" => draft.container.secrets = secrets::mounts(reader, &shared.secrets, node)?,
         "volumes_from" => draft.volumes_from = volumes::others(reader, node)?,
         _ => container::key(reader, &shared.configs, &mut draft.container, key, node)?,
     }

@@ -1,4 +1,5 @@
 mod every_key;
+mod secrets;
 mod volumes;
 
 use hivemind_spec::workload::{Condition, RestartCondition, Takeover, WorkloadSpec};
@@ -443,6 +444,31 @@ fn configurations_become_files_of_the_containers_that_name_them() {
         let text = service(&format!("configs: [{{source: a, mode: {mode}}}]")) + "configs: {a: {content: b}}";
         assert!(faults(&text)[0].1.contains("not a mode"), "{mode}");
     }
+}
+
+#[test]
+fn how_much_of_the_output_is_kept_is_said_in_dockers_words() {
+    let kept = |logging: &str| workload(&service(&format!("logging: {logging}"))).container.log_bytes;
+    assert_eq!(kept("{driver: none}"), Some(0));
+    assert_eq!(kept("{driver: local}"), None);
+    assert_eq!(kept("{options: {max-size: 1m, max-file: '3'}}"), Some(3 << 20));
+    assert_eq!(kept("{driver: json-file, options: {max-size: 200k}}"), Some(200 << 10));
+    assert_eq!(kept("{options: {max-size: 10k}}"), Some(100 << 10), "the least");
+    for much in
+        ["{options: {max-size: 10m, max-file: 3}}", "{options: {max-size: 9999g, max-file: 99999999}}"]
+    {
+        assert_eq!(compiled(&service(&format!("logging: {much}"))).warnings.len(), 1, "{much}");
+        assert_eq!(kept(much), None);
+    }
+    for (odd, wanted) in [
+        ("{driver: syslog}", "syslog"),
+        ("{options: {max-file: 0}}", "not a number of files"),
+        ("{options: {max-size: much}}", "much"),
+        ("x", "must be a map"),
+    ] {
+        assert!(refused(&format!("logging: {odd}")).contains(wanted), "{odd}");
+    }
+    assert!(refused("stdin_open: true").contains("tty: true"));
 }
 
 #[test]

@@ -80,11 +80,7 @@ fn one(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<Declared> {
 }
 
 fn named(reader: &Reader<'_>, mark: Mark, volume: Declared) -> Declared {
-    if !is_dns_label(&volume.name) {
-        let rule = "use 1 to 63 lower-case letters, digits and hyphens; `name` gives it one";
-        reader.fault(mark, format!("{:?} cannot name a volume; {rule}", volume.name));
-    }
-    volume
+    Declared { name: reader.fitted(mark, &volume.name, "a volume"), ..volume }
 }
 
 /// The documents' contents. `used` are the volumes that services have, each with whether a global one has it.

@@ -1,7 +1,7 @@
 //! Who acts in a simulated world: keys, tokens, and the documents operators sign.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use hivemind_core::record::WorkloadId;
@@ -11,7 +11,8 @@ use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::key::{PublicKey, SigningKey};
 use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
-use hivemind_spec::workload::{VolumeMount, WorkloadSpec};
+use hivemind_spec::secret::{Content, SecretSpec, secret_key};
+use hivemind_spec::workload::{SecretMount, VolumeMount, WorkloadSpec};
 
 /// Wall time at the beginning, milliseconds since 1970: in January 2027.
 pub const START_MS: u64 = 1_800_000_000_000;
@@ -136,6 +137,23 @@ pub fn volume(name: &str, revision: u64) -> Envelope {
     let mut document = named(json, name);
     document.metadata.revision = revision;
     sign(&document, &root_key())
+}
+
+/// A secret that these nodes can open.
+pub fn secret(name: &str, revision: u64, nodes: &BTreeMap<NodeId, PublicKey>) -> Envelope {
+    let key = secret_key("default", name);
+    let content = Content::new(name.as_bytes().to_vec());
+    let sealed = SecretSpec::seal(&key, &content, nodes, &root_key(), [7; 32]);
+    let mut document = Document::tombstone(&key, revision);
+    document.metadata.deleted = false;
+    document.spec = Some(Spec::Secret(sealed.unwrap_or_else(|error| panic!("{error}"))));
+    sign(&document, &root_key())
+}
+
+/// A secret in a container.
+pub fn secret_mount(secret: &str) -> SecretMount {
+    let path = format!("/run/secrets/{secret}");
+    SecretMount { secret: secret.to_owned(), path, uid: 0, gid: 0, mode: 0o444 }
 }
 
 /// A volume in a container, at `/data`.

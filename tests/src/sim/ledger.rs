@@ -166,7 +166,7 @@ impl Ledger {
         let signature = envelope.verify(|id| self.operators.get(id).map(|operator| operator.public));
         let covers = match operator.role {
             Role::Admin => true,
-            Role::Deployer => matches!(document.kind, Kind::Workload | Kind::Volume),
+            Role::Deployer => matches!(document.kind, Kind::Workload | Kind::Volume | Kind::Secret),
             Role::Viewer => false,
         };
         let here =
@@ -281,8 +281,13 @@ impl Ledger {
 
     /// Something was done to a machine's containers. *Capacity is never exceeded.*
     pub fn ran(&mut self, index: usize, machine: &Machine, op: &RuntimeOp) {
-        if !matches!(op, RuntimeOp::Start(_)) {
-            return;
+        let RuntimeOp::Start(plan) = op else { return };
+        for (name, secret) in &plan.secrets {
+            let own = machine.record_key();
+            let opens = |with| secret.spec.open(&secret.name, machine.id, &own, with).is_ok();
+            self.must(secret.keys.iter().any(opens), "a secret is opened where its workload runs", || {
+                format!("m{index} starts {} without a key to {name}", plan.labels.replica)
+            });
         }
         let (mut cpu, mut memory) = (0, 0);
         for plan in machine.runtime.running() {

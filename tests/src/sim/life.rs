@@ -47,6 +47,9 @@ const NAMES: [&str; 3] = ["web", "db", "jobs"];
 /// The workload on which nobody lays a hand.
 const STEADY: &str = "steady";
 
+/// Its secret, which more than half of the machines can open: the others are given keys to it.
+const PASSWORD: &str = "password";
+
 /// The workload that waits for its nodes.
 const HOMELY: &str = "homely";
 
@@ -230,11 +233,18 @@ impl Life {
         }
         let count = u32::try_from(self.count()).unwrap_or(u32::MAX);
         self.world.ledger.never_taken_over(workload_id(HOMELY));
+        let revision = self.next_revision();
+        let machines = self.world.machines.iter().take(self.count() / 2 + 1);
+        let able = machines.map(|machine| (machine.id, machine.record_key().public())).collect();
+        self.push_now(0, cast::secret(PASSWORD, revision, &able))?;
         for (name, takeover) in [(STEADY, Takeover::Majority), (HOMELY, Takeover::Never)] {
             let revision = self.next_revision();
             let envelope = cast::workload_with(name, revision, &cast::root_key(), |spec| {
                 (spec.replicas, spec.takeover, spec.priority) = (count, takeover, 100);
                 spec.container.resources.cpu_request_millis = Some(100);
+                if name == STEADY {
+                    spec.container.secrets = vec![cast::secret_mount(PASSWORD)];
+                }
             });
             self.push_now(0, envelope)?;
         }

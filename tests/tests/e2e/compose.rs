@@ -120,19 +120,39 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     a_global_service_has_one_replica_on_each_machine(&cluster);
     a_check_asks_by_http_or_tcp_where_there_is_no_command_to_run(&cluster);
     a_command_has_a_terminal_if_it_wants_one(&cluster);
+    what_is_kept_of_the_output_is_as_much_as_the_file_says(&cluster);
 }
 
 fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
     cluster
         .push(
-            "services:\n  typist:\n    image: registry.lab:5000/busybox:1\n    tty: true\n    \
-             command: [sh, -c, '[ -t 1 ] && [ -t 2 ] && echo on a terminal, $$TERM; echo to stderr >&2; exec sleep 100000']\n    \
+            "services:\n  typist:\n    image: registry.lab:5000/busybox:1\n    tty: true\n    stdin_open: true\n    \
+             command: [sh, -c, '[ -t 1 ] && [ -t 2 ] && echo on a terminal, $$TERM; echo to stderr >&2; cat; echo has read']\n    \
              stop_grace_period: 0s\n    healthcheck: {test: '! [ -t 1 ]', start_interval: 1s}\n",
         )
         .ok();
     cluster.wait_for_running("typist", 1, STARTING);
     let words = ["on a terminal, xterm", "to stderr"];
     cluster.wait_for_words("typist", &words, Duration::from_secs(30));
+    let said = cluster.hivemind(["logs", "typist"]).ok().stdout();
+    assert!(!said.contains("has read"), "it waits for somebody to type: {said}");
+}
+
+fn what_is_kept_of_the_output_is_as_much_as_the_file_says(cluster: &Cluster) {
+    let talker = |name: &str, logging: &str| {
+        format!(
+            "  {name}:\n    image: registry.lab:5000/busybox:1\n    stop_grace_period: 0s\n    logging: {logging}\n    \
+             command: [sh, -c, 'dd if=/dev/zero bs=1000 count=500 2>/dev/null | tr \"\\0\" x | fold -w 100; echo the end; exec sleep 100000']\n"
+        )
+    };
+    let limited = talker("limited", "{options: {max-size: 100k, max-file: 2}}");
+    cluster.push(&format!("services:\n{limited}{}", talker("silent", "{driver: none}"))).ok();
+    cluster.wait_for_words("limited", &["the end"], STARTING);
+    cluster.wait_for_running("silent", 1, STARTING);
+    let bytes = |name: &str| cluster.hivemind(["logs", name]).ok().stdout().len();
+    let kept = bytes("limited");
+    assert!((50_000..250_000).contains(&kept), "{kept} bytes of 500,000");
+    assert_eq!(bytes("silent"), 0);
 }
 
 fn a_global_service_has_one_replica_on_each_machine(cluster: &Cluster) {

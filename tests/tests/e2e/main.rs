@@ -20,6 +20,7 @@ mod orders;
 mod power;
 mod releases;
 mod revocation;
+mod secrets;
 mod supervisor;
 mod support;
 mod upgrade;

@@ -263,6 +263,7 @@ impl Node {
         }
         let volumes = self.volumes.look(now, &self.cluster, self.replicas.volumes());
         self.tell_volumes(now, &volumes);
+        self.share_secrets(now, out);
         self.check_before_first_run(now, out);
         let leases = self.hold_leases(now, out);
         let wanted: BTreeMap<ReplicaId, &Workload> = self
@@ -274,10 +275,12 @@ impl Node {
         let Some(facts) = &self.facts else { return };
         let waits = self.waits_of(wanted.iter());
         let mounts = self.volumes_of(&wanted);
+        let secrets = self.secrets_of(&wanted);
         let here = Here {
             leases: &leases,
             waits: &waits,
             volumes: &mounts,
+            secrets: &secrets,
             orders: &volumes.orders,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,
@@ -298,6 +301,10 @@ impl Node {
         if self.health_checks.as_ref() != Some(&plan.health_checks) {
             out.push(Action::HealthChecks(plan.health_checks.clone()));
             self.health_checks = Some(plan.health_checks);
+        }
+        if self.secrets != plan.secrets {
+            out.push(Action::Secrets(plan.secrets.clone()));
+            self.secrets = plan.secrets;
         }
         self.tell_replicas(now, plan.statuses, out);
     }

@@ -11,11 +11,12 @@
 use std::collections::BTreeSet;
 
 use hivemind_spec::api::Accepted;
-use hivemind_spec::document::{Document, MAX_DOCUMENT_BYTES, Spec, SpecKey};
+use hivemind_spec::document::{Document, Kind, MAX_DOCUMENT_BYTES, Spec, SpecKey};
 use hivemind_spec::dsse::{Envelope, EnvelopeError, Verified};
 use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::key::PublicKey;
 use hivemind_spec::problem::{Code, Problem};
+use hivemind_spec::secret::of as secret_of;
 
 use super::replication::{self, FANOUT};
 use super::{Content, Node};
@@ -98,6 +99,7 @@ impl Node {
         self.check_exclusive(document.value())?;
         self.check_release(document.value())?;
         self.check_volume(document.value())?;
+        self.check_secret(document.value())?;
         let place = checking::spec_key(envelope, &document);
         if let Some(held) = self.check_current(&document)?
             && held.record == Record::Spec(envelope.clone())
@@ -178,6 +180,29 @@ impl Node {
             Some(name) if spec.discard.is_some() => {
                 let detail = format!("workload {} uses volume {id}", name.name);
                 refuse("/spec/discard", detail, "remove the workload first, or push it without the volume")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a secret that nobody here could open, and the removal of one that is used.
+    fn check_secret(&self, document: &Document) -> Result<(), Box<Problem>> {
+        let name = document.key();
+        if name.kind != Kind::Secret {
+            return Ok(());
+        }
+        let refuse = |place: &str, detail: String, advice: &str| {
+            Err(Box::new(Problem::new(Code::InvalidDocument, detail).advice(advice).at(place)))
+        };
+        let enrolled = |id: &NodeId| self.cluster.nodes.get(id).is_some_and(|node| !node.is_revoked());
+        match (secret_of(document), self.cluster.secret_users(&name).next()) {
+            (Some(secret), _) if !secret.keys.keys().any(enrolled) => {
+                let detail = "it is sealed to no node of this cluster".to_owned();
+                refuse("/spec/keys", detail, "seal it to the nodes of `GET /v1/recipients`")
+            }
+            (None, Some(user)) => {
+                let detail = format!("workload {} uses secret {}/{}", user.name, name.namespace, name.name);
+                refuse("", detail, "remove the workload first, or push it without the secret")
             }
             _ => Ok(()),
         }

@@ -12,8 +12,8 @@ use crate::cluster::{LastSeen, OsRelease};
 use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{
-    Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic, VolumeId, VolumePart,
-    VolumeStatus,
+    Body, Decision, Matter, Observation, Record, RecordKey, SharedKey, Statement, Topic, VolumeId,
+    VolumePart, VolumeStatus,
 };
 use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
@@ -225,7 +225,9 @@ impl Node {
     /// before its document and is kept.
     fn is_moot(&self, key: &RecordKey, content: &Content) -> bool {
         let workload = match (key, content) {
-            (RecordKey::Observation(_, Topic::Overtaken(name)), _) => return !self.map.has_document(name),
+            (RecordKey::Observation(_, Topic::Overtaken(name) | Topic::Shared(name, _)), _) => {
+                return !self.map.has_document(name);
+            }
             (RecordKey::Observation(_, Topic::Replica(replica)), _) => &replica.workload,
             // Data outlives its document; that it is gone does not.
             (RecordKey::Observation(_, Topic::Volume(part)), Content::Observation(None)) => {
@@ -576,6 +578,19 @@ impl Node {
             .collect()
     }
 
+    /// For whom this node made keys to which secrets.
+    pub(super) fn own_shared_keys(&self) -> BTreeMap<(SpecKey, NodeId), SharedKey> {
+        let own = self.map.observations(self.settings.me);
+        own.filter_map(|(key, entry)| match (key, &entry.content) {
+            (
+                RecordKey::Observation(_, Topic::Shared(secret, node)),
+                Content::Observation(Some(Observation::Shared(shared))),
+            ) => Some(((secret.clone(), *node), shared.clone())),
+            _ => None,
+        })
+        .collect()
+    }
+
     /// What this node says of the parts of volumes it has.
     pub(super) fn own_volume_parts(&self) -> BTreeMap<VolumePart, VolumeStatus> {
         let own = self.map.observations(self.settings.me);
@@ -603,6 +618,9 @@ pub(super) fn describe(key: &RecordKey) -> String {
         }
         RecordKey::Observation(node, Topic::Volume(part)) => {
             format!("the status of volume {part} by node {}", node.short())
+        }
+        RecordKey::Observation(node, Topic::Shared(secret, with)) => {
+            format!("the key to {secret} that node {} made for node {}", node.short(), with.short())
         }
         RecordKey::Observation(node, _) => format!("a statement of node {}", node.short()),
         RecordKey::Decision(Matter::Placement(workload)) => {

@@ -27,6 +27,7 @@ mod life;
 mod observed;
 mod parts;
 mod pull;
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +42,7 @@ use hivemind_spec::workload::{HealthCheck, RestartCondition};
 use crate::cluster::Workload;
 use crate::event::{
     ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, LocalNetwork, OVERLAY_MTU,
-    OperationError, OperationId, RuntimeOp, TaskState, VolumePlan, VolumeState,
+    OperationError, OperationId, RuntimeOp, SealedSecret, TaskState, VolumePlan, VolumeState,
 };
 use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
@@ -85,6 +86,8 @@ pub struct Plan {
     pub statuses: BTreeMap<ReplicaId, ReplicaStatus>,
     /// The whole list of health checks.
     pub health_checks: BTreeMap<ContainerId, HealthCheck>,
+    /// The secrets of running containers that have any, as they should be.
+    pub secrets: BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>,
     /// Until when containers may run whose workloads have a lease, [`Time::mono_ms`]. To be enforced before
     /// any of the operations begins.
     pub fences: BTreeMap<ContainerId, u64>,
@@ -111,6 +114,8 @@ pub struct Here<'a> {
     pub waits: &'a BTreeMap<WorkloadId, String>,
     /// The volumes of replicas that have any, by the volumes' names, or why they cannot be used, in words.
     pub volumes: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
+    /// The secrets of replicas that have any, by the secrets' names, or why they cannot have them, in words.
+    pub secrets: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
     /// What is to be done to parts of volumes.
     pub orders: &'a BTreeMap<VolumePart, Order>,
 }
@@ -128,6 +133,17 @@ impl Here<'_> {
 
 /// The longest shutdown of a replica whose lease ends, milliseconds: it is over before PID 1 kills it.
 const LAST_GRACE_MS: u64 = STOP_AHEAD_MS - 1000;
+
+/// What a replica is given of a kind, or why it cannot be given it.
+fn usable<T: Clone>(
+    found: Option<&Result<BTreeMap<String, T>, String>>,
+) -> (BTreeMap<String, T>, Option<String>) {
+    match found {
+        None => Default::default(),
+        Some(Ok(all)) => (all.clone(), None),
+        Some(Err(reason)) => (BTreeMap::new(), Some(reason.clone())),
+    }
+}
 
 /// What a replica sets aside of its node.
 fn asks(workload: &Workload) -> Capacity {
@@ -579,6 +595,9 @@ impl Replicas {
         if let Some(check) = check {
             plan.health_checks.insert(id.clone(), check.clone());
         }
+        if let Some(Ok(secrets)) = node.secrets.get(&labels.replica) {
+            plan.secrets.insert(id.clone(), secrets.clone());
+        }
         match verdict {
             Some(detail) => Standing::new(Phase::Unhealthy, format!("health check failed: {detail}")),
             None if is_unproven => {
@@ -626,12 +645,10 @@ impl Replicas {
         let again = self.lives.get(replica).is_some_and(|life| life.ended.is_some());
         let waits = node.waits.get(&replica.workload).filter(|_| !again);
         let blocked = blocked.or_else(|| Some(Standing::new(Phase::Assigned, waits?.clone())));
-        let (volumes, unusable) = match node.volumes.get(replica) {
-            None => (BTreeMap::new(), None),
-            Some(Ok(volumes)) => (volumes.clone(), None),
-            Some(Err(reason)) => (BTreeMap::new(), Some(reason)),
-        };
-        let blocked = blocked.or_else(|| Some(Standing::new(Phase::Assigned, unusable?.clone())));
+        let (volumes, unusable) = usable(node.volumes.get(replica));
+        let (secrets, closed) = usable(node.secrets.get(replica));
+        let lacks = unusable.or(closed);
+        let blocked = blocked.or_else(|| Some(Standing::new(Phase::Assigned, lacks?)));
         if let Some(blocked) = blocked {
             return self.while_blocked(now, id, replica, blocked, node, plan);
         }
@@ -677,6 +694,7 @@ impl Replicas {
             search: replica.workload.search_domain(),
             mtu: OVERLAY_MTU,
             volumes,
+            secrets,
         };
         let volumes = container.volumes.values().map(|volume| volume.part.clone()).collect();
         self.begin(
@@ -685,38 +703,6 @@ impl Replicas {
             plan,
         );
         Standing::new(Phase::Starting, "the container is being made")
-    }
-
-    /// Why a container that asks for so much must wait: what runs here, wanted or not, and what is
-    /// being started leaves too little. Placements of different leaders, or of different moments,
-    /// may ask together for more than there is.
-    fn lack_of_room(&self, asks: Capacity, capacity: Capacity) -> Option<String> {
-        if is_on(Mutation::CapacityDoesNotMatter) {
-            return None;
-        }
-        let containers = self.observed.inventory().containers.values();
-        let running = containers.filter(|state| state.task == TaskState::Running);
-        let running = running.filter_map(|state| state.labels.as_ref());
-        let starting = self.operations.values().filter_map(|op| match op {
-            InFlight::Start { labels, .. } => Some(labels),
-            _ => None,
-        });
-        let (mut cpu_millis, mut memory_bytes) = (capacity.cpu_millis, capacity.memory_bytes);
-        for labels in running.chain(starting) {
-            cpu_millis = cpu_millis.saturating_sub(labels.asks.cpu_millis);
-            memory_bytes = memory_bytes.saturating_sub(labels.asks.memory_bytes);
-        }
-        if asks.cpu_millis > cpu_millis {
-            let wanted = asks.cpu_millis;
-            Some(format!(
-                "waits for room: asks for {wanted} thousandths of a core, {cpu_millis} are free here"
-            ))
-        } else if asks.memory_bytes > memory_bytes {
-            let wanted = asks.memory_bytes;
-            Some(format!("waits for room: asks for {wanted} bytes of memory, {memory_bytes} are free here"))
-        } else {
-            None
-        }
     }
 
     /// A replica that cannot start its new template keeps the previous one running meanwhile.

@@ -36,6 +36,7 @@ struct Bench {
     leases: BTreeMap<WorkloadId, (Lease, String)>,
     waits: BTreeMap<WorkloadId, String>,
     volumes: BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
+    secrets: BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
     orders: BTreeMap<VolumePart, Order>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
@@ -55,6 +56,7 @@ impl Bench {
             leases: BTreeMap::new(),
             waits: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             orders: BTreeMap::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
@@ -86,8 +88,9 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let Self { network, capacity, leases, waits, volumes, orders, .. } = self;
-        let here = Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, orders };
+        let Self { network, capacity, leases, waits, volumes, secrets, orders, .. } = self;
+        let here =
+            Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, secrets, orders };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -241,6 +244,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         leases: &BTreeMap::new(),
         waits: &BTreeMap::new(),
         volumes: &BTreeMap::new(),
+        secrets: &BTreeMap::new(),
         orders: &BTreeMap::new(),
     };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::rights;
-use super::tmpfs::{Tmpfs, absolute, may_cover};
+use super::secrets::{self, SecretMount};
+use super::tmpfs::{Tmpfs, absolute};
 use crate::document::{DocumentError, is_dns_label};
 use crate::volume::MIN_SIZE_BYTES;
 
@@ -31,6 +32,12 @@ pub const MAX_SHM_BYTES: u64 = 1 << 40;
 
 /// Files a process may have open at most: the kernel's own limit (`fs.nr_open`).
 pub const MAX_OPEN_FILES: u64 = 1_048_576;
+
+/// The most that is kept of what a replica prints, bytes: a node with a hundred of them keeps a gigabyte.
+pub const MAX_LOG_BYTES: u64 = 10 * 1024 * 1024;
+
+/// The least that can be kept of it, bytes: five files with a line of the longest kind each.
+pub const MIN_LOG_BYTES: u64 = 100 * 1024;
 
 /// CPU shares: the range of the kernel's control groups, version 1, in which Compose counts them.
 pub const CPU_SHARES: (u64, u64) = (2, 262_144);
@@ -99,6 +106,9 @@ pub struct ContainerSpec {
     /// Files with content of the document's, read-only, in place of what the image has there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
+    /// Secrets of the workload's namespace, as files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretMount>,
     /// More groups of the container's user, by name or number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -130,6 +140,9 @@ pub struct ContainerSpec {
     /// Gives the command a terminal, which its output goes through.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
+    /// The most that is kept of what each replica prints, bytes: 0 is nothing; absent: [`MAX_LOG_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_bytes: Option<u64>,
     /// Run inside the container, in order, once it has started; it is stopped when one fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post_start: Vec<Hook>,
@@ -180,7 +193,7 @@ pub struct VolumeMount {
 /// Volumes of a container, at most: more has no use.
 const MAX_VOLUMES: usize = 64;
 
-fn readable() -> u32 {
+pub(super) fn readable() -> u32 {
     0o444
 }
 
@@ -421,6 +434,7 @@ impl ContainerSpec {
             volumes: Vec::new(),
             shm_size_bytes: None,
             files: Vec::new(),
+            secrets: Vec::new(),
             groups: Vec::new(),
             capabilities: Capabilities::default(),
             sysctls: BTreeMap::new(),
@@ -431,6 +445,7 @@ impl ContainerSpec {
             domainname: None,
             init: false,
             tty: false,
+            log_bytes: None,
             post_start: Vec::new(),
             pre_stop: Vec::new(),
             annotations: BTreeMap::new(),
@@ -440,6 +455,11 @@ impl ContainerSpec {
     /// Whether it mounts a volume of that name.
     pub fn mounts(&self, volume: &str) -> bool {
         self.volumes.iter().any(|mount| mount.volume == volume)
+    }
+
+    /// Whether it has a secret of that name.
+    pub fn has_secret(&self, secret: &str) -> bool {
+        self.secrets.iter().any(|mount| mount.secret == secret)
     }
 
     /// Checks what types cannot say.
@@ -463,6 +483,11 @@ impl ContainerSpec {
             if name.is_empty() || name.contains(['=', '\0']) {
                 return fail("/spec/container/env", format!("{name:?} cannot name an environment variable"));
             }
+        }
+        if self.log_bytes.is_some_and(|bytes| bytes != 0 && !(MIN_LOG_BYTES..=MAX_LOG_BYTES).contains(&bytes))
+        {
+            let text = format!("must be 0, or {MIN_LOG_BYTES} to {MAX_LOG_BYTES}");
+            return fail("/spec/container/logBytes", text);
         }
         self.resources.validate()?;
         if self.health.as_ref().is_some_and(|health| !health.is_complete()) {
@@ -512,18 +537,13 @@ impl ContainerSpec {
         let mut paths = BTreeSet::new();
         for (index, file) in self.files.iter().enumerate() {
             let pointer = format!("/spec/container/files/{index}");
-            let parts = || file.path.split('/').skip(1);
-            if !file.path.starts_with('/') || parts().any(|part| matches!(part, "" | "." | "..")) {
-                return fail(pointer, format!("{:?} is not the path of a file from the root", file.path));
-            }
-            may_cover(&file.path).map_err(|message| DocumentError::new(pointer.clone(), message))?;
-            if file.mode > 0o777 {
-                return fail(pointer, format!("the mode {:o} is over 777", file.mode));
-            }
-            if !paths.insert(&file.path) {
+            secrets::file_path(&file.path, file.mode)
+                .map_err(|message| DocumentError::new(pointer.clone(), message))?;
+            if !paths.insert(file.path.as_str()) {
                 return fail(pointer, format!("{} is there twice", file.path));
             }
         }
+        secrets::validate(&self.secrets, paths)?;
         let bytes: usize = self.files.iter().map(|file| file.content.len()).sum();
         if bytes > MAX_FILES_BYTES {
             let text = format!(

@@ -1,5 +1,7 @@
 use super::*;
-use crate::runtime::output::{LogFile, MAX_FILE_BYTES};
+use hivemind_spec::workload::MAX_LOG_BYTES;
+
+use crate::runtime::output::LogFile;
 
 fn directory(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("hivemind-logs-{name}-{}", std::process::id()));
@@ -13,7 +15,7 @@ fn texts(lines: &[LogLine]) -> Vec<&str> {
 
 /// Writes records of which at most `per_file` fit into a file.
 fn write(log: &mut LogFile, numbers: std::ops::Range<u64>, per_file: usize) {
-    let padding = "p".repeat(usize::try_from(MAX_FILE_BYTES).unwrap() / per_file);
+    let padding = "p".repeat(usize::try_from(MAX_LOG_BYTES / u64::from(MAX_FILES)).unwrap() / per_file);
     for number in numbers {
         log.append(format!("{number} stdout n{number} {padding}\n").as_bytes()).unwrap();
     }
@@ -28,7 +30,7 @@ fn a_tail_reaches_over_rotated_files() {
     let directory = directory("tail");
     let path = directory.join("3.log");
     assert_eq!(past(&path, None, None), []);
-    write(&mut LogFile::open(&path).unwrap(), 0..50, 20);
+    write(&mut LogFile::open(&path, MAX_LOG_BYTES).unwrap(), 0..50, 20);
     assert_eq!(past(&path, None, None).len(), 50);
     assert_eq!(texts(&past(&path, Some(2), None)), ["n48", "n49"]);
     let wide = past(&path, Some(30), None);
@@ -43,7 +45,7 @@ fn a_tail_reaches_over_rotated_files() {
 fn following_loses_no_line_to_rotation() {
     let directory = directory("follow");
     let path = directory.join("3.log");
-    let mut log = LogFile::open(&path).unwrap();
+    let mut log = LogFile::open(&path, MAX_LOG_BYTES).unwrap();
     write(&mut log, 0..3, 200);
     let (_, mut place) = read_past(&path, 3, &LogQuery::default()).unwrap();
     write(&mut log, 3..450, 200);

@@ -26,6 +26,7 @@ pub(in crate::runtime) fn plan() -> ContainerPlan {
         search: "default.hive.internal".into(),
         mtu: 1450,
         volumes: BTreeMap::new(),
+        secrets: BTreeMap::new(),
     }
 }
 

@@ -1,3 +1,5 @@
+use hivemind_spec::workload::{MAX_LOG_BYTES, MIN_LOG_BYTES};
+
 use super::*;
 
 fn records(splitter: &mut Splitter, parts: &[&[u8]]) -> String {
@@ -41,18 +43,18 @@ fn a_line_without_end_is_cut_and_takes_no_more_memory() {
 fn a_log_is_bounded_and_the_newest_lines_are_kept() {
     let directory = directory("rotation");
     let path = directory.join("default/web/0.log");
-    let mut log = LogFile::open(&path).unwrap();
+    let mut log = LogFile::open(&path, MAX_LOG_BYTES).unwrap();
     let record = |number: u32| format!("{number:07} stdout {}\n", "z".repeat(100_000));
     for number in 0..150 {
         log.append(record(number).as_bytes()).unwrap();
     }
     let sizes: Vec<_> = (0..MAX_FILES).map(|age| fs::metadata(older(&path, age)).unwrap().len()).collect();
-    assert!(sizes.iter().all(|size| *size <= MAX_FILE_BYTES), "{sizes:?}");
+    assert!(sizes.iter().all(|size| *size <= MAX_LOG_BYTES / u64::from(MAX_FILES)), "{sizes:?}");
     assert!(!older(&path, MAX_FILES).exists());
     assert!(fs::read_to_string(&path).unwrap().lines().last().unwrap().starts_with("0000149 "));
     // An agent that comes back goes on in the same file.
     drop(log);
-    LogFile::open(&path).unwrap().append(b"0000150 stdout again\n").unwrap();
+    LogFile::open(&path, MAX_LOG_BYTES).unwrap().append(b"0000150 stdout again\n").unwrap();
     assert!(fs::read_to_string(&path).unwrap().ends_with("0000150 stdout again\n"));
     remove_logs(&path).unwrap();
     assert!(!directory.join("default").exists());
@@ -70,14 +72,15 @@ async fn what_is_written_while_nobody_reads_is_not_lost() {
     // What the shim does: it holds the pipe open for reading too.
     let hold = fs::File::options().read(true).write(true).open(&paths[0]).unwrap();
     let file = directory.join("0.log");
+    let log = Log { file: file.clone(), most_bytes: MAX_LOG_BYTES };
     for (agent, text) in [("first", "before\n"), ("second", "while the agent was away\n")] {
         (&hold).write_all(text.as_bytes()).unwrap();
         let collector = Collector::start().unwrap();
-        collector.adopt(&id, paths.clone(), file.clone());
-        collector.adopt(&id, paths.clone(), file.clone());
+        collector.adopt(&id, paths.clone(), log.clone());
+        collector.adopt(&id, paths.clone(), log.clone());
         collector.detach(&id).await;
         // A late look at a container that is being removed does not bring its log back.
-        collector.adopt(&id, paths.clone(), file.clone());
+        collector.adopt(&id, paths.clone(), log.clone());
         collector.detach(&id).await;
         assert!(fs::read_to_string(&file).unwrap().ends_with(text), "{agent}");
     }
@@ -86,11 +89,47 @@ async fn what_is_written_while_nobody_reads_is_not_lost() {
 }
 
 #[test]
+fn a_document_may_have_less_kept() {
+    let directory = directory("less");
+    let path = directory.join("default/web/0.log");
+    let mut log = LogFile::open(&path, MIN_LOG_BYTES).unwrap();
+    for _ in 0..100 {
+        log.append(format!("7 stdout {}\n", "z".repeat(MAX_LINE_BYTES)).as_bytes()).unwrap();
+    }
+    let sizes =
+        (0..MAX_FILES).filter_map(|age| fs::metadata(older(&path, age)).ok()).map(|found| found.len());
+    let all: u64 = sizes.sum();
+    assert!((MIN_LOG_BYTES / 2..=MIN_LOG_BYTES).contains(&all), "{all}");
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_kept_is_read_all_the_same() {
+    let directory = directory("nothing");
+    fs::create_dir_all(&directory).unwrap();
+    let paths = pipes(&directory);
+    paths.iter().for_each(|path| make_pipe(path).unwrap());
+    let log = Log { file: directory.join("0.log"), most_bytes: 0 };
+    let (collector, id) = (Collector::start().unwrap(), ContainerId("hm-1".into()));
+    collector.attach(&id, paths.clone(), log.clone());
+    let writer = paths[0].clone();
+    let written = tokio::task::spawn_blocking(move || {
+        // Several times what a pipe holds.
+        let mut pipe = fs::File::options().read(true).write(true).open(writer).unwrap();
+        pipe.write_all(&vec![b'x'; 1 << 20]).unwrap();
+    });
+    tokio::time::timeout(Duration::from_secs(20), written).await.unwrap().unwrap();
+    collector.detach(&id).await;
+    assert!(!log.file.exists());
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
 fn only_old_logs_of_replicas_that_are_gone_are_pruned() {
     let directory = directory("prune");
     let [used, gone] = ["default/web/0.log", "default/old/0.log"].map(|name| directory.join(name));
     for path in [&used, &gone] {
-        LogFile::open(path).unwrap().append(b"1 stdout x\n").unwrap();
+        LogFile::open(path, MAX_LOG_BYTES).unwrap().append(b"1 stdout x\n").unwrap();
     }
     fs::write(older(&gone, 1), "1 stdout x\n").unwrap();
     let in_use = [used.clone()].into();

@@ -4,11 +4,14 @@ use super::super::keys::Verdict;
 use super::*;
 
 /// Keys that may only say what holds for all containers.
-const ALREADY_SO: [(&str, &str); 5] = [
+const ALREADY_SO: [(&str, &str); 8] = [
     ("attach", "false"),
     ("cgroup", "private"),
     ("ipc", "private"),
+    ("isolation", "default"),
+    ("mem_swappiness", "0"),
     ("pull_policy", "missing"),
+    ("runtime", "runc"),
     ("security_opt", "['no-new-privileges:true']"),
 ];
 
@@ -59,13 +62,16 @@ fn sample(key: &str) -> &'static str {
         "profiles" => "[other]",
         "read_only" => "true",
         "restart" => "'no'",
+        "secrets" => "[pass]",
         "scale" => "2",
         "shm_size" => "1m",
         "stop_grace_period" => "1s",
         "stop_signal" => "INT",
         "sysctls" => "{net.core.somaxconn: 1024}",
         "tmpfs" => "/a",
+        "stdin_open" => "true\ntty: true",
         "tty" => "true",
+        "logging" => "{driver: none}",
         "ulimits" => "{nofile: 100}",
         "user" => "'1'",
         "volumes" => "[data:/a]",
@@ -89,7 +95,7 @@ const SPECIFIED: &str = "annotations attach blkio_config build cap_add cap_drop 
 #[test]
 fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line() {
     let more = "  other:\n    image: other\n    user: '7'\n    volumes: [data:/b]\n\
-                configs: {a: {content: text}}\nvolumes: {data: {}}\n";
+                configs: {a: {content: text}}\nsecrets: {pass: {environment: TAG}}\nvolumes: {data: {}}\n";
     let base = compiled(&(service("") + more));
     let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
     let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();
@@ -153,8 +159,14 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                     let entry = format!("{{path: parts/db.yaml, {entry}}}");
                     format!("services:\n  web: {{image: a}}\ninclude:\n  - {entry}\n")
                 }
+                "services.NAME.logging.options" => service(&format!("logging: {{options: {{{entry}}}}}")),
                 "configs.NAME" => {
                     format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n")
+                }
+                "secrets.NAME" => {
+                    format!(
+                        "services:\n  web: {{image: a}}\n\nsecrets: {{a: {{environment: TAG, {entry}}}}}\n"
+                    )
                 }
                 "volumes.NAME" => format!("services:\n  web: {{image: a}}\n\nvolumes: {{a: {{{entry}}}}}\n"),
                 "services.NAME.volumes" => {

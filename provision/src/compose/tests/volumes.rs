@@ -110,7 +110,7 @@ fn what_is_wrong_with_volumes_is_told_with_its_line() {
         assert!(text.contains(wanted), "{volumes}: {text}");
     }
     for (volumes, wanted) in [
-        ("{Data: {}}", "cannot name a volume"),
+        ("{'a b': {}}", "cannot name a volume"),
         ("{data: {driver: nfs}}", "not one of `local`"),
         ("{data: {driver_opts: {type: nfs}}}", "machines' own disks"),
         ("{data: {external: true, labels: {a: b}}}", "external"),

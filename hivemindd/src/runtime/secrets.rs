@@ -1,0 +1,267 @@
+//! Containers' secrets: opened here and nowhere else, into memory and nowhere else.
+//!
+//! ```text
+//!   RUN_DIR/CONTAINER/secrets/
+//!     mounts.json     which secrets, as which files
+//!     versions.json   which versions are written
+//!     folder/         what the container finds in /run/secrets
+//!     file-N          what it finds elsewhere
+//! ```
+//!
+//! `/run` is a file system in memory, and machines have no swap. A new version takes the place of the old one while
+//! the container runs: in the folder by a rename, so that nobody reads a half; elsewhere, where one file is mounted, it
+//! is written over.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hivemind_core::event::{ContainerId, SealedSecret};
+use hivemind_spec::id::{Digest, NodeId};
+use hivemind_spec::key::SigningKey;
+use hivemind_spec::secret::Content;
+use hivemind_spec::workload::SecretMount;
+use tokio::sync::watch;
+
+use super::{Runtime, on_disk};
+
+/// The secrets that running containers are to have.
+pub type Wanted = BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>;
+
+/// How long after a version could not be written that is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+const MOUNTS: &str = "mounts.json";
+const VERSIONS: &str = "versions.json";
+
+/// Keeps the secrets of containers.
+pub(super) struct Secrets {
+    /// Who opens them, and with what; absent where none can be opened.
+    owner: Option<(NodeId, SigningKey)>,
+    /// One writes at a time: a start, or the renewal of what runs.
+    writing: Mutex<()>,
+}
+
+/// Where a container's secrets are, in the folder of its files.
+fn place(files: &Path) -> PathBuf {
+    files.join("secrets")
+}
+
+/// What a container finds in [`hivemind_spec::workload::SECRETS_FOLDER`].
+pub(super) fn folder(files: &Path) -> PathBuf {
+    place(files).join("folder")
+}
+
+/// The file of the mount with this number, where it is not in the folder.
+pub(super) fn file(files: &Path, index: usize) -> PathBuf {
+    place(files).join(format!("file-{index}"))
+}
+
+fn path(files: &Path, index: usize, mount: &SecretMount) -> PathBuf {
+    mount.in_folder().map_or_else(|| file(files, index), |name| folder(files).join(name))
+}
+
+impl Secrets {
+    pub(super) fn new(owner: Option<(NodeId, SigningKey)>) -> Self {
+        Self { owner, writing: Mutex::new(()) }
+    }
+
+    /// Writes the secrets of a container that is to start.
+    pub(super) fn provide(
+        &self,
+        files: &Path,
+        mounts: &[SecretMount],
+        secrets: &BTreeMap<String, SealedSecret>,
+    ) -> io::Result<()> {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        fs::DirBuilder::new().mode(0o700).create(place(files))?;
+        // The mode given when a folder is made is cut by the process's mask.
+        fs::create_dir(folder(files))?;
+        fs::set_permissions(folder(files), Permissions::from_mode(0o755))?;
+        for (index, mount) in mounts.iter().enumerate() {
+            let secret = secrets.get(&mount.secret);
+            let secret = secret.ok_or_else(|| io::Error::other(format!("no secret {}", mount.secret)))?;
+            write(files, index, mount, &self.open(secret)?)?;
+        }
+        fs::write(place(files).join(MOUNTS), serde_json::to_vec(mounts)?)?;
+        tell_versions(files, secrets)
+    }
+
+    /// Writes what a running container does not have in the version it should have. Does nothing for one that is not
+    /// there, or has none.
+    fn renew(&self, files: &Path, secrets: &BTreeMap<String, SealedSecret>) -> io::Result<()> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mounts = match fs::read(place(files).join(MOUNTS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            read => serde_json::from_slice::<Vec<SecretMount>>(&read?)?,
+        };
+        let versions: BTreeMap<String, Digest> =
+            serde_json::from_slice(&fs::read(place(files).join(VERSIONS))?)?;
+        let is_old = |(name, secret): &(&String, &SealedSecret)| versions.get(*name) != Some(&secret.digest);
+        let mut changed = false;
+        for (name, secret) in secrets.iter().filter(is_old) {
+            let content = self.open(secret)?;
+            for (index, mount) in mounts.iter().enumerate().filter(|(_, mount)| mount.secret == *name) {
+                write(files, index, mount, &content)?;
+            }
+            changed = true;
+        }
+        if changed { tell_versions(files, secrets) } else { Ok(()) }
+    }
+
+    fn open(&self, secret: &SealedSecret) -> io::Result<Content> {
+        let name = &secret.name.name;
+        let (me, key) =
+            self.owner.as_ref().ok_or_else(|| io::Error::other(format!("{name} cannot be opened here")))?;
+        let mut opened = secret.keys.iter().map(|with| secret.spec.open(&secret.name, *me, key, with));
+        let first = opened.next().unwrap_or(Err(hivemind_spec::secret::SecretError::Closed));
+        first.or_else(|why| opened.find_map(Result::ok).ok_or(why)).map_err(|why| {
+            io::Error::other(format!("secret {name}: {why}; set it again with `hivemind secrets set {name}`"))
+        })
+    }
+}
+
+/// Writes one file. Nobody but its owner can read it at any time, and nobody reads a half in the folder.
+fn write(files: &Path, index: usize, mount: &SecretMount, content: &Content) -> io::Result<()> {
+    let path = path(files, index, mount);
+    if mount.in_folder().is_none() && path.exists() {
+        // It is this file that the container has mounted, and not its name.
+        let mut open = OpenOptions::new().write(true).open(&path)?;
+        open.write_all(content.bytes())?;
+        return open.set_len(content.bytes().len() as u64);
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let beside = place(files).join("new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?.write_all(content.bytes())?;
+    chown(&beside, Some(mount.uid), Some(mount.gid))?;
+    fs::set_permissions(&beside, Permissions::from_mode(mount.mode))?;
+    fs::rename(&beside, &path)
+}
+
+fn tell_versions(files: &Path, secrets: &BTreeMap<String, SealedSecret>) -> io::Result<()> {
+    let versions: BTreeMap<&String, Digest> =
+        secrets.iter().map(|(name, secret)| (name, secret.digest)).collect();
+    fs::write(place(files).join(VERSIONS), serde_json::to_vec(&versions)?)
+}
+
+/// Sees that running containers have the versions of their secrets that are on the list. Ends when the list's sender
+/// is gone.
+pub async fn keep(runtime: Runtime, mut list: watch::Receiver<Wanted>) {
+    loop {
+        let wanted = list.borrow_and_update().clone();
+        let mut failed = false;
+        for (id, secrets) in wanted {
+            let (inner, files, name) = (runtime.clone(), runtime.files(&id), id.0.clone());
+            let renewed =
+                on_disk("renewing its secrets", move || inner.secrets.renew(&files, &secrets)).await;
+            if let Err(error) = renewed {
+                tracing::warn!(container = name, %error, "it goes on with the secrets it has");
+                failed = true;
+            }
+        }
+        let again = async {
+            if failed {
+                tokio::time::sleep(RETRY_AFTER).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            changed = list.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+    use std::sync::Arc;
+
+    use hivemind_spec::secret::{SecretSpec, secret_key};
+
+    use super::*;
+
+    const ME: NodeId = NodeId([1; 16]);
+
+    fn owner() -> (NodeId, SigningKey) {
+        (ME, SigningKey::from_seed([1; 32]))
+    }
+
+    /// A version of a secret that [`ME`] can open.
+    fn sealed(name: &str, content: &str) -> SealedSecret {
+        let key = secret_key("default", name);
+        let nodes = BTreeMap::from([(ME, owner().1.public())]);
+        let content = Content::new(content.as_bytes().to_vec());
+        let spec = SecretSpec::seal(&key, &content, &nodes, &owner().1, [7; 32]).unwrap();
+        let digest = Digest::of(spec.sealed.as_bytes());
+        // One that does not fit goes before it.
+        let odd = hivemind_spec::secret::SealedKey("AAAA".to_owned());
+        SealedSecret { name: key, digest, keys: vec![odd, spec.keys[&ME].clone()], spec: Arc::new(spec) }
+    }
+
+    fn mount(secret: &str, path: &str, mode: u32) -> SecretMount {
+        SecretMount { secret: secret.to_owned(), path: path.to_owned(), uid: 7, gid: 8, mode }
+    }
+
+    fn all(secrets: &[SealedSecret]) -> BTreeMap<String, SealedSecret> {
+        secrets.iter().map(|secret| (secret.name.name.clone(), secret.clone())).collect()
+    }
+
+    #[test]
+    fn a_new_version_reaches_the_files_of_a_running_container_and_only_that() {
+        let files = tempfile::tempdir().unwrap();
+        let secrets = Secrets::new(Some(owner()));
+        let mounts = [
+            mount("password", "/run/secrets/password", 0o440),
+            mount("password", "/etc/app.key", 0o400),
+            mount("token", "/run/secrets/sub/token", 0o444),
+        ];
+        let first = all(&[sealed("password", "hunter2, a long one"), sealed("token", "abc")]);
+        secrets.provide(files.path(), &mounts, &first).unwrap();
+        let in_folder = folder(files.path()).join("password");
+        let elsewhere = file(files.path(), 1);
+        assert_eq!(fs::read_to_string(&in_folder).unwrap(), "hunter2, a long one");
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "hunter2, a long one");
+        assert_eq!(fs::read_to_string(folder(files.path()).join("sub/token")).unwrap(), "abc");
+        let metadata = fs::metadata(&in_folder).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o777), (7, 8, 0o440));
+        assert_eq!(fs::metadata(place(files.path())).unwrap().mode() & 0o777, 0o700, "nobody looks in");
+
+        // What the container has mounted there is the file itself.
+        let inode = fs::metadata(&elsewhere).unwrap().ino();
+        let token = fs::metadata(folder(files.path()).join("sub/token")).unwrap().ino();
+        let second = all(&[sealed("password", "hunter3"), sealed("token", "abc")]);
+        secrets.renew(files.path(), &second).unwrap();
+        assert_eq!(fs::read_to_string(&in_folder).unwrap(), "hunter3");
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "hunter3");
+        assert_eq!(fs::metadata(&elsewhere).unwrap().ino(), inode);
+        assert_eq!(fs::metadata(folder(files.path()).join("sub/token")).unwrap().ino(), token, "left alone");
+    }
+
+    #[test]
+    fn what_cannot_be_opened_changes_nothing_and_says_why() {
+        let files = tempfile::tempdir().unwrap();
+        let mounts = [mount("password", "/run/secrets/password", 0o444)];
+        let first = all(&[sealed("password", "hunter2")]);
+        Secrets::new(Some(owner())).provide(files.path(), &mounts, &first).unwrap();
+        let other = Secrets::new(Some((NodeId([2; 16]), SigningKey::from_seed([2; 32]))));
+        let why = other.renew(files.path(), &all(&[sealed("password", "hunter3")])).unwrap_err().to_string();
+        assert!(why.contains("password") && why.contains("another node"), "{why}");
+        assert!(!why.contains("hunter"), "{why}");
+        assert_eq!(fs::read_to_string(folder(files.path()).join("password")).unwrap(), "hunter2");
+        // A container that is gone meanwhile is nobody's fault.
+        let gone = tempfile::tempdir().unwrap();
+        other.renew(gone.path(), &first).unwrap();
+    }
+}
