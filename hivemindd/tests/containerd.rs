@@ -251,12 +251,13 @@ async fn a_container_lives_from_pull_to_removal() {
     let first = plan(&image, 0, json!({}));
     let error = carry_out(&runtime, RuntimeOp::Start(Box::new(first.clone()))).await.unwrap_err();
     assert!(error.text.contains("is not on this node"), "{}", error.text);
-    let missing = RuntimeOp::Pull { image: format!("{}:2", image.strip_suffix(":1").unwrap()) };
+    let missing =
+        RuntimeOp::Pull { image: format!("{}:2", image.strip_suffix(":1").unwrap()), credentials: None };
     let error = carry_out(&runtime, missing).await.unwrap_err();
     assert!(error.text.contains("404 manifest unknown"), "{}", error.text);
 
     // Pulling twice is as good as once, also at the same time.
-    let pull = || carry_out(&runtime, RuntimeOp::Pull { image: image.clone() });
+    let pull = || carry_out(&runtime, RuntimeOp::Pull { image: image.clone(), credentials: None });
     let (one, two) = tokio::join!(pull(), pull());
     one.and(two).unwrap();
     pull().await.unwrap();

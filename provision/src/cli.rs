@@ -401,6 +401,11 @@ pub enum Secrets {
         after_help = "Examples:\n  hivemind secrets set db-password\n  hivemind secrets set tls-key --file key.pem\n  openssl rand -hex 16 | hivemind secrets set token"
     )]
     Set(SecretsSet),
+    /// Give the password with which images are pulled from a registry
+    #[command(
+        after_help = "Examples:\n  hivemind secrets login registry.example --user ci\n  hivemind secrets login registry.example:5000 --user ci --password-file token.txt"
+    )]
+    Login(SecretsLogin),
     /// Remove a secret that no workload uses
     #[command(after_help = "Example:\n  hivemind secrets remove db-password")]
     Remove(SecretsRemove),
@@ -434,6 +439,23 @@ pub struct SecretsSet {
     /// The file with the content; standard input, or what is typed, if not given
     #[arg(long, short)]
     pub file: Option<PathBuf>,
+}
+
+/// See [`Secrets::Login`].
+#[derive(Debug, Args)]
+pub struct SecretsLogin {
+    /// The registry, as in image references; Docker's is docker.io
+    #[arg(value_name = "REGISTRY")]
+    pub registry: String,
+    /// The user's name there
+    #[arg(long, short)]
+    pub user: String,
+    /// The file with the password or token; standard input, or what is typed, if not given
+    #[arg(long)]
+    pub password_file: Option<PathBuf>,
+    /// The namespace whose workloads pull with it
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
 }
 
 /// See [`Secrets::Remove`].

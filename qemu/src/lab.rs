@@ -12,7 +12,7 @@ use crate::forward::Forward;
 use crate::governor::{self, Slots};
 use crate::machine::{Machine, MachineOptions};
 use crate::network::{Door, FIRST_MACHINE, GATEWAY, LAST_MACHINE, Network, Site};
-use crate::registry::{EmptyRegistry, TestRegistry};
+use crate::registry::{EmptyRegistry, GuardedRegistry, TestRegistry};
 use crate::services::Services;
 use crate::state::StateDir;
 use crate::wire::{Cuts, Mac};
@@ -161,6 +161,11 @@ impl Lab {
     /// Starts a registry with the test images, which are made first if this computer has never made them.
     pub fn registry(&self) -> Result<TestRegistry> {
         TestRegistry::start(self, &self.inner.network)
+    }
+
+    /// Starts a registry with the test images behind a password.
+    pub fn guarded_registry(&self) -> Result<GuardedRegistry> {
+        GuardedRegistry::start(self, &self.inner.network)
     }
 
     /// Starts a registry without anything.

@@ -55,6 +55,6 @@ pub use image::{Boot, Image};
 pub use lab::{Lab, LabOptions};
 pub use machine::{Config, Machine, MachineOptions, Power};
 pub use network::{Door, GATEWAY};
-pub use registry::{EmptyRegistry, TestRegistry};
+pub use registry::{EmptyRegistry, GuardedRegistry, TestRegistry};
 pub use state::{LiveLab, live_labs, sweep};
 pub use wire::{Impairment, Mac};

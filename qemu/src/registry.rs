@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,9 @@ const PORT: u16 = 5000;
 /// Of the one that can be pushed to.
 const EMPTY_PORT: u16 = 5001;
 
+/// The port of [`GuardedRegistry`].
+const GUARDED_PORT: u16 = 5002;
+
 /// What it says, in the folder of its lab.
 const LOG: &str = "registry.log";
 
@@ -26,9 +29,11 @@ const LOG: &str = "registry.log";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// Who may push.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Access {
     ReadOnly,
+    /// Nobody, and reading takes a password out of this file.
+    Password(PathBuf),
     ReadWrite,
 }
 
@@ -42,7 +47,7 @@ impl Server {
     /// A registry for everybody in the network.
     fn start(network: &Network, dir: &Path, storage: &Path, port: u16, access: Access) -> Result<Server> {
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let mut command = prepare(dir, &configuration(storage, address, access))?;
+        let mut command = prepare(dir, &configuration(storage, address, &access))?;
         network.label(&mut command);
         let setup = ChildSetup { network: Some(Arc::clone(&network.namespace)), ..ChildSetup::default() };
         setup.apply(&mut command);
@@ -52,7 +57,7 @@ impl Server {
     /// A registry of this process alone that can be pushed to, and its address. It needs no privileges.
     pub(crate) fn start_to_fill(dir: &Path, storage: &Path) -> Result<(Server, String)> {
         let address = free_port().context("find a free port for the registry")?;
-        let mut command = prepare(dir, &configuration(storage, address, Access::ReadWrite))?;
+        let mut command = prepare(dir, &configuration(storage, address, &Access::ReadWrite))?;
         ChildSetup::default().apply(&mut command);
         let server = Server::wait(command, dir, || Ok(answers(address.port())))?;
         Ok((server, format!("http://{address}")))
@@ -100,20 +105,23 @@ fn free_port() -> std::io::Result<SocketAddr> {
 }
 
 /// JSON is YAML too, and quotes what needs quoting.
-fn configuration(storage: &Path, address: SocketAddr, access: Access) -> String {
-    serde_json::json!({
+fn configuration(storage: &Path, address: SocketAddr, access: &Access) -> String {
+    let mut configuration = serde_json::json!({
         "version": "0.1",
         "log": { "level": "info", "accesslog": { "disabled": false } },
         "storage": {
             "filesystem": { "rootdirectory": storage },
             "maintenance": {
                 "uploadpurging": { "enabled": false },
-                "readonly": { "enabled": access == Access::ReadOnly },
+                "readonly": { "enabled": *access != Access::ReadWrite },
             },
         },
         "http": { "addr": address },
-    })
-    .to_string()
+    });
+    if let Access::Password(file) = access {
+        configuration["auth"] = serde_json::json!({ "htpasswd": { "realm": "lab", "path": file } });
+    }
+    configuration.to_string()
 }
 
 /// A registry with the test images, at `registry.lab:5000` and port 5000 of the lab's gateway, plain HTTP. Dropping
@@ -150,6 +158,37 @@ impl TestRegistry {
     /// What was asked of it, one line per request.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// The same images behind a password, at `registry.lab:5002`.
+#[derive(Debug)]
+pub struct GuardedRegistry {
+    _server: Server,
+}
+
+impl GuardedRegistry {
+    /// Whom it lets in.
+    pub const USER: &str = "ci";
+    /// By which password.
+    pub const PASSWORD: &str = "open-sesame-once-more";
+    /// `USER:PASSWORD` as htpasswd(1) keeps it (bcrypt).
+    const PASSWORDS: &str = "ci:$2y$05$abcdefghijklmnopqrstuuELexGW1QsJlqfuXTCHDiBGx53l5D5Oe\n";
+
+    pub(crate) fn start(lab: &Lab, network: &Network) -> Result<GuardedRegistry> {
+        let images = images::ensure()?;
+        let dir = lab.path().join("guarded-registry");
+        fs::create_dir_all(&dir).context(format!("create {}", dir.display()))?;
+        let passwords = dir.join("htpasswd");
+        fs::write(&passwords, Self::PASSWORDS).context(format!("write {}", passwords.display()))?;
+        let access = Access::Password(passwords);
+        let server = Server::start(network, &dir, &images.storage, GUARDED_PORT, access)?;
+        Ok(GuardedRegistry { _server: server })
+    }
+
+    /// What nodes call an image of it.
+    pub fn reference(&self, image: &str) -> String {
+        format!("registry.lab:{GUARDED_PORT}/{image}")
     }
 }
 

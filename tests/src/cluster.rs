@@ -24,7 +24,7 @@ const READY_POLL: Duration = Duration::from_millis(200);
 pub const STARTING: Duration = Duration::from_secs(120);
 
 /// The registries of a lab, which speak plain HTTP.
-const INSECURE: &str = "registry.lab:5000,registry.lab:5001";
+const INSECURE: &str = "registry.lab:5000,registry.lab:5001,registry.lab:5002";
 
 /// A cluster in a lab of its own.
 pub struct Cluster {

@@ -77,6 +77,8 @@ pub struct Secret {
     pub revision: u64,
     /// Digest of its document.
     pub digest: Digest,
+    /// The registry that it opens, if it is for one.
+    pub registry: Option<String>,
     /// Its content, sealed. Shared, because it may be large.
     pub spec: Arc<SecretSpec>,
 }
@@ -321,7 +323,10 @@ impl Cluster {
     /// The workloads that use a secret, by name.
     pub fn secret_users<'a>(&'a self, secret: &'a SpecKey) -> impl Iterator<Item = &'a WorkloadId> {
         let uses = |(name, workload): &(&WorkloadId, &Workload)| {
-            name.namespace == secret.namespace && workload.spec.container.has_secret(&secret.name)
+            let container = &workload.spec.container;
+            let opens = || self.secrets.get(secret)?.registry.as_deref().map(|of| of == container.registry());
+            name.namespace == secret.namespace
+                && (container.has_secret(&secret.name) || opens() == Some(true))
         };
         self.workloads.iter().filter(uses).map(|(name, _)| name)
     }

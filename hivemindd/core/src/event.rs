@@ -320,6 +320,8 @@ pub enum RuntimeOp {
     Pull {
         /// The reference.
         image: String,
+        /// What opens its registry, if something is needed: [`hivemind_spec::secret::Credentials`].
+        credentials: Option<Box<SealedSecret>>,
     },
     /// Make the network namespace, snapshot, container and task, and start it. The image is there.
     Start(Box<ContainerPlan>),

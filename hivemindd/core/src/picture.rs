@@ -9,6 +9,7 @@ use std::sync::Arc;
 use hivemind_spec::api::Phase;
 use hivemind_spec::document::{Kind, Spec, SpecKey};
 use hivemind_spec::id::NodeId;
+use hivemind_spec::secret::REGISTRY_LABEL;
 
 use crate::cluster::{Cluster, Node, OsRelease, Secret, Workload};
 use crate::enrolment;
@@ -42,8 +43,13 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
                 cluster.volumes.insert(id, spec.clone());
             }
             Some(Spec::Secret(spec)) => {
-                let revision = document.value().metadata.revision;
-                let secret = Secret { revision, digest: document.digest(), spec: Arc::new(spec.clone()) };
+                let metadata = &document.value().metadata;
+                let secret = Secret {
+                    revision: metadata.revision,
+                    digest: document.digest(),
+                    registry: metadata.labels.get(REGISTRY_LABEL).cloned(),
+                    spec: Arc::new(spec.clone()),
+                };
                 cluster.secrets.insert(name.clone(), secret);
             }
             Some(Spec::NodeIntent(intent)) => {

@@ -46,6 +46,25 @@ pub fn can_open(cluster: &Cluster, name: &SpecKey, node: &NodeId) -> bool {
     cluster.secrets.get(name).is_some_and(|secret| keys(cluster, name, secret, node).next().is_some())
 }
 
+/// A secret on a node.
+///
+/// # Errors
+/// In words, why the node cannot have it yet.
+fn on_node(cluster: &Cluster, node: &NodeId, key: SpecKey) -> Result<SealedSecret, String> {
+    let name = &key.name;
+    let Some(secret) = cluster.secrets.get(&key) else {
+        return Err(format!("there is no secret {name}; `hivemind secrets set {name}` makes it"));
+    };
+    let keys: Vec<SealedKey> = keys(cluster, &key, secret, node).take(MAX_TRIED).cloned().collect();
+    if keys.is_empty() {
+        return Err(format!(
+            "waits for a machine that can open its secret {name} to share it with this one; if none is left, set it \
+             again"
+        ));
+    }
+    Ok(SealedSecret { name: key, digest: secret.digest, spec: Arc::clone(&secret.spec), keys })
+}
+
 /// The secrets of a container on a node, by their names.
 ///
 /// # Errors
@@ -57,22 +76,28 @@ pub fn of_container(
     container: &ContainerSpec,
 ) -> Result<BTreeMap<String, SealedSecret>, String> {
     let names = container.secrets.iter().map(|mount| &mount.secret);
-    let secret = |name: &String| {
-        let key = secret_key(namespace, name);
-        let Some(secret) = cluster.secrets.get(&key) else {
-            return Err(format!("there is no secret {name}; `hivemind secrets set {name}` makes it"));
-        };
-        let keys: Vec<SealedKey> = keys(cluster, &key, secret, node).take(MAX_TRIED).cloned().collect();
-        if keys.is_empty() {
-            return Err(format!(
-                "waits for a machine that can open its secret {name} to share it with this one; if none is left, set it \
-                 again"
-            ));
-        }
-        let (digest, spec) = (secret.digest, Arc::clone(&secret.spec));
-        Ok((name.clone(), SealedSecret { name: key, digest, spec, keys }))
-    };
+    let secret = |name: &String| Ok((name.clone(), on_node(cluster, node, secret_key(namespace, name))?));
     names.map(secret).collect()
+}
+
+/// What opens the registry of a container's image: the first secret of its namespace that is for it.
+fn opener<'a>(cluster: &'a Cluster, namespace: &str, container: &ContainerSpec) -> Option<&'a SpecKey> {
+    let own = cluster.secrets.iter().filter(|(name, _)| name.namespace == namespace);
+    let mut fitting = own.filter(|(_, secret)| secret.registry.as_deref() == Some(container.registry()));
+    fitting.next().map(|(name, _)| name)
+}
+
+/// What a node opens the registry of a container's image with; `None` when it needs nothing.
+///
+/// # Errors
+/// In words, why it cannot have it yet.
+pub fn of_registry(
+    cluster: &Cluster,
+    node: &NodeId,
+    namespace: &str,
+    container: &ContainerSpec,
+) -> Result<Option<SealedSecret>, String> {
+    opener(cluster, namespace, container).map(|name| on_node(cluster, node, name.clone())).transpose()
 }
 
 /// The secrets that `me` has to make keys to, each with the node that needs it: one where a replica that uses it is
@@ -84,8 +109,9 @@ pub fn owed(cluster: &Cluster, liveness: &Liveness, me: NodeId) -> Vec<(SpecKey,
     let mut owed = Vec::new();
     for (id, workload) in &cluster.workloads {
         let Some(placement) = cluster.placements.get(id) else { continue };
-        for mount in &workload.spec.container.secrets {
-            let name = secret_key(&id.namespace, &mount.secret);
+        let container = &workload.spec.container;
+        let mounted = container.secrets.iter().map(|mount| secret_key(&id.namespace, &mount.secret));
+        for name in mounted.chain(opener(cluster, &id.namespace, container).cloned()) {
             let Some(secret) = cluster.secrets.get(&name) else { continue };
             if keys(cluster, &name, secret, &me).next().is_none() {
                 continue;
@@ -156,7 +182,10 @@ mod tests {
         let nodes = sealed_to.iter().map(|n| (node_id(*n), key(*n).public())).collect();
         let content = Content::new(b"hunter2".to_vec());
         let spec = SecretSpec::seal(&name, &content, &nodes, &key(99), [7; 32]).unwrap();
-        cluster.secrets.insert(name, Secret { revision: 1, digest: Digest([5; 32]), spec: Arc::new(spec) });
+        cluster.secrets.insert(
+            name,
+            Secret { revision: 1, digest: Digest([5; 32]), registry: None, spec: Arc::new(spec) },
+        );
         let mut app = workload(u32::try_from(on.len()).unwrap());
         app.spec.container.secrets = vec![SecretMount {
             secret: "password".to_owned(),
@@ -215,6 +244,26 @@ mod tests {
         let revoked = NodeIntentSpec { revoked: true, ..intent(3) };
         cluster.nodes.get_mut(&node_id(3)).unwrap().intent = Some(revoked);
         assert_eq!(owed(&cluster, &liveness, node_id(2)), []);
+    }
+
+    #[test]
+    fn what_opens_a_registry_is_given_to_those_that_pull_from_it() {
+        let (mut cluster, liveness) = situation(&[1], &[2]);
+        cluster.workloads.get_mut(&workload_id("app")).unwrap().spec.container.secrets.clear();
+        assert_eq!(owed(&cluster, &liveness, node_id(1)), [], "nobody uses it");
+        let of = |cluster: &Cluster, node: u8, namespace: &str| {
+            let container = &cluster.workloads[&workload_id("app")].spec.container;
+            of_registry(cluster, &node_id(node), namespace, container)
+        };
+        assert_eq!(of(&cluster, 1, "default"), Ok(None));
+        cluster.secrets.get_mut(&name()).unwrap().registry = Some("registry.test".to_owned());
+        assert!(of(&cluster, 1, "default").unwrap().is_some());
+        assert_eq!(of(&cluster, 1, "other"), Ok(None), "each namespace has its own");
+        assert!(of(&cluster, 2, "default").unwrap_err().contains("share"));
+        assert_eq!(owed(&cluster, &liveness, node_id(1)), [(name(), node_id(2))]);
+        assert_eq!(cluster.secret_users(&name()).collect::<Vec<_>>(), [&workload_id("app")]);
+        cluster.secrets.get_mut(&name()).unwrap().registry = Some("registry.example".to_owned());
+        assert_eq!(of(&cluster, 1, "default"), Ok(None), "it is for another");
     }
 
     #[test]

@@ -288,6 +288,9 @@ pub struct Secret {
     /// The version: its document's digest.
     #[schema(value_type = String)]
     pub digest: Digest,
+    /// The registry that it opens, if it is for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
     /// The workloads that use it, by name.
     pub workloads: Vec<String>,
     /// The nodes that can open this version.

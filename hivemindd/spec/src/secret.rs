@@ -44,6 +44,9 @@ const WRAPPING_BYTES: usize = 32 + 16;
 /// Bytes that sealing adds to a content: the tag.
 const TAG_BYTES: usize = 16;
 
+/// The label of a secret with [`Credentials`]: the registry they are for, as in image references.
+pub const REGISTRY_LABEL: &str = "hivemind/registry";
+
 /// Said in all that is sealed, so that nothing sealed for another purpose passes for it.
 const DOMAIN: &str = "hivemind secret v1";
 
@@ -89,6 +92,22 @@ impl Content {
 impl std::fmt::Debug for Content {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Content(hidden)")
+    }
+}
+
+/// The content of a secret that opens a registry, as JSON.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// The user's name.
+    pub username: String,
+    /// The password, or a token that takes its place.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({}, hidden)", self.username)
     }
 }
 

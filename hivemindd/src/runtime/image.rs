@@ -20,6 +20,7 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use hivemind_core::event::OperationError;
 use hivemind_spec::api::PullProgress;
+use hivemind_spec::secret::Credentials;
 use oci_client::Reference;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
@@ -174,10 +175,19 @@ impl NamedLocks {
     }
 }
 
+/// Where an image comes from, and who asks.
+struct Source {
+    reference: Reference,
+    registry: oci_client::Client,
+    auth: RegistryAuth,
+}
+
 /// The images of this node.
 pub(super) struct Images {
     containerd: Containerd,
+    /// Asks as nobody. It remembers what it was let in with, so who has a password asks with a client of its own.
     registry: oci_client::Client,
+    insecure: Vec<String>,
     /// Images and blobs being fetched.
     locks: NamedLocks,
     fetching: Semaphore,
@@ -204,18 +214,10 @@ impl Meter {
 impl Images {
     /// `insecure`: registries (`host:port`) spoken to by plain HTTP.
     pub(super) fn new(containerd: Containerd, insecure: &[String]) -> Result<Self, OperationError> {
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("hivemindd/", env!("CARGO_PKG_VERSION")),
-            ..Default::default()
-        };
-        let registry = oci_client::Client::try_from(config)
-            .map_err(|error| permanent(format!("the registry client cannot be made: {error}")))?;
         Ok(Self {
             containerd,
-            registry,
+            registry: client(insecure)?,
+            insecure: insecure.to_vec(),
             locks: NamedLocks::default(),
             fetching: Semaphore::new(BLOBS_AT_A_TIME),
             unpacking: tokio::sync::Mutex::new(()),
@@ -253,6 +255,7 @@ impl Images {
     pub(super) async fn pull(
         &self,
         name: &str,
+        credentials: Option<Credentials>,
         progress: impl Fn(PullProgress),
     ) -> Result<(), OperationError> {
         let lock = self.locks.get(name);
@@ -261,13 +264,13 @@ impl Images {
         if record.is_some_and(|image| image.labels.contains_key(CHAIN_LABEL)) {
             return Ok(());
         }
-        let reference = parse_reference(name)?;
+        let source = self.source(name, credentials)?;
         let lease = format!("pull-{}", sha256(name.as_bytes()));
         let lease = async { self.containerd.lease(&lease).await.map_err(refused("starting a pull")) };
         let lease = within(ANSWER_LIMIT, "starting a pull", lease).await?;
         let meter = Meter::default();
         let result = {
-            let fetch = self.fetch(name, &reference, &lease, &meter);
+            let fetch = self.fetch(name, &source, &lease, &meter);
             tokio::pin!(fetch);
             let mut told = PullProgress { done_bytes: 0, total_bytes: 0 };
             let mut got_further = Instant::now();
@@ -294,14 +297,25 @@ impl Images {
         result
     }
 
+    fn source(&self, name: &str, credentials: Option<Credentials>) -> Result<Source, OperationError> {
+        let reference = parse_reference(name)?;
+        Ok(match credentials {
+            None => Source { reference, registry: self.registry.clone(), auth: RegistryAuth::Anonymous },
+            Some(Credentials { username, password }) => {
+                let registry = client(&self.insecure)?;
+                Source { reference, registry, auth: RegistryAuth::Basic(username, password) }
+            }
+        })
+    }
+
     async fn fetch(
         &self,
         name: &str,
-        reference: &Reference,
+        source: &Source,
         lease: &Lease,
         meter: &Meter,
     ) -> Result<(), OperationError> {
-        let (manifest_bytes, manifest) = self.fetch_manifest(name, reference).await?;
+        let (manifest_bytes, manifest) = self.fetch_manifest(name, source).await?;
         let (Some(config), Some(layers)) = (&manifest.config, &manifest.layers) else {
             return Err(permanent(format!("{name} is not a container image: its manifest has no layers")));
         };
@@ -309,13 +323,13 @@ impl Images {
         let total = layers.iter().chain([config]).map(|blob| blob.size).sum();
         meter.total.store(total, Ordering::Relaxed);
         // The configuration first: an image of another platform is refused before its layers come.
-        self.fetch_blob(reference, config, lease, meter).await?;
+        self.fetch_blob(source, config, lease, meter).await?;
         let read =
             self.containerd.read_blob(&config.digest).await.and_then(|bytes| parse_config(name, &bytes));
         let parsed = self.or_doubt(read, [config]).await?;
         check_config(name, &parsed, layers.len())?;
         stream::iter(layers.iter().map(Ok))
-            .try_for_each_concurrent(BLOBS_AT_A_TIME, |layer| self.fetch_blob(reference, layer, lease, meter))
+            .try_for_each_concurrent(BLOBS_AT_A_TIME, |layer| self.fetch_blob(source, layer, lease, meter))
             .await?;
         let chain = {
             let _alone = self.unpacking.lock().await;
@@ -354,13 +368,13 @@ impl Images {
     async fn fetch_manifest(
         &self,
         name: &str,
-        reference: &Reference,
+        source: &Source,
     ) -> Result<(Vec<u8>, Manifest), OperationError> {
-        let (bytes, manifest) = self.fetch_one_manifest(name, reference).await?;
+        let (bytes, manifest) = self.fetch_one_manifest(name, source, &source.reference).await?;
         let Some(entries) = &manifest.manifests else { return Ok((bytes, manifest)) };
         let digest = choose_platform(name, entries)?;
-        let reference = reference.clone_with_digest(digest.to_owned());
-        let (bytes, manifest) = self.fetch_one_manifest(name, &reference).await?;
+        let reference = source.reference.clone_with_digest(digest.to_owned());
+        let (bytes, manifest) = self.fetch_one_manifest(name, source, &reference).await?;
         if sha256(&bytes) != digest {
             return Err(transient(format!("the registry sent another manifest of {name} than {digest}")));
         }
@@ -370,10 +384,10 @@ impl Images {
     async fn fetch_one_manifest(
         &self,
         name: &str,
+        source: &Source,
         reference: &Reference,
     ) -> Result<(Vec<u8>, Manifest), OperationError> {
-        let answer =
-            self.registry.pull_manifest_raw(reference, &RegistryAuth::Anonymous, MANIFEST_TYPES).await;
+        let answer = source.registry.pull_manifest_raw(reference, &source.auth, MANIFEST_TYPES).await;
         let (bytes, _) = answer.map_err(|error| explain(name, reference, error))?;
         let manifest = parse_manifest(name, &bytes)?;
         Ok((bytes.into(), manifest))
@@ -383,7 +397,7 @@ impl Images {
     /// before it counts.
     async fn fetch_blob(
         &self,
-        reference: &Reference,
+        source: &Source,
         blob: &Blob,
         lease: &Lease,
         meter: &Meter,
@@ -400,7 +414,7 @@ impl Images {
         };
         let start = writer.offset();
         meter.done.fetch_add(start, Ordering::Relaxed);
-        let (mut data, mut skip) = self.open_blob(reference, blob, start).await?;
+        let (mut data, mut skip) = self.open_blob(source, blob, start).await?;
         let mut buffer = Vec::with_capacity(CHUNK_BYTES);
         let unreadable = |error| transient(format!("fetching {}: {}", blob.digest, innermost(&error)));
         while let Some(part) = data.try_next().await.map_err(unreadable)? {
@@ -431,7 +445,7 @@ impl Images {
                 let _ = self.containerd.abort_blob(&blob.digest).await;
                 Err(transient(format!(
                     "digest mismatch: what {} sent for {} has another digest ({})",
-                    reference.resolve_registry(),
+                    source.reference.resolve_registry(),
                     blob.digest,
                     status.message()
                 )))
@@ -443,22 +457,18 @@ impl Images {
     /// Opens a blob at `start`, if the registry can. Returns how many bytes are to be skipped.
     async fn open_blob(
         &self,
-        reference: &Reference,
+        source: &Source,
         blob: &Blob,
         start: u64,
     ) -> Result<(BoxStream<'static, std::io::Result<Bytes>>, u64), OperationError> {
         let wanted = OciDescriptor { digest: blob.digest.clone(), ..Default::default() };
+        let Source { reference, registry, .. } = source;
         let explain = |error| explain(&reference.whole(), reference, error);
         if start == 0 {
-            let stream = self.registry.pull_blob_stream(reference, &wanted).await.map_err(explain)?;
+            let stream = registry.pull_blob_stream(reference, &wanted).await.map_err(explain)?;
             return Ok((stream.stream, 0));
         }
-        match self
-            .registry
-            .pull_blob_stream_partial(reference, &wanted, start, None)
-            .await
-            .map_err(explain)?
-        {
+        match registry.pull_blob_stream_partial(reference, &wanted, start, None).await.map_err(explain)? {
             BlobResponse::Full(stream) => Ok((stream.stream, start)),
             BlobResponse::Partial(stream) => Ok((stream.stream, 0)),
         }
@@ -497,6 +507,19 @@ impl Images {
             Err(status) => Err(failed(status)),
         }
     }
+}
+
+/// A client of registries, of which those in `insecure` (`host:port`) are spoken to by plain HTTP.
+fn client(insecure: &[String]) -> Result<oci_client::Client, OperationError> {
+    let config = ClientConfig {
+        protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
+        connect_timeout: Some(CONNECT_TIMEOUT),
+        read_timeout: Some(READ_TIMEOUT),
+        user_agent: concat!("hivemindd/", env!("CARGO_PKG_VERSION")),
+        ..Default::default()
+    };
+    oci_client::Client::try_from(config)
+        .map_err(|error| permanent(format!("the registry client cannot be made: {error}")))
 }
 
 fn descriptor(blob: &Blob) -> Descriptor {
@@ -616,7 +639,8 @@ fn explain(name: &str, reference: &Reference, error: OciDistributionError) -> Op
         }
         OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
             transient(format!(
-                "registry {host} does not let this node read {name} (401); it may be private or misspelt"
+                "registry {host} does not let this node read {name} (401); if it is private, `hivemind secrets login \
+                 {host}` gives the password, else it may be misspelt"
             ))
         }
         OciDistributionError::RegistryError { envelope, .. } => {
@@ -629,9 +653,10 @@ fn explain(name: &str, reference: &Reference, error: OciDistributionError) -> Op
                     "registry {host} has no repository {} (404 name unknown)",
                     reference.repository()
                 )),
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
-                    transient(format!("registry {host} does not let this node read {name} (denied)"))
-                }
+                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => transient(format!(
+                    "registry {host} does not let this node read {name} (denied); the password of \
+                         `hivemind secrets login {host}` is wrong or has no right to it"
+                )),
                 Some(OciErrorCode::Toomanyrequests) => {
                     transient(format!("registry {host} is limiting requests (429); trying again later"))
                 }

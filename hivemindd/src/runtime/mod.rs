@@ -173,7 +173,12 @@ impl Runtime {
         let places = if matches!(op, RuntimeOp::Pull { .. }) { &self.pulls } else { &self.operations };
         let _place = places.acquire().await.map_err(|_| client::transient("the runtime is shutting down"))?;
         match op {
-            RuntimeOp::Pull { image } => self.images.pull(image, progress).await,
+            RuntimeOp::Pull { image, credentials } => {
+                let opened =
+                    credentials.as_deref().map(|sealed| self.secrets.credentials(sealed)).transpose();
+                let opened = opened.map_err(|error| client::transient(error.to_string()))?;
+                self.images.pull(image, opened, progress).await
+            }
             RuntimeOp::Start(plan) => within(OPERATION_LIMIT, "starting", self.start(plan)).await,
             RuntimeOp::Stop { container, signal, grace_ms } => {
                 let grace = Duration::from_millis(*grace_ms);
@@ -366,7 +371,8 @@ mod tests {
             let error = result.unwrap_err();
             assert!(!error.permanent && error.text.contains("has not answered for 300 s"), "{error}");
         }
-        let pull = |number| RuntimeOp::Pull { image: format!("registry.test/image:{number}") };
+        let pull =
+            |number| RuntimeOp::Pull { image: format!("registry.test/image:{number}"), credentials: None };
         let pulls: Vec<_> = (0..=PULLS_AT_A_TIME).map(pull).collect();
         for result in futures_util::future::join_all(pulls.iter().map(|op| runtime.run(op, |_| {}))).await {
             let error = result.unwrap_err();

@@ -23,7 +23,7 @@ use std::time::Duration;
 use hivemind_core::event::{ContainerId, SealedSecret};
 use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::key::SigningKey;
-use hivemind_spec::secret::Content;
+use hivemind_spec::secret::{Content, Credentials};
 use hivemind_spec::workload::SecretMount;
 use tokio::sync::watch;
 
@@ -114,6 +114,16 @@ impl Secrets {
             changed = true;
         }
         if changed { tell_versions(files, secrets) } else { Ok(()) }
+    }
+
+    /// Opens what opens a registry.
+    pub(super) fn credentials(&self, secret: &SealedSecret) -> io::Result<Credentials> {
+        let content = self.open(secret)?;
+        // The error would quote what is wrong, and that is secret.
+        serde_json::from_slice(content.bytes()).map_err(|_| {
+            let name = &secret.name.name;
+            io::Error::other(format!("secret {name} has no user and password; use `hivemind secrets login`"))
+        })
     }
 
     fn open(&self, secret: &SealedSecret) -> io::Result<Content> {

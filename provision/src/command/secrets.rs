@@ -8,12 +8,12 @@ use hivemind_spec::api::{Accepted, Recipient, Secret, SpecItem};
 use hivemind_spec::document::{Document, Kind, is_dns_label};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::PublicKey;
-use hivemind_spec::secret::{Content, MAX_SECRET_BYTES, secret_key};
+use hivemind_spec::secret::{Content, Credentials, MAX_SECRET_BYTES, REGISTRY_LABEL, secret_key};
 use serde_json::json;
 
 use super::push::{held, send};
 use crate::bundle;
-use crate::cli::{Global, Output, SecretName, Secrets, SecretsList, SecretsSet};
+use crate::cli::{Global, Output, SecretName, Secrets, SecretsList, SecretsLogin, SecretsSet};
 use crate::client::{Client, percent};
 use crate::compose::Compiled;
 use crate::compose::secrets::Plain;
@@ -28,6 +28,7 @@ pub(super) fn run(global: &Global, command: Option<&Secrets>) -> Result<Exit> {
         None => list(global, &SecretsList::default()),
         Some(Secrets::List(options)) => list(global, options),
         Some(Secrets::Set(options)) => set(global, options),
+        Some(Secrets::Login(options)) => login(global, options),
         Some(Secrets::Remove(options)) => remove(global, &options.secret, options.yes),
     }
 }
@@ -96,7 +97,9 @@ fn table(secrets: &[Secret]) -> String {
             (_, []) => machines.as_str().into(),
             (_, gone) => styled(BAD, format!("{machines}, and {} that was cut off", gone.join(", "))),
         };
-        let users = secret.workloads.join(", ");
+        let mut users: Vec<String> = secret.workloads.clone();
+        users.splice(0..0, secret.registry.as_ref().map(|host| format!("pulls from {host}")));
+        let users = users.join(", ");
         table.row([
             secret.namespace.as_str().into(),
             secret.name.as_str().into(),
@@ -117,13 +120,50 @@ fn set(global: &Global, options: &SecretsSet) -> Result<Exit> {
         }
     }
     let content = content(name, options.file.as_deref())?;
+    push(global, &options.secret, content, None)
+}
+
+/// The secret with which images are pulled from a registry.
+fn login(global: &Global, options: &SecretsLogin) -> Result<Exit> {
+    let SecretsLogin { registry, user, password_file, namespace } = options;
+    let host = registry.trim_end_matches('/').to_ascii_lowercase();
+    let fits = |c: char| c.is_ascii_alphanumeric() || ".-:".contains(c);
+    if host.is_empty() || !host.chars().all(fits) {
+        return Err(Failure::input("bad-name", format!("{registry:?} is not a registry"))
+            .advice("write it as in image references: registry.example or registry.example:5000"));
+    }
+    let typed = content(&format!("{user}'s password at {host}"), password_file.as_deref())?;
+    // A file and `echo` end with a newline, which is of no password.
+    let password =
+        std::str::from_utf8(typed.bytes()).map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+    let password = password.map_err(|_| Failure::input("bad-secret", "the password is not text"))?;
+    let credentials = Credentials { username: user.clone(), password };
+    let json = serde_json::to_vec(&credentials)
+        .map_err(|error| Failure::local("secret", format!("cannot write it: {error}")))?;
+    let name: String = host.replace(['.', ':'], "-").chars().take(50).collect();
+    let name = SecretName {
+        name: format!("registry-{name}").trim_end_matches('-').to_owned(),
+        namespace: namespace.clone(),
+    };
+    push(global, &name, Content::new(json), Some((REGISTRY_LABEL.to_owned(), host)))
+}
+
+fn push(
+    global: &Global,
+    secret: &SecretName,
+    content: Content,
+    label: Option<(String, String)>,
+) -> Result<Exit> {
+    let SecretName { name, namespace } = secret;
     let client = super::client(global)?;
     let accepted = super::block_on(UNCHANGED, async {
         let path = format!("/v1/specs?kind={}&namespace={}", Kind::Secret, percent(namespace));
         let current: Vec<SpecItem> = client.list(&path).await?;
         let before = current.iter().find(|item| item.key.name == *name).filter(|item| !item.deleted);
         let labels = before.and_then(SpecItem::document).map(|document| document.metadata.labels);
-        let plain = Plain { name: name.clone(), labels: labels.unwrap_or_default(), content };
+        let mut labels = labels.unwrap_or_default();
+        labels.extend(label);
+        let plain = Plain { name: name.clone(), labels, content };
         let nodes = recipients(&client).await?;
         // Sealed anew also when the content is the same: to the machines that there are now, and no others.
         let sealed = deploy::seal(&[plain], namespace, &[], &nodes, client.key(), bundle::random)?;
@@ -213,6 +253,7 @@ mod tests {
             name: "password".into(),
             revision: 5,
             digest: Digest::of(b"x"),
+            registry: None,
             workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
             nodes,
         };

@@ -43,7 +43,7 @@ impl Runtime {
     pub fn run(&mut self, op: &RuntimeOp, wall_ms: u64, rng: &mut impl Rng) -> Result<(), OperationError> {
         let fails = chance(self.failing, rng);
         match op {
-            RuntimeOp::Pull { image } if !fails => {
+            RuntimeOp::Pull { image, .. } if !fails => {
                 self.inventory.images.insert(image.clone());
             }
             RuntimeOp::Start(plan) => {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use hivemind_qemu::GuardedRegistry;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::items;
 
@@ -86,10 +87,14 @@ fn secrets_reach_containers_in_memory_change_while_they_run_and_are_on_no_disk()
     let refused = cluster.hivemind(["secrets", "remove", "db-password", "--yes"]).failed().stderr();
     assert!(refused.contains("reader uses secret"), "{refused}");
 
+    images_come_from_a_registry_with_a_password(&cluster);
+
     // After a power cut it is opened anew; and no disk has it, whatever the documents are.
     for machine in &cluster.machines {
         machine.power_cut();
-        let found = machine.open_disk(|disk| find(disk, &[PASSWORD, CHANGED, "a key\0 of bytes"])).unwrap();
+        let found = machine
+            .open_disk(|disk| find(disk, &[PASSWORD, CHANGED, "a key\0 of bytes", GuardedRegistry::PASSWORD]))
+            .unwrap();
         assert_eq!(found, None, "on the disk of {}", machine.name());
         machine.power_on().unwrap();
     }
@@ -98,6 +103,31 @@ fn secrets_reach_containers_in_memory_change_while_they_run_and_are_on_no_disk()
     cluster.hivemind(["remove", "reader", "--yes"]).ok();
     cluster.hivemind(["secrets", "remove", "db-password", "--yes"]).ok();
     assert!(!cluster.hivemind(["secrets"]).ok().stdout().contains("db-password"));
+}
+
+fn images_come_from_a_registry_with_a_password(cluster: &Cluster) {
+    let registry = cluster.lab.guarded_registry().unwrap();
+    let image = registry.reference("busybox:1");
+    let private = format!(
+        "services:\n  private:\n    image: {image}\n    command: [sleep, '100000']\n    stop_grace_period: 0s\n"
+    );
+    cluster.push(&private).ok();
+    let (host, _) = image.split_once('/').unwrap();
+    let advice = format!("hivemind secrets login {host}");
+    hivemind_tests::wait::until("ps says that it needs a password", STARTING, || {
+        let replicas = cluster.replicas("private")?;
+        let told = replicas.iter().any(|replica| replica.reason.contains(&advice));
+        if told { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    let file = cluster.folder().join("registry-password");
+    std::fs::write(&file, GuardedRegistry::PASSWORD).unwrap();
+    let file = file.display().to_string();
+    let login = ["secrets", "login", host, "--user", GuardedRegistry::USER, "--password-file", &file];
+    cluster.hivemind(login).ok();
+    cluster.wait_for_running("private", 1, STARTING);
+    let listed = cluster.hivemind(["secrets"]).ok().stdout();
+    assert!(listed.contains(&format!("pulls from {host}, private")), "{listed}");
+    cluster.hivemind(["remove", "private", "--yes"]).ok();
 }
 
 fn compose(cluster: &Cluster) -> String {

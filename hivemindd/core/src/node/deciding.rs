@@ -276,11 +276,13 @@ impl Node {
         let waits = self.waits_of(wanted.iter());
         let mounts = self.volumes_of(&wanted);
         let secrets = self.secrets_of(&wanted);
+        let credentials = self.credentials_of(&wanted);
         let here = Here {
             leases: &leases,
             waits: &waits,
             volumes: &mounts,
             secrets: &secrets,
+            credentials: &credentials,
             orders: &volumes.orders,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,

@@ -25,6 +25,22 @@ impl Node {
         with_any.map(of).collect()
     }
 
+    /// What opens the registries of replicas' images, where something is needed.
+    pub(super) fn credentials_of(
+        &self,
+        wanted: &BTreeMap<ReplicaId, &Workload>,
+    ) -> BTreeMap<ReplicaId, Result<SealedSecret, String>> {
+        if self.cluster.secrets.is_empty() {
+            return BTreeMap::new();
+        }
+        let of = |(replica, workload): (&ReplicaId, &&Workload)| {
+            let (namespace, container) = (&replica.workload.namespace, &workload.spec.container);
+            let opened = secret::of_registry(&self.cluster, &self.settings.me, namespace, container);
+            Some((replica.clone(), opened.transpose()?))
+        };
+        wanted.iter().filter_map(of).collect()
+    }
+
     /// Makes keys to secrets for the nodes that need them, and takes back those that nobody needs any more.
     pub(super) fn share_secrets(&mut self, now: Time, out: &mut Actions) {
         let me = self.settings.me;

@@ -116,6 +116,8 @@ pub struct Here<'a> {
     pub volumes: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
     /// The secrets of replicas that have any, by the secrets' names, or why they cannot have them, in words.
     pub secrets: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
+    /// What opens the registries of the images of replicas that need it, or why that cannot be had, in words.
+    pub credentials: &'a BTreeMap<ReplicaId, Result<SealedSecret, String>>,
     /// What is to be done to parts of volumes.
     pub orders: &'a BTreeMap<VolumePart, Order>,
 }
@@ -636,7 +638,7 @@ impl Replicas {
     ) -> Standing {
         let blocked = match self.after_end(now, replica, plan) {
             Some(standing) => Some(standing),
-            None => self.fetch(now, replica, workload, plan),
+            None => self.fetch(now, replica, workload, node.credentials.get(replica), plan),
         };
         let blocked = blocked.or_else(|| match node.leases.get(&replica.workload) {
             None | Some((Lease::Held { .. }, _)) => None,

@@ -7,7 +7,7 @@ use hivemind_spec::api::{Phase, PullProgress};
 use super::life::{self, delay_ms};
 use super::{InFlight, Plan, Replicas, Standing};
 use crate::cluster::Workload;
-use crate::event::{OperationError, RuntimeOp};
+use crate::event::{OperationError, RuntimeOp, SealedSecret};
 use crate::record::ReplicaId;
 use crate::time::Time;
 
@@ -123,6 +123,7 @@ impl Replicas {
         now: Time,
         replica: &ReplicaId,
         workload: &Workload,
+        credentials: Option<&Result<SealedSecret, String>>,
         plan: &mut Plan,
     ) -> Option<Standing> {
         let image = &workload.spec.container.image;
@@ -151,8 +152,12 @@ impl Replicas {
                 format!("waits for other pulls to finish, then pulls {image}"),
             )),
             Pull::Free => {
+                let credentials = match credentials.cloned().transpose() {
+                    Ok(credentials) => credentials.map(Box::new),
+                    Err(reason) => return Some(Standing::new(Phase::Assigned, reason)),
+                };
                 self.pulls.began(image);
-                let op = RuntimeOp::Pull { image: image.clone() };
+                let op = RuntimeOp::Pull { image: image.clone(), credentials };
                 self.begin(InFlight::Pull { image: image.clone() }, op, plan);
                 Some(Standing::new(Phase::Pulling, format!("pulls {image}")))
             }

@@ -37,6 +37,7 @@ struct Bench {
     waits: BTreeMap<WorkloadId, String>,
     volumes: BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
     secrets: BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
+    credentials: BTreeMap<ReplicaId, Result<SealedSecret, String>>,
     orders: BTreeMap<VolumePart, Order>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
@@ -57,6 +58,7 @@ impl Bench {
             waits: BTreeMap::new(),
             volumes: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            credentials: BTreeMap::new(),
             orders: BTreeMap::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
@@ -88,9 +90,9 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let Self { network, capacity, leases, waits, volumes, secrets, orders, .. } = self;
-        let here =
-            Here { network: network.as_ref(), capacity: *capacity, leases, waits, volumes, secrets, orders };
+        let Self { network, capacity, leases, waits, volumes, secrets, credentials, orders, .. } = self;
+        let (network, capacity) = (network.as_ref(), *capacity);
+        let here = Here { network, capacity, leases, waits, volumes, secrets, credentials, orders };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -122,7 +124,7 @@ impl Bench {
 
     fn carry_out(&mut self, op: &RuntimeOp) {
         match op {
-            RuntimeOp::Pull { image } => {
+            RuntimeOp::Pull { image, .. } => {
                 self.inventory.images.insert(image.clone());
             }
             RuntimeOp::Start(plan) => {
@@ -245,6 +247,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         waits: &BTreeMap::new(),
         volumes: &BTreeMap::new(),
         secrets: &BTreeMap::new(),
+        credentials: &BTreeMap::new(),
         orders: &BTreeMap::new(),
     };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());

@@ -28,6 +28,7 @@ impl View<'_> {
             name: name.name.clone(),
             revision: secret.revision,
             digest: secret.digest,
+            registry: secret.registry.clone(),
             workloads: self.cluster.secret_users(name).map(|user| user.name.clone()).collect(),
             nodes: able
                 .map(|(node, status)| api::SecretHolder {

@@ -457,6 +457,14 @@ impl ContainerSpec {
         self.volumes.iter().any(|mount| mount.volume == volume)
     }
 
+    /// The registry its image comes from: what is before the first slash if it can be a host, else Docker's.
+    pub fn registry(&self) -> &str {
+        match self.image.split_once('/') {
+            Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+            _ => "docker.io",
+        }
+    }
+
     /// Whether it has a secret of that name.
     pub fn has_secret(&self, secret: &str) -> bool {
         self.secrets.iter().any(|mount| mount.secret == secret)

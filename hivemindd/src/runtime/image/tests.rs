@@ -129,8 +129,8 @@ async fn first_bytes(insecure: bool) -> Vec<u8> {
     let host = listener.local_addr().unwrap().to_string();
     let list = if insecure { vec![host.clone()] } else { vec!["other.lab:5000".to_owned()] };
     let images = Images::new(Containerd::new(std::path::Path::new("/nonexistent")), &list).unwrap();
-    let reference = parse_reference(&format!("{host}/web:1")).unwrap();
-    let client = tokio::spawn(async move { images.fetch_manifest("web:1", &reference).await.map(drop) });
+    let source = images.source(&format!("{host}/web:1"), None).unwrap();
+    let client = tokio::spawn(async move { images.fetch_manifest("web:1", &source).await.map(drop) });
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut bytes = vec![0; 5];
     stream.read_exact(&mut bytes).await.unwrap();
@@ -151,8 +151,8 @@ async fn a_registry_that_is_down_is_named() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let images =
         Images::new(Containerd::new(std::path::Path::new("/nonexistent")), &["127.0.0.1:1".into()]).unwrap();
-    let reference = parse_reference("127.0.0.1:1/web").unwrap();
-    let error = images.fetch_manifest("127.0.0.1:1/web", &reference).await.map(drop).unwrap_err();
+    let source = images.source("127.0.0.1:1/web", None).unwrap();
+    let error = images.fetch_manifest("127.0.0.1:1/web", &source).await.map(drop).unwrap_err();
     assert!(
         error.text.starts_with("cannot reach registry 127.0.0.1:1: Connection refused"),
         "{}",
