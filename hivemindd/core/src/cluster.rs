@@ -250,7 +250,7 @@ impl Cluster {
         update.is_some_and(|update| update.phase == UpdatePhase::Ready) && has_a_turn()
     }
 
-    /// The replicas of a workload that can serve: running, on a live node, and placed there, so that
+    /// The replicas of a workload that can serve: running, with a network, on a live node, and placed there, so that
     /// what a healed partition still has to trim gets no traffic. With their addresses.
     pub fn serving<'a>(
         &'a self,
@@ -258,8 +258,10 @@ impl Cluster {
         id: &'a WorkloadId,
     ) -> impl Iterator<Item = (&'a ReplicaId, Ipv4Addr)> {
         let placed = self.placements.get(id);
+        let offline = self.workloads.get(id).is_some_and(|workload| workload.spec.container.offline);
         self.replicas_of(id).filter_map(move |((replica, node), status)| {
             let serves = status.phase == Phase::Running
+                && !offline
                 && placed?.slots.get(&replica.slot) == Some(node)
                 && self.is_live(liveness, node);
             Some((replica, status.ip?)).filter(|_| serves)

@@ -312,7 +312,11 @@ impl View<'_> {
             phase: status.map_or(Phase::Pending, |status| status.phase),
             reason: status.map(|status| status.reason.clone()).unwrap_or_default(),
             image: workload.map(|workload| workload.spec.container.image.clone()).unwrap_or_default(),
-            ip: status.and_then(|status| status.ip).map(|ip| ip.to_string()).unwrap_or_default(),
+            ip: status
+                .filter(|_| workload.is_none_or(|workload| !workload.spec.container.offline))
+                .and_then(|status| status.ip)
+                .map(|ip| ip.to_string())
+                .unwrap_or_default(),
             restarts: status.map_or(0, |status| status.restarts),
             since_ms: status.map_or(0, |status| status.since_ms),
             pull: status.and_then(|status| status.pull),

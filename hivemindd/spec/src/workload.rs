@@ -247,6 +247,11 @@ impl WorkloadSpec {
                 "0 replicas on each node are none at all; set `replicas` to 0".into(),
             );
         }
+        if self.container.mac_address.is_some() && self.replicas > 1 && self.most_per_node() != Some(1) {
+            let text =
+                "several replicas on one node would have one hardware address; at most 1 for each node";
+            return fail("/spec/container/macAddress", text.into());
+        }
         if self.spread.len() > MAX_SPREAD {
             return fail("/spec/spread", format!("has more than {MAX_SPREAD} labels"));
         }

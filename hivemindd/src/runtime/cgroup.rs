@@ -1,9 +1,12 @@
 //! Control groups of workloads (cgroup v2): made by the OCI runtime, read and cleaned up here.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use hivemind_core::event::ContainerId;
+use nix::sys::stat::{major, minor};
 
 use super::oci::WORKLOADS_CGROUP;
 
@@ -48,6 +51,17 @@ pub(super) fn prepare(shims: &str) -> bool {
         );
     }
     missing.is_empty()
+}
+
+/// The numbers of the disk that a folder is on: limits are kept for whole disks, and not for their parts.
+pub(super) fn disk_of(folder: &Path) -> io::Result<(u64, u64)> {
+    let device = fs::metadata(folder)?.dev();
+    let link = PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)));
+    let whole = if link.join("partition").exists() { link.join("..") } else { link };
+    // Looked up through the link: `..` is the disk that the part belongs to.
+    let text = fs::read_to_string(fs::canonicalize(whole)?.join("dev"))?;
+    let numbers = text.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    numbers.ok_or_else(|| io::Error::other(format!("{text:?} are not the numbers of a disk")))
 }
 
 /// Whether the kernel has killed a process of the container for its memory.

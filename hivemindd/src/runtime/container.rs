@@ -189,6 +189,7 @@ impl Runtime {
             netns: &self.networks.path(id),
             files: &files,
             volumes: &|part| self.volumes.data(part),
+            disk: self.disk_to_limit(plan)?,
             limits: self.limits,
             open_files: self.open_files,
         };
@@ -199,6 +200,16 @@ impl Runtime {
         self.containerd.containers().update(request(update)).await.map_err(refused("making a container"))?;
         self.run_task(plan, mounts, &files).await?;
         self.run_hooks(id, "the hook after its start", &plan.spec.post_start, HOOKS_LIMIT).await
+    }
+
+    /// The machine's disk, if the container is not to have all of it.
+    fn disk_to_limit(&self, plan: &ContainerPlan) -> Result<Option<(u64, u64)>, OperationError> {
+        if plan.spec.resources.disk.is_default() {
+            return Ok(None);
+        }
+        let disk = cgroup::disk_of(&self.settings.log_dir);
+        disk.map(Some)
+            .map_err(|error| transient(format!("what it does on the disk cannot be limited: {error}")))
     }
 
     /// Limits what the container may write beside its volumes, if it is to be.

@@ -66,11 +66,12 @@ impl Networks {
         fs::File::create(&path).map_err(failed("naming the namespace"))?;
         let target = path.clone();
         in_thread(move || new_namespace(&target)).await.map_err(failed("making the namespace"))?;
-        self.connect(plan, &path).await?;
         let (ip, prefix, gateway) = (plan.ip, plan.prefix, plan.gateway);
-        in_thread(move || configure_inside(&path, ip, prefix, gateway))
-            .await
-            .map_err(failed("setting the address"))
+        let address = (!plan.spec.offline).then_some((ip, prefix, gateway));
+        if address.is_some() {
+            self.connect(plan, &path).await?;
+        }
+        in_thread(move || configure_inside(&path, address)).await.map_err(failed("setting the address"))
     }
 
     /// Makes the pair of interfaces: one end on the bridge, the other in the namespace.
@@ -110,7 +111,7 @@ impl Networks {
         let namespace = fs::File::open(path).map_err(failed("opening the namespace"))?;
         let inside = LinkUnspec::new_with_name(INTERFACE)
             .setns_by_fd(namespace.as_fd().as_raw_fd())
-            .address(hardware_address(plan.ip).to_vec())
+            .address(plan.spec.hardware_address().unwrap_or_else(|| hardware_address(plan.ip)).to_vec())
             .mtu(plan.mtu)
             .build();
         let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
@@ -196,24 +197,23 @@ fn new_namespace(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn configure_inside(path: &Path, ip: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) -> io::Result<()> {
+/// Its address and prefix length, and the gateway; without one it has loopback only.
+type Address = Option<(Ipv4Addr, u8, Ipv4Addr)>;
+
+fn configure_inside(path: &Path, address: Address) -> io::Result<()> {
     setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async move {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        configure(&handle, ip, prefix, gateway).await.map_err(io::Error::other)
+        configure(&handle, address).await.map_err(io::Error::other)
     })
 }
 
-async fn configure(
-    handle: &Handle,
-    ip: Ipv4Addr,
-    prefix: u8,
-    gateway: Ipv4Addr,
-) -> Result<(), rtnetlink::Error> {
+async fn configure(handle: &Handle, address: Address) -> Result<(), rtnetlink::Error> {
     let up = |index| handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute();
     up(LOOPBACK_INDEX).await?;
+    let Some((ip, prefix, gateway)) = address else { return Ok(()) };
     let index = index_of(handle, INTERFACE).await?.ok_or(rtnetlink::Error::RequestFailed)?;
     handle.address().add(index, IpAddr::V4(ip), prefix).execute().await?;
     up(index).await?;
@@ -309,6 +309,32 @@ mod tests {
             let (made, ()) = tokio::join!(networks.create(&early), bridge);
             made.unwrap();
             networks.remove(&early.id).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_container_has_the_hardware_address_it_asks_for_or_no_network_at_all() {
+        in_own_namespace(|| async {
+            let folder = Folder::new("netns-address");
+            let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
+            output("ip", "link add hive0 type bridge");
+            let mut known = plan("hm-4000000000000000", Ipv4Addr::new(10, 42, 1, 5));
+            known.spec.mac_address = Some("02:11:22:33:44:55".to_owned());
+            let mut offline = plan("hm-5000000000000000", Ipv4Addr::new(10, 42, 1, 6));
+            offline.spec.offline = true;
+            let inside = |container: &ContainerPlan| {
+                let path = networks.path(&container.id).display().to_string();
+                output("nsenter", &format!("--net={path} ip -o link"))
+            };
+            for container in [&known, &offline] {
+                networks.create(container).await.unwrap();
+            }
+            assert!(inside(&known).contains("02:11:22:33:44:55"), "{}", inside(&known));
+            let links = inside(&offline);
+            assert!(links.lines().count() == 1 && links.contains("lo:") && links.contains(",UP"), "{links}");
+            for container in [&known, &offline] {
+                networks.remove(&container.id).await.unwrap();
+            }
         });
     }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_core::record::VolumePart;
 use hivemind_spec::workload::{
-    CPU_SHARES, ContainerSpec, Hook, MAX_OPEN_FILES, SECRETS_FOLDER, SecretMount, Tmpfs, Ulimit, VolumeMount,
+    CPU_SHARES, ContainerSpec, DiskLimits, Hook, MAX_OPEN_FILES, SECRETS_FOLDER, SecretMount, Tmpfs, Ulimit,
+    VolumeMount,
 };
 use serde_json::{Value, json};
 
@@ -84,6 +85,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) files: &'a Path,
     /// Where the data of its volumes is.
     pub(super) volumes: &'a (dyn Fn(&VolumePart) -> PathBuf + Sync),
+    /// The numbers of the machine's disk, where something on it is to be limited.
+    pub(super) disk: Option<(u64, u64)>,
     /// Whether resource limits can be set: not where no cgroup controllers are delegated.
     pub(super) limits: bool,
     /// The highest hard limit of open files that can be given.
@@ -109,7 +112,7 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
                 { "type": "cgroup" },
                 { "type": "network", "path": around.netns },
             ],
-            "resources": resources(plan, around.limits),
+            "resources": resources(plan, around),
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
             "sysctl": sysctls(plan),
@@ -317,10 +320,10 @@ pub(super) fn content_of_file(files: &Path, index: usize) -> PathBuf {
     files.join(format!("file-{index}"))
 }
 
-fn resources(plan: &ContainerPlan, limits: bool) -> Value {
+fn resources(plan: &ContainerPlan, around: &Surroundings<'_>) -> Value {
     // No device but the harmless ones every container gets from the runtime.
     let devices = json!([{ "allow": false, "access": "rwm" }]);
-    if !limits {
+    if !around.limits {
         return json!({ "devices": devices });
     }
     let wanted = &plan.spec.resources;
@@ -340,7 +343,24 @@ fn resources(plan: &ContainerPlan, limits: bool) -> Value {
         let both = i64::try_from(bytes.saturating_add(swap)).unwrap_or(-1);
         resources["memory"] = json!({ "limit": bytes, "swap": both });
     }
+    if let Some(disk) = around.disk {
+        resources["blockIO"] = disk_limits(wanted.disk, disk);
+    }
     resources
+}
+
+fn disk_limits(limits: DiskLimits, (major, minor): (u64, u64)) -> Value {
+    let DiskLimits { read_bytes, write_bytes, read_operations, write_operations } = limits;
+    let entry = |rate: Option<u64>| {
+        let all = rate.map(|rate| json!({ "major": major, "minor": minor, "rate": rate }));
+        all.into_iter().collect::<Vec<_>>()
+    };
+    json!({
+        "throttleReadBpsDevice": entry(read_bytes),
+        "throttleWriteBpsDevice": entry(write_bytes),
+        "throttleReadIOPSDevice": entry(read_operations),
+        "throttleWriteIOPSDevice": entry(write_operations),
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hivemind_spec::workload::{
-    CPU_SHARES, ContainerSpec, File, HOST_GATEWAY, Hook, Host, Tmpfs, Ulimit, rights,
+    CPU_SHARES, ContainerSpec, DiskLimits, File, HOST_GATEWAY, Hook, Host, Tmpfs, Ulimit, rights,
 };
 
 use super::reader::Reader;
@@ -39,6 +39,12 @@ pub(super) fn key(
         }
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
+        "mac_address" => container.mac_address = Some(reader.text(node)?),
+        "network_mode" => {
+            container.offline =
+                reader.word(node, &[("none", true), ("bridge", false), ("default", false)])?;
+        }
+        "blkio_config" => container.resources.disk = disk_limits(reader, node)?,
         "logging" => container.log_bytes = logging::log_bytes(reader, node)?,
         "tty" => container.tty = reader.boolean(node)?,
         "init" => container.init = reader.boolean(node)?,
@@ -190,6 +196,37 @@ fn ulimits(reader: &Reader<'_>, container: &mut ContainerSpec, node: &Node) -> O
         container.ulimits.insert(key.text.clone(), limit);
     }
     Some(())
+}
+
+/// What the container may do on the machine's disk.
+fn disk_limits(reader: &Reader<'_>, node: &Node) -> Option<DiskLimits> {
+    let mut limits = DiskLimits::default();
+    for (key, list) in reader.entries(node, keys::BLKIO)? {
+        let limit = match key.text.as_str() {
+            "device_read_bps" => &mut limits.read_bytes,
+            "device_write_bps" => &mut limits.write_bytes,
+            "device_read_iops" => &mut limits.read_operations,
+            _ => &mut limits.write_operations,
+        };
+        for item in reader.sequence(list)? {
+            let (mut path, mut rate) = (None, None);
+            for (key, value) in reader.entries(item, keys::BLKIO_DEVICE)? {
+                match key.text.as_str() {
+                    "path" => path = Some(reader.text(value)?),
+                    _ => rate = Some(reader.size_bytes(value)?),
+                }
+            }
+            if path.is_none_or(|path| !path.starts_with("/dev/")) {
+                reader.fault(item.mark, "`path` must name a disk, as /dev/sda");
+            }
+            match rate {
+                // There is one disk, and the strictest holds.
+                Some(rate) => *limit = Some(limit.map_or(rate, |other| other.min(rate))),
+                None => reader.fault(item.mark, "`rate` is missing: the most in a second"),
+            }
+        }
+    }
+    Some(limits)
 }
 
 /// Commands that run inside the container.

@@ -18,7 +18,7 @@ pub type Row = (&'static str, Verdict);
 const ON_DISK: Verdict = Refused("volumes are on the machines' own disks in this version");
 const NETWORKS: Verdict = Refused("all workloads share one network, where they find each other by name");
 const RIGHTS: Verdict = Refused("containers get no rights over the machine they run on");
-const ONE_PLACE: Verdict = Refused("a container must not depend on the machine it happens to run on");
+const WEIGHTS: Verdict = Refused("machines' disks know limits and no weights");
 const LATER: Verdict = Refused("not in this version");
 const NO_BUILD: Verdict = Refused("machines run images and build none; build and push the image first");
 const WINDOWS: Verdict = Refused("it is for Windows containers");
@@ -43,6 +43,7 @@ pub const TOP: &[Row] = &[
 pub const SERVICE: &[Row] = &[
     ("annotations", Honoured("annotations of the container's runtime specification")),
     ("attach", Honoured("`false` only: a push shows no output, and `hivemind logs` shows all of it")),
+    ("blkio_config", Honoured("see below; what the containers may read and write of their machine's disk")),
     (
         "cap_add",
         Honoured(
@@ -99,6 +100,7 @@ pub const SERVICE: &[Row] = &[
     ("labels", Honoured("the workload's labels")),
     ("links", Honoured("other names of services, and what the containers wait for, as depends_on")),
     ("logging", Honoured("see below; what is kept of its output, which `hivemind logs` shows")),
+    ("mac_address", Honoured("the hardware address of the container's interface; one replica on a machine")),
     ("mem_limit", Honoured("memory limit, as deploy.resources.limits.memory")),
     (
         "memswap_limit",
@@ -106,6 +108,7 @@ pub const SERVICE: &[Row] = &[
     ),
     ("mem_swappiness", Honoured("`0` only: nothing is swapped, because machines have no swap")),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
+    ("network_mode", Honoured("`none`: loopback only; `bridge`: the network that all have")),
     (
         "oom_score_adj",
         Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000"),
@@ -142,7 +145,6 @@ pub const SERVICE: &[Row] = &[
     ("ulimits", Honoured("process limits")),
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
-    ("blkio_config", ONE_PLACE),
     ("build", NO_BUILD),
     ("cgroup_parent", RIGHTS),
     ("cpu_count", WINDOWS),
@@ -155,9 +157,7 @@ pub const SERVICE: &[Row] = &[
     ("devices", RIGHTS),
     ("dns", Refused("containers ask their node's resolver, which knows the other workloads")),
     ("gpus", LATER),
-    ("mac_address", NETWORKS),
     ("models", LATER),
-    ("network_mode", NETWORKS),
     ("networks", NETWORKS),
     ("oom_kill_disable", RIGHTS),
     ("pid", RIGHTS),
@@ -275,6 +275,27 @@ pub const INCLUDE: &[Row] = &[
 pub const EXTENDS: &[Row] = &[
     ("file", Honoured("the file that has the service; this one if not given")),
     ("service", Honoured("the service")),
+];
+
+/// `blkio_config` of a service.
+pub const BLKIO: &[Row] = &[
+    ("device_read_bps", Honoured("see below; bytes read in a second")),
+    ("device_read_iops", Honoured("see below; reads in a second")),
+    ("device_write_bps", Honoured("see below; bytes written in a second")),
+    ("device_write_iops", Honoured("see below; writes in a second")),
+    ("weight", WEIGHTS),
+    ("weight_device", WEIGHTS),
+];
+
+/// An entry of a limit in `blkio_config`.
+pub const BLKIO_DEVICE: &[Row] = &[
+    (
+        "path",
+        Honoured(
+            "a disk, in /dev; all that containers write is on the machine's one, whatever it is called there",
+        ),
+    ),
+    ("rate", Honoured("the most in a second")),
 ];
 
 /// `logging` of a service.
@@ -461,6 +482,8 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.volumes.bind", MOUNT_BIND),
     ("services.NAME.volumes.volume", MOUNT_VOLUME),
     ("services.NAME.volumes.tmpfs", MOUNT_TMPFS),
+    ("services.NAME.blkio_config", BLKIO),
+    ("services.NAME.blkio_config.device_read_bps", BLKIO_DEVICE),
     ("services.NAME.logging", LOGGING),
     ("services.NAME.logging.options", LOGGING_OPTIONS),
     ("services.NAME.extends", EXTENDS),

@@ -472,6 +472,38 @@ fn how_much_of_the_output_is_kept_is_said_in_dockers_words() {
 }
 
 #[test]
+fn what_containers_do_on_the_disk_and_in_the_network_is_limited_in_composes_words() {
+    let disk = |text: &str| workload(&service(&format!("blkio_config: {text}"))).container.resources.disk;
+    let both = disk(
+        "{device_write_bps: [{path: /dev/sda, rate: 2mb}, {path: /dev/sdb, rate: 1048576}], \
+         device_read_iops: [{path: /dev/sda, rate: 50}]}",
+    );
+    assert_eq!((both.write_bytes, both.read_operations, both.read_bytes), (Some(1 << 20), Some(50), None));
+    for (odd, wanted) in [
+        ("blkio_config: {weight: 300}", "no weights"),
+        ("blkio_config: {device_read_bps: [{path: sda, rate: 1}]}", "must name a disk"),
+        ("blkio_config: {device_read_bps: [{rate: 1}]}", "must name a disk"),
+        ("blkio_config: {device_read_bps: [{path: /dev/sda}]}", "`rate` is missing"),
+        ("blkio_config: {device_read_bps: {path: /dev/sda, rate: 1}}", "must be a list"),
+        ("blkio_config: {device_read_bps: [{path: /dev/sda, rate: 0}]}", "a size of 0"),
+        ("network_mode: host", "not one of"),
+        ("network_mode: 'service:db'", "not one of"),
+        ("mac_address: 03:00:00:00:00:01", "hardware address of one interface"),
+        ("mac_address: '02:00'", "hardware address of one interface"),
+    ] {
+        let told = refused(odd);
+        assert!(told.contains(wanted), "{odd}: {told}");
+    }
+    let all = |keys: &str| faults(&service(keys)).iter().map(|(_, text)| text.clone()).collect::<String>();
+    assert!(all("network_mode: none\nports: ['80:80']").contains("without a network"));
+    assert!(all("network_mode: none\nmac_address: 02:00:00:00:00:01").contains("without a network"));
+    assert!(all("mac_address: 02:00:00:00:00:01\nscale: 2").contains("at most 1 for each node"));
+    let one_each =
+        "mac_address: 02:00:00:00:00:01\ndeploy: {replicas: 2, placement: {max_replicas_per_node: 1}}";
+    assert_eq!(workload(&service(one_each)).replicas, 2);
+}
+
+#[test]
 fn a_service_with_profiles_is_in_when_one_of_them_is_asked_for() {
     let names = |text: &str| {
         let compiled = compiled(text);

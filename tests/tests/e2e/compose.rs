@@ -31,6 +31,8 @@ services:
         say oom_score_adj "$$(cat /proc/self/oom_score_adj)"
         say memswap "$$(cat /sys/fs/cgroup/memory.max) $$(cat /sys/fs/cgroup/memory.swap.max)"
         say platform "$$(uname -m)"
+        say blkio "$$(cut -d " " -f 2- /sys/fs/cgroup/io.max)"
+        say mac "$$(cat /sys/class/net/eth0/address)"
         say storage_opt "$$(dd if=/dev/zero of=/much bs=64k count=200 2>&1 | grep -o 'quota exceeded')"
         rm -f /much
         say ulimits "$$(sed -n 's/^Max open files *//p' /proc/self/limits)"
@@ -64,6 +66,8 @@ services:
     cpu_period: 100000
     oom_score_adj: 700
     platform: linux/amd64
+    blkio_config: {device_write_bps: [{path: /dev/sda, rate: 20mb}], device_read_iops: [{path: /dev/sda, rate: 5000}]}
+    mac_address: 02:42:ac:11:65:43
     mem_limit: 64m
     memswap_limit: 96m
     storage_opt: {size: 4m}
@@ -121,6 +125,7 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     a_check_asks_by_http_or_tcp_where_there_is_no_command_to_run(&cluster);
     a_command_has_a_terminal_if_it_wants_one(&cluster);
     what_is_kept_of_the_output_is_as_much_as_the_file_says(&cluster);
+    a_service_without_a_network_has_none(&cluster);
 }
 
 fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
@@ -136,6 +141,17 @@ fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
     cluster.wait_for_words("typist", &words, Duration::from_secs(30));
     let said = cluster.hivemind(["logs", "typist"]).ok().stdout();
     assert!(!said.contains("has read"), "it waits for somebody to type: {said}");
+}
+
+fn a_service_without_a_network_has_none(cluster: &Cluster) {
+    cluster
+        .push(
+            "services:\n  hermit:\n    image: registry.lab:5000/busybox:1\n    network_mode: none\n    stop_grace_period: 0s\n    \
+             command: [sh, -c, 'echo has $$(ls /sys/class/net); ping -c 1 -W 1 127.0.0.1 >/dev/null && echo talks to itself; exec sleep 100000']\n",
+        )
+        .ok();
+    cluster.wait_for_running("hermit", 1, STARTING);
+    cluster.wait_for_words("hermit", &["has lo\n", "talks to itself"], Duration::from_secs(30));
 }
 
 fn what_is_kept_of_the_output_is_as_much_as_the_file_says(cluster: &Cluster) {
@@ -245,6 +261,8 @@ fn what_a_compose_file_asks_for_shows_inside_its_containers(cluster: &Cluster) {
     is("memswap", "67108864 33554432");
     is("storage_opt", "quota exceeded");
     is("platform", "x86_64");
+    is("blkio", "rbps=max wbps=20971520 riops=5000 wiops=max");
+    is("mac", "02:42:ac:11:65:43");
     let elsewhere =
         "services:\n  elsewhere:\n    image: registry.lab:5000/busybox:1\n    platform: linux/arm64\n";
     cluster.push(elsewhere).ok();

@@ -128,6 +128,12 @@ pub struct ContainerSpec {
     /// More lines of `/etc/hosts`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<Host>,
+    /// Has no network but its own loopback.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offline: bool,
+    /// The hardware address of its interface, as `02:42:ac:11:00:02`; absent: one that follows from its IP address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_address: Option<String>,
     /// How names are looked up.
     #[serde(default, skip_serializing_if = "Resolver::is_default")]
     pub resolver: Resolver,
@@ -312,9 +318,41 @@ pub struct Resources {
     /// set aside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_shares: Option<u64>,
+    /// What it may read and write of the machine's disk.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_default")]
+    pub disk: DiskLimits,
     /// The cores it may use, as `0-2,4`; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpuset: Option<String>,
+}
+
+/// What a container may do on the machine's disk, each second; absent: what the disk can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Bytes read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    /// Bytes written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_bytes: Option<u64>,
+    /// Reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_operations: Option<u64>,
+    /// Writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_operations: Option<u64>,
+}
+
+impl DiskLimits {
+    /// Whether nothing is limited.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn all(&self) -> [Option<u64>; 4] {
+        [self.read_bytes, self.write_bytes, self.read_operations, self.write_operations]
+    }
 }
 
 impl Resources {
@@ -441,6 +479,8 @@ impl ContainerSpec {
             ulimits: BTreeMap::new(),
             oom_score_adj: None,
             hosts: Vec::new(),
+            offline: false,
+            mac_address: None,
             resolver: Resolver::default(),
             domainname: None,
             init: false,
@@ -455,6 +495,14 @@ impl ContainerSpec {
     /// Whether it mounts a volume of that name.
     pub fn mounts(&self, volume: &str) -> bool {
         self.volumes.iter().any(|mount| mount.volume == volume)
+    }
+
+    /// Its `macAddress`, if it has one that an interface can have: not a group's, and not zero (IEEE 802, section 8.2).
+    pub fn hardware_address(&self) -> Option<[u8; 6]> {
+        let pairs: Vec<&str> = self.mac_address.as_ref()?.split([':', '-']).collect();
+        let octet = |pair: &&str| u8::from_str_radix(pair, 16).ok().filter(|_| pair.len() == 2);
+        let octets: [u8; 6] = pairs.iter().map(octet).collect::<Option<Vec<_>>>()?.try_into().ok()?;
+        (octets[0] & 1 == 0 && octets != [0; 6]).then_some(octets)
     }
 
     /// The registry its image comes from: what is before the first slash if it can be a host, else Docker's.
@@ -565,6 +613,16 @@ impl ContainerSpec {
                 let text = format!("{:?} at {:?} is not a name and an address", host.name, host.address);
                 return fail(format!("/spec/container/hosts/{index}"), text);
             }
+        }
+        if let Some(text) = self.mac_address.as_ref().filter(|_| self.hardware_address().is_none()) {
+            let text = format!("{text:?} is not the hardware address of one interface, as 02:42:ac:11:00:02");
+            return fail("/spec/container/macAddress".into(), text);
+        }
+        let is_asked = self.health.as_ref().is_some_and(|health| health.command.is_empty());
+        if self.offline && (!self.ports.is_empty() || self.mac_address.is_some() || is_asked) {
+            let text =
+                "without a network there are no ports, no hardware address and no check by HTTP or TCP";
+            return fail("/spec/container/offline".into(), text.into());
         }
         let Resolver { search, options } = &self.resolver;
         if let Some(domain) = search.iter().find(|domain| !is_domain(domain)) {
@@ -677,6 +735,9 @@ impl Resources {
         if self.cpu_shares.is_some_and(|shares| shares < CPU_SHARES.0 || shares > CPU_SHARES.1) {
             let text = format!("must be {} to {}", CPU_SHARES.0, CPU_SHARES.1);
             return fail("/spec/container/resources/cpuShares", text);
+        }
+        if self.disk.all().contains(&Some(0)) {
+            return fail("/spec/container/resources/disk", "a limit of 0 would be the end of it".into());
         }
         if let Some(cores) = self.cpuset.as_ref().filter(|cores| !is_cpuset(cores)) {
             let text = format!("{cores:?} is not a list of cores; write for example 0-2,4");

@@ -106,10 +106,15 @@ fn refusals_of_a_registry_read_well() {
     let cases = [
         (envelope("MANIFEST_UNKNOWN"), "registry registry.lab:5000 has no web:9 (404 manifest unknown)"),
         (envelope("NAME_UNKNOWN"), "registry registry.lab:5000 has no repository web (404 name unknown)"),
-        (envelope("DENIED"), "registry registry.lab:5000 does not let this node read web:9 (denied)"),
+        (
+            envelope("DENIED"),
+            "registry registry.lab:5000 does not let this node read web:9 (denied); the password of \
+             `hivemind secrets login registry.lab:5000` is wrong or has no right to it",
+        ),
         (
             unauthorized,
-            "registry registry.lab:5000 does not let this node read web:9 (401); it may be private or misspelt",
+            "registry registry.lab:5000 does not let this node read web:9 (401); if it is private, \
+             `hivemind secrets login registry.lab:5000` gives the password, else it may be misspelt",
         ),
         (broken, "registry registry.lab:5000 failed with status 502"),
     ];

@@ -42,6 +42,7 @@ fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits
         netns: Path::new("/run/netns/hm-0123456789abcdef"),
         files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
         volumes: &|part| PathBuf::from(format!("/volumes/{part}")),
+        disk: None,
         limits,
         open_files: 4096,
     };
@@ -177,6 +178,16 @@ fn an_init_process_goes_before_the_command_and_hooks_are_kept_with_the_container
 }
 
 #[test]
+fn what_a_container_may_do_on_the_disk_is_said_of_the_machines_own() {
+    let limits =
+        DiskLimits { write_bytes: Some(1 << 20), read_operations: Some(50), ..DiskLimits::default() };
+    let told = disk_limits(limits, (254, 0));
+    assert_eq!(told["throttleWriteBpsDevice"], json!([{ "major": 254, "minor": 0, "rate": 1 << 20 }]));
+    assert_eq!(told["throttleReadIOPSDevice"], json!([{ "major": 254, "minor": 0, "rate": 50 }]));
+    assert_eq!(told["throttleReadBpsDevice"], json!([]));
+}
+
+#[test]
 fn a_working_directory_must_be_absolute() {
     let mut plan = plan();
     let mut execution = shell();
@@ -190,6 +201,7 @@ fn a_working_directory_must_be_absolute() {
         netns: Path::new("/n"),
         files: Path::new("/f"),
         volumes: &|_| PathBuf::new(),
+        disk: None,
         limits: true,
         open_files: u64::MAX,
     };

@@ -70,6 +70,9 @@ fn sample(key: &str) -> &'static str {
         "sysctls" => "{net.core.somaxconn: 1024}",
         "tmpfs" => "/a",
         "stdin_open" => "true\ntty: true",
+        "mac_address" => "02:42:ac:11:00:02",
+        "network_mode" => "none",
+        "blkio_config" => "{device_write_bps: [{path: /dev/sda, rate: 1mb}]}",
         "tty" => "true",
         "logging" => "{driver: none}",
         "ulimits" => "{nofile: 100}",
@@ -159,6 +162,7 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                     let entry = format!("{{path: parts/db.yaml, {entry}}}");
                     format!("services:\n  web: {{image: a}}\ninclude:\n  - {entry}\n")
                 }
+                "services.NAME.blkio_config" => service(&format!("blkio_config: {{{entry}}}")),
                 "services.NAME.logging.options" => service(&format!("logging: {{options: {{{entry}}}}}")),
                 "configs.NAME" => {
                     format!("services:\n  web: {{image: a}}\n\nconfigs: {{a: {{content: b, {entry}}}}}\n")
