@@ -265,6 +265,12 @@ impl Life {
             self.kept()?;
             return Err("the first workloads never ran".to_owned());
         }
+        // A machine that loses power before it has written down where data was made may make it a second time, alone
+        // (decision 0094): that is told, and no life begins with it.
+        let written = |world: &World| world.machines.iter().all(|machine| machine.unsynced.is_empty());
+        if !self.world.run_until(HEALING_MS, written) {
+            return Err("the disks never came to rest".to_owned());
+        }
         self.begin_single()?;
         for index in &self.calm {
             let here = self.world.machines[*index].runtime.running().map(|plan| &plan.labels.replica);
