@@ -90,6 +90,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_folder_is_on_a_whole_disk_and_not_on_a_part_of_one() {
+        // Where the root is on no disk (in a container), there is none to find.
+        if let Ok((major, minor)) = disk_of(Path::new("/")) {
+            let disk = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+            assert!(disk.exists() && !disk.join("partition").exists(), "{}", disk.display());
+        }
+    }
+
+    #[test]
     fn only_kills_count_as_out_of_memory() {
         let events = |kills| format!("low 0\nhigh 3\nmax 12\noom 4\noom_kill {kills}\noom_group_kill 0\n");
         assert_eq!(out_of_memory_kills(&events(0)), 0);

@@ -207,7 +207,9 @@ impl Runtime {
         if plan.spec.resources.disk.is_default() {
             return Ok(None);
         }
-        let disk = cgroup::disk_of(&self.settings.log_dir);
+        // The folder itself may be made later, by the first volume.
+        let folder = self.settings.volume_dir.ancestors().find(|folder| folder.exists());
+        let disk = cgroup::disk_of(folder.unwrap_or(Path::new("/")));
         disk.map(Some)
             .map_err(|error| transient(format!("what it does on the disk cannot be limited: {error}")))
     }
