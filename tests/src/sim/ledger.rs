@@ -48,7 +48,8 @@ struct Signed {
 struct Asked {
     place: RecordKey,
     revision: u64,
-    at_ms: u64,
+    /// When; none: days ago.
+    at_ms: Option<u64>,
 }
 
 /// A push that was answered with success.
@@ -188,7 +189,7 @@ impl Ledger {
     pub fn asked(&mut self, request: RequestId, envelope: &Envelope, now_ms: u64) {
         if let Some((place, document)) = self.signed(envelope) {
             let revision = document.metadata.revision;
-            self.asked.insert(request, Asked { place, revision, at_ms: now_ms });
+            self.asked.insert(request, Asked { place, revision, at_ms: Some(now_ms) });
         }
     }
 
@@ -202,7 +203,7 @@ impl Ledger {
     ) {
         let (Some(asked), Ok(accepted)) = (self.asked.remove(&request), result) else { return };
         let others = accepted.held_by.len().saturating_sub(1);
-        let waited_ms = now_ms - asked.at_ms;
+        let waited_ms = asked.at_ms.map_or(u64::MAX, |at_ms| now_ms - at_ms);
         self.must(
             others >= accepted.wanted_holders as usize || waited_ms >= ANSWER_AFTER_MS,
             "a push is answered when enough others hold it, or after five seconds",
@@ -210,7 +211,7 @@ impl Ledger {
         );
         let mut holders = BTreeSet::new();
         for machine in machines.iter().filter(|machine| accepted.held_by.contains(&machine.id)) {
-            if machine.damaged_ms.is_some_and(|at| at >= asked.at_ms) {
+            if machine.damaged_ms.is_some_and(|at| at >= asked.at_ms.unwrap_or(0)) {
                 continue;
             }
             let held = revision_on_disk(machine, &asked.place);
@@ -234,7 +235,7 @@ impl Ledger {
     /// Days pass. Pushes that are under way are answered as after five seconds. Who was cut off for more than
     /// a day takes itself for all there is, runs everything, and on its return either may be trimmed.
     pub fn days_pass(&mut self) {
-        self.asked.values_mut().for_each(|asked| asked.at_ms = 0);
+        self.asked.values_mut().for_each(|asked| asked.at_ms = None);
         self.undisturbed.clear();
     }
 

@@ -366,8 +366,8 @@ impl World {
                 return done(self);
             };
             self.now_ms = self.now_ms.max(at);
-            if let Some((_, scheduled)) = self.queue.pop_first() {
-                self.take_turn(scheduled);
+            if let Some(((_, sequence), scheduled)) = self.queue.pop_first() {
+                self.take_turn(sequence, scheduled);
             }
             if self.ledger.broken.is_some() {
                 return false;
@@ -376,11 +376,14 @@ impl World {
         true
     }
 
-    fn take_turn(&mut self, (index, boot, put_off, happening): Scheduled) {
+    fn take_turn(&mut self, sequence: u64, (index, boot, put_off, happening): Scheduled) {
         let machine = &mut self.machines[index];
         if machine.frozen_until_ms > self.now_ms {
+            // In its place among all that waits, however often the machine is frozen meanwhile: what the edge tells
+            // never overtakes what it told before.
             let at = machine.frozen_until_ms;
-            return self.schedule(at, (index, boot, put_off, happening));
+            self.queue.insert((at, sequence), (index, boot, put_off, happening));
+            return;
         }
         machine.enforce_fences(self.now_ms);
         if matches!(happening, Happening::Fence) {
