@@ -140,7 +140,7 @@ pub enum Command {
     /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
     #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
     Support(Support),
-    /// Remove workloads; their volumes stay
+    /// Remove workloads; their volumes and secrets stay
     #[command(after_help = "Examples:\n  hivemind remove web\n  hivemind remove -f compose.yaml --yes")]
     Remove(Remove),
     /// Manage operators' keys

@@ -35,6 +35,10 @@ pub type Wanted = BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>;
 /// How long after a version could not be written that is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// What all files of a container's secrets may be together, bytes: they are in the agent's memory, which has a limit, and
+/// a node may run a hundred containers.
+const MAX_BYTES: u64 = 1024 * 1024;
+
 const MOUNTS: &str = "mounts.json";
 const VERSIONS: &str = "versions.json";
 
@@ -85,10 +89,14 @@ impl Secrets {
         // The mode given when a folder is made is cut by the process's mask.
         fs::create_dir(folder(files))?;
         fs::set_permissions(folder(files), Permissions::from_mode(0o755))?;
+        let mut bytes = 0;
         for (index, mount) in mounts.iter().enumerate() {
             let secret = secrets.get(&mount.secret);
             let secret = secret.ok_or_else(|| io::Error::other(format!("no secret {}", mount.secret)))?;
-            write(files, index, mount, &self.open(secret)?)?;
+            let content = self.open(secret)?;
+            bytes += content.bytes().len() as u64;
+            bounded(bytes)?;
+            write(files, index, mount, &content)?;
         }
         fs::write(place(files).join(MOUNTS), serde_json::to_vec(mounts)?)?;
         tell_versions(files, secrets)
@@ -104,16 +112,26 @@ impl Secrets {
         };
         let versions: BTreeMap<String, Digest> =
             serde_json::from_slice(&fs::read(place(files).join(VERSIONS))?)?;
-        let is_old = |(name, secret): &(&String, &SealedSecret)| versions.get(*name) != Some(&secret.digest);
-        let mut changed = false;
-        for (name, secret) in secrets.iter().filter(is_old) {
-            let content = self.open(secret)?;
-            for (index, mount) in mounts.iter().enumerate().filter(|(_, mount)| mount.secret == *name) {
-                write(files, index, mount, &content)?;
-            }
-            changed = true;
+        let old = secrets.iter().filter(|(name, secret)| versions.get(*name) != Some(&secret.digest));
+        let opened = old.map(|(name, secret)| Ok((name, self.open(secret)?)));
+        let opened = opened.collect::<io::Result<BTreeMap<_, _>>>()?;
+        if opened.is_empty() {
+            return Ok(());
         }
-        if changed { tell_versions(files, secrets) } else { Ok(()) }
+        let mut bytes = 0;
+        for (index, mount) in mounts.iter().enumerate() {
+            bytes += match opened.get(&mount.secret) {
+                Some(content) => content.bytes().len() as u64,
+                None => fs::metadata(path(files, index, mount))?.len(),
+            };
+        }
+        bounded(bytes)?;
+        for (index, mount) in mounts.iter().enumerate() {
+            if let Some(content) = opened.get(&mount.secret) {
+                write(files, index, mount, content)?;
+            }
+        }
+        tell_versions(files, secrets)
     }
 
     /// Opens what opens a registry.
@@ -136,6 +154,15 @@ impl Secrets {
             io::Error::other(format!("secret {name}: {why}; set it again with `hivemind secrets set {name}`"))
         })
     }
+}
+
+fn bounded(bytes: u64) -> io::Result<()> {
+    if bytes > MAX_BYTES {
+        return Err(io::Error::other(format!(
+            "its secrets are over {MAX_BYTES} bytes together; mount fewer"
+        )));
+    }
+    Ok(())
 }
 
 /// Writes one file. Nobody but its owner can read it at any time, and nobody reads a half in the folder.
@@ -167,23 +194,30 @@ fn tell_versions(files: &Path, secrets: &BTreeMap<String, SealedSecret>) -> io::
 /// Sees that running containers have the versions of their secrets that are on the list. Ends when the list's sender
 /// is gone.
 pub async fn keep(runtime: Runtime, mut list: watch::Receiver<Wanted>) {
+    // What was told of failures, so that none is told again and again.
+    let mut told: BTreeMap<ContainerId, String> = BTreeMap::new();
     loop {
         let wanted = list.borrow_and_update().clone();
-        let mut failed = false;
+        told.retain(|id, _| wanted.contains_key(id));
         for (id, secrets) in wanted {
-            let (inner, files, name) = (runtime.clone(), runtime.files(&id), id.0.clone());
+            let (inner, files) = (runtime.clone(), runtime.files(&id));
             let renewed =
                 on_disk("renewing its secrets", move || inner.secrets.renew(&files, &secrets)).await;
-            if let Err(error) = renewed {
-                tracing::warn!(container = name, %error, "it goes on with the secrets it has");
-                failed = true;
+            match renewed.map_err(|error| error.to_string()) {
+                Ok(()) => drop(told.remove(&id)),
+                Err(why) => {
+                    if told.get(&id) != Some(&why) {
+                        tracing::warn!(container = id.0, why, "it goes on with the secrets it has");
+                    }
+                    told.insert(id, why);
+                }
             }
         }
         let again = async {
-            if failed {
-                tokio::time::sleep(RETRY_AFTER).await;
-            } else {
+            if told.is_empty() {
                 std::future::pending::<()>().await;
+            } else {
+                tokio::time::sleep(RETRY_AFTER).await;
             }
         };
         tokio::select! {
@@ -257,6 +291,24 @@ mod tests {
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "hunter3");
         assert_eq!(fs::metadata(&elsewhere).unwrap().ino(), inode);
         assert_eq!(fs::metadata(folder(files.path()).join("sub/token")).unwrap().ino(), token, "left alone");
+    }
+
+    #[test]
+    fn all_secrets_of_a_container_are_bounded_together() {
+        let files = tempfile::tempdir().unwrap();
+        let large = all(&[sealed("large", &"x".repeat(200 * 1024))]);
+        let mounts: Vec<SecretMount> =
+            (0..6).map(|n| mount("large", &format!("/run/secrets/{n}"), 0o444)).collect();
+        let why = Secrets::new(Some(owner())).provide(files.path(), &mounts, &large).unwrap_err().to_string();
+        assert!(why.contains("bytes together"), "{why}");
+        let files = tempfile::tempdir().unwrap();
+        let secrets = Secrets::new(Some(owner()));
+        secrets.provide(files.path(), &mounts[..5], &large).unwrap();
+        let larger = all(&[sealed("large", &"y".repeat(250 * 1024))]);
+        let why = secrets.renew(files.path(), &larger).unwrap_err().to_string();
+        assert!(why.contains("bytes together"), "{why}");
+        let before = fs::read_to_string(folder(files.path()).join("4")).unwrap();
+        assert!(before.starts_with('x') && before.len() == 200 * 1024, "nothing was changed");
     }
 
     #[test]

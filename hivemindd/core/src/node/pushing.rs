@@ -23,7 +23,7 @@ use super::{Content, Node};
 use crate::checking;
 use crate::event::{Action, Actions, Level, Message, RequestId};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{Record, RecordKey, VolumeId};
+use crate::record::{Record, RecordKey, VolumeId, WorkloadId};
 use crate::state::Entry;
 use crate::time::Time;
 
@@ -195,7 +195,12 @@ impl Node {
             Err(Box::new(Problem::new(Code::InvalidDocument, detail).advice(advice).at(place)))
         };
         let enrolled = |id: &NodeId| self.cluster.nodes.get(id).is_some_and(|node| !node.is_revoked());
-        match (secret_of(document), self.cluster.secret_users(&name).next()) {
+        // What only opens a registry may go: what is pulled is there.
+        let mounts = |id: &&WorkloadId| {
+            let workload = self.cluster.workloads.get(*id);
+            workload.is_some_and(|workload| workload.spec.container.has_secret(&name.name))
+        };
+        match (secret_of(document), self.cluster.secret_users(&name).find(mounts)) {
             (Some(secret), _) if !secret.keys.keys().any(enrolled) => {
                 let detail = "it is sealed to no node of this cluster".to_owned();
                 refuse("/spec/keys", detail, "seal it to the nodes of `GET /v1/recipients`")
