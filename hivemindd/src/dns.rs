@@ -2,8 +2,10 @@
 //!
 //! It listens, by UDP and TCP, on the addresses it is given and on no other: the bridge's address,
 //! which containers have as their name server. So it is no open resolver for the outside. What it
-//! answers is the core's [`Zone`], read anew for every question; what it forwards goes to the
-//! underlay's name servers, with a time limit, a small cache and a bound on what is under way.
+//! answers is the core's [`Zone`], read anew for every question, as far as it concerns who asks; what it forwards goes
+//! to the underlay's name servers, or to those the container asks for, with a time limit, a small cache and a bound on
+//! what is under way. A container that reaches nothing outside is told of no names outside either: a question can
+//! carry data.
 //!
 //! It will not recurse, and it knows no zone transfers or updates.
 
@@ -20,6 +22,7 @@ use std::time::Duration;
 
 use hickory_server::Server;
 use hivemind_core::event::Zone;
+use hivemind_core::isolation::Isolation;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::watch;
@@ -52,10 +55,12 @@ pub struct DnsError {
 /// Serves until dropped. Each input may change at any time:
 ///
 /// - `zone`: what is answered,
+/// - `isolation`: who asks, and so what of it,
 /// - `listen`: where; an address need not exist yet,
 /// - `upstreams`: the underlay's name servers; without any, what is not ours fails.
 pub async fn run(
     zone: watch::Receiver<Arc<Zone>>,
+    isolation: watch::Receiver<Isolation>,
     mut listen: watch::Receiver<BTreeSet<SocketAddr>>,
     upstreams: watch::Receiver<Vec<SocketAddr>>,
 ) {
@@ -63,7 +68,7 @@ pub async fn run(
     loop {
         let addresses = listen.borrow_and_update().clone();
         // Dropping the server closes its sockets and ends its tasks.
-        let mut server = Server::new(Responder::new(zone.clone(), Arc::clone(&forwarder)));
+        let mut server = Server::new(Responder::new(zone.clone(), isolation.clone(), Arc::clone(&forwarder)));
         match register(&mut server, &addresses) {
             Ok(()) => {
                 tracing::info!(?addresses, "answers DNS");

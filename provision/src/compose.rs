@@ -16,6 +16,7 @@ mod interpolate;
 pub mod keys;
 mod logging;
 mod merge;
+mod networks;
 mod order;
 mod ports;
 mod project;
@@ -115,6 +116,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
             "services" => services = Some(node),
             "configs" => shared.configs = contents(reader, node)?,
             "volumes" if !node.is_null() => shared.volumes = volumes::declared(reader, node)?,
+            "networks" if !node.is_null() => shared.networks = networks::declared(reader, node)?,
             "secrets" if !node.is_null() => shared.secrets = secrets::declared(reader, node)?,
             "version" => reader.warn(key.mark, "`version` is obsolete and has no effect"),
             _ => {}

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A replica's name is `SLOT.NAME` and not `NAME-SLOT`, because the latter may be another
-//! workload's name. Answers never name a replica on a node known dead.
+//! workload's name. Answers never name a replica on a node known dead, nor to a container a workload that it does
+//! not reach ([`crate::isolation`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -18,6 +19,7 @@ use hivemind_spec::workload::Protocol;
 
 use crate::cluster::{Cluster, Liveness, Workload};
 use crate::event::Zone;
+use crate::isolation::{self, Endpoint};
 use crate::record::{DNS_APEX, WorkloadId};
 
 /// The zone as it should be answered now.
@@ -25,11 +27,22 @@ pub fn zone(cluster: &Cluster, liveness: &Liveness) -> Zone {
     let mut zone = Zone::default();
     for (id, workload) in &cluster.workloads {
         put_in(&mut zone, names(cluster, liveness, id, workload));
-        for (alias, target) in &workload.spec.links {
-            let named =
-                |name: &str| WorkloadId { namespace: id.namespace.clone(), name: name.to_owned() }.dns_name();
-            zone.aliases.entry(named(&alias.to_ascii_lowercase())).or_default().insert(named(target));
+        let named =
+            |name: &str| WorkloadId { namespace: id.namespace.clone(), name: name.to_owned() }.dns_name();
+        let mut alias = |alias: &str, network, target| {
+            zone.aliases.entry(named(&alias.to_ascii_lowercase())).or_default().insert((network, target));
+        };
+        for (link, target) in &workload.spec.links {
+            alias(link, None, named(target));
         }
+        let networks = isolation::networks(cluster, id);
+        for network in &networks {
+            let attachment = workload.spec.networks.get(&network.name);
+            for name in attachment.into_iter().flat_map(|attachment| &attachment.aliases) {
+                alias(name, Some(network.clone()), id.dns_name());
+            }
+        }
+        zone.networks.insert(id.dns_name(), networks);
     }
     zone
 }
@@ -124,6 +137,9 @@ fn service_name(port: u16, protocol: Protocol, name: &str) -> String {
     format!("_{port}._{protocol}.{name}")
 }
 
+/// What an asker is told of.
+type Asker<'a> = Option<&'a Endpoint>;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
@@ -155,11 +171,13 @@ pub enum Answer<'a> {
 }
 
 impl Zone {
-    /// Answers a question. `name` in any case, with or without the final dot.
-    pub fn lookup(&self, name: &str, question: Question) -> Answer<'_> {
+    /// Answers a question. `name` in any case, with or without the final dot. A container is told of workloads that are
+    /// in one network with it, as if there were no others; without an asker, of all.
+    pub fn lookup(&self, asker: Asker<'_>, name: &str, question: Question) -> Answer<'_> {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         if let Some(address) = reverse_address(&name) {
-            return match (self.pointers.get(&address), question) {
+            let pointer = self.pointers.get(&address).filter(|name| self.shows(asker, name));
+            return match (pointer, question) {
                 (Some(name), Question::Ptr) => Answer::Pointer(name),
                 (Some(_), _) => Answer::NoData,
                 (None, _) => Answer::NotOurs,
@@ -168,19 +186,32 @@ impl Zone {
         if name != DNS_APEX && !is_below(&name, DNS_APEX) {
             return Answer::NotOurs;
         }
-        let addresses = self.addresses.get(&name).or_else(|| self.linked(&name));
-        match (addresses, self.services.get(&name), question) {
+        let is_shown = self.shows(asker, &name);
+        let own = self.addresses.get(&name).filter(|_| is_shown);
+        let addresses = own.or_else(|| self.linked(asker, &name));
+        match (addresses, self.services.get(&name).filter(|_| is_shown), question) {
             (Some(found), _, Question::A) if !found.is_empty() => Answer::Addresses(found),
             (_, Some(found), Question::Srv) if !found.is_empty() => Answer::Services(found),
-            (None, None, _) if !self.has_below(&name) => Answer::NoName,
+            (None, None, _) if !self.has_below(asker, &name) => Answer::NoName,
             _ => Answer::NoData,
         }
     }
 
+    /// Whether the asker is told of a name: that of a workload in one network with it, or one below that.
+    fn shows(&self, asker: Asker<'_>, name: &str) -> bool {
+        let Some(asker) = asker else { return true };
+        let networks = workload_of(name).and_then(|workload| self.networks.get(workload));
+        networks.is_some_and(|networks| !networks.is_disjoint(&asker.networks))
+    }
+
     /// The addresses of a workload that documents call by another name.
-    fn linked(&self, name: &str) -> Option<&BTreeSet<Ipv4Addr>> {
-        let targets = self.aliases.get(name)?;
-        let mut found = targets.iter().filter_map(|target| self.addresses.get(target));
+    fn linked(&self, asker: Asker<'_>, name: &str) -> Option<&BTreeSet<Ipv4Addr>> {
+        let targets = self.aliases.get(name)?.iter();
+        let known = targets.filter(|(network, target)| {
+            let is_in = |network| asker.is_none_or(|asker| asker.networks.contains(network));
+            network.as_ref().is_none_or(is_in) && self.shows(asker, target)
+        });
+        let mut found = known.filter_map(|(_, target)| self.addresses.get(target));
         let first = found.next()?;
         if first.is_empty() {
             found.find(|addresses| !addresses.is_empty()).or(Some(first))
@@ -190,9 +221,21 @@ impl Zone {
     }
 
     /// Whether the name is the apex or has names below it, and so exists (RFC 8020).
-    fn has_below(&self, name: &str) -> bool {
-        let mut names = self.addresses.keys().chain(self.services.keys()).chain(self.aliases.keys());
-        name == DNS_APEX || names.any(|n| is_below(n, name))
+    fn has_below(&self, asker: Asker<'_>, name: &str) -> bool {
+        let names = self.addresses.keys().chain(self.services.keys()).filter(|n| self.shows(asker, n));
+        let aliases = self.aliases.keys().filter(|alias| self.linked(asker, alias).is_some());
+        name == DNS_APEX || names.chain(aliases).any(|n| is_below(n, name))
+    }
+}
+
+/// The name of the workload that a name of the zone belongs to: its last two labels before the apex.
+fn workload_of(name: &str) -> Option<&str> {
+    let above = name.strip_suffix(DNS_APEX)?.strip_suffix('.')?;
+    let mut dots = above.rmatch_indices('.').map(|(at, _)| at);
+    match (dots.next(), dots.next()) {
+        (Some(_), Some(before)) => Some(&name[before + 1..]),
+        (Some(_), None) => Some(name),
+        (None, _) => None,
     }
 }
 
@@ -232,12 +275,12 @@ mod tests {
     #[test]
     fn a_name_leads_to_the_replicas_on_live_nodes() {
         let (zone, first, last) = made();
-        let Answer::Addresses(found) = zone.lookup("Web.Default.hive.internal.", Question::A) else {
+        let Answer::Addresses(found) = zone.lookup(None, "Web.Default.hive.internal.", Question::A) else {
             panic!("no addresses")
         };
         assert_eq!(*found, [first, last].into());
         assert_eq!(
-            zone.lookup("0.web.default.hive.internal", Question::A),
+            zone.lookup(None, "0.web.default.hive.internal", Question::A),
             Answer::Addresses(&[first].into())
         );
     }
@@ -247,7 +290,7 @@ mod tests {
         let (zone, ..) = made();
         let expected =
             [(80, "0.web.default.hive.internal".to_owned()), (80, "2.web.default.hive.internal".to_owned())];
-        let answer = zone.lookup("_80._tcp.web.default.hive.internal", Question::Srv);
+        let answer = zone.lookup(None, "_80._tcp.web.default.hive.internal", Question::Srv);
         assert_eq!(answer, Answer::Services(&expected.into()));
     }
 
@@ -256,9 +299,9 @@ mod tests {
         let (zone, first, _) = made();
         let [a, b, c, d] = first.octets();
         let name = format!("{d}.{c}.{b}.{a}.in-addr.arpa.");
-        assert_eq!(zone.lookup(&name, Question::Ptr), Answer::Pointer("0.web.default.hive.internal"));
-        assert_eq!(zone.lookup(&name, Question::A), Answer::NoData);
-        assert_eq!(zone.lookup("1.2.0.192.in-addr.arpa", Question::Ptr), Answer::NotOurs);
+        assert_eq!(zone.lookup(None, &name, Question::Ptr), Answer::Pointer("0.web.default.hive.internal"));
+        assert_eq!(zone.lookup(None, &name, Question::A), Answer::NoData);
+        assert_eq!(zone.lookup(None, "1.2.0.192.in-addr.arpa", Question::Ptr), Answer::NotOurs);
     }
 
     #[test]
@@ -278,7 +321,7 @@ mod tests {
             ("example.org", Question::A, Answer::NotOurs),
             ("", Question::A, Answer::NotOurs),
         ] {
-            assert_eq!(zone.lookup(name, question), answer, "{name}");
+            assert_eq!(zone.lookup(None, name, question), answer, "{name}");
         }
     }
 
@@ -289,7 +332,7 @@ mod tests {
         running(&mut cluster, "web", 0, 1);
         crate::fixture::place(&mut cluster, "web", 0, 2);
         assert_eq!(
-            zone(&cluster, &liveness).lookup("web.default.hive.internal", Question::A),
+            zone(&cluster, &liveness).lookup(None, "web.default.hive.internal", Question::A),
             Answer::NoData
         );
     }
@@ -309,7 +352,7 @@ mod tests {
         cluster.workloads.insert(workload_id("other"), other);
         let ip = running(&mut cluster, "db", 0, 1);
         let zone = zone(&cluster, &liveness);
-        let ask = |name: &str| zone.lookup(&format!("{name}.default.hive.internal"), Question::A);
+        let ask = |name: &str| zone.lookup(None, &format!("{name}.default.hive.internal"), Question::A);
         assert_eq!(ask("data_base"), Answer::Addresses(&[ip].into()));
         assert_eq!(ask("main.db"), Answer::Addresses(&[ip].into()), "of two, the one that has addresses");
         assert_eq!(ask("old"), Answer::NoData, "a workload's own name goes before");

@@ -14,6 +14,7 @@ use hivemind_spec::secret::{SealedKey, SecretSpec};
 use hivemind_spec::workload::{ContainerSpec, HealthCheck, Protocol};
 use serde::{Deserialize, Serialize};
 
+use crate::isolation::{Isolation, NetworkId};
 use crate::lease::Letter;
 use crate::record::{Record, RecordKey, ReplicaId, VolumePart};
 use crate::time::Time;
@@ -184,6 +185,9 @@ pub enum Action {
     },
     /// Make the node's overlay network so. Always the whole plan; sent when it changes.
     Network(NetworkPlan),
+    /// Let the node's containers reach whom they may and nobody else. Always the whole of it; sent when it changes,
+    /// and before a container starts that it is for.
+    Isolate(Isolation),
     /// Answer DNS questions from this. Always the whole zone; sent when it changes.
     Zone(Zone),
     /// Check these containers' health at their intervals and tell [`Event::HealthChecked`].
@@ -529,10 +533,13 @@ pub struct PeerNetwork {
 pub struct Zone {
     /// Name to addresses of live replicas; a name with none exists but has no address.
     pub addresses: BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    /// Other names to names of `addresses`; of several, one that has addresses answers.
-    pub aliases: BTreeMap<String, BTreeSet<String>>,
+    /// Other names to names of `addresses`, and the networks in which they hold if that is not all; of several, one
+    /// that has addresses answers.
+    pub aliases: BTreeMap<String, BTreeSet<(Option<NetworkId>, String)>>,
     /// `_PORT._PROTO.NAME…` to (port, target name).
     pub services: BTreeMap<String, BTreeSet<(u16, String)>>,
     /// Address to name, for reverse look-ups.
     pub pointers: BTreeMap<Ipv4Addr, String>,
+    /// Names of workloads to the networks they are in: whoever asks is told of those in networks of its own.
+    pub networks: BTreeMap<String, BTreeSet<NetworkId>>,
 }

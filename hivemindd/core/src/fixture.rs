@@ -108,6 +108,7 @@ pub(crate) fn workload(replicas: u32) -> Workload {
         constraints: Vec::new(),
         depends_on: Vec::new(),
         links: Default::default(),
+        networks: Default::default(),
         takeover: Takeover::default(),
         priority: 0,
         exclusive: None,

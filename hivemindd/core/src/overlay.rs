@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 
 use hivemind_spec::id::{ClusterId, NodeId};
 use hivemind_spec::workload::Protocol;
@@ -39,6 +40,31 @@ pub fn subnets(cluster: &Cluster, range: ContainerRange) -> BTreeMap<NodeId, u16
     subnets
 }
 
+/// The subnets that nodes have recorded, and that are theirs; by their first addresses, which name the nodes
+/// themselves.
+pub fn recorded_subnets(
+    cluster: &Cluster,
+    range: ContainerRange,
+) -> impl Iterator<Item = (NodeId, Ipv4Addr)> {
+    subnets(cluster, range).into_iter().filter_map(move |(id, index)| {
+        let is_recorded = cluster.nodes.get(&id)?.enrolment.subnet == Some(index);
+        Some((id, range.subnet(index)?)).filter(|_| is_recorded)
+    })
+}
+
+/// The address that a node's bridge has in its subnet.
+pub fn gateway(subnet: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from_bits(subnet.to_bits() + 1)
+}
+
+/// The addresses that containers of a subnet can have, as numbers: all but the subnet's own, which is the VXLAN
+/// device's, the gateway's, and that of broadcasts.
+pub fn container_addresses(subnet: Ipv4Addr, prefix: u8) -> Range<u32> {
+    let size = 1u32.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(u32::MAX);
+    let first = subnet.to_bits();
+    first.saturating_add(2)..first.saturating_add(size.saturating_sub(1))
+}
+
 /// The subnet `me` should record in its enrolment: what it has, unless an older node has the same.
 /// Ask only after the first sync. Absent when the range is used up.
 pub fn choose_subnet(cluster: &Cluster, me: &NodeId, range: ContainerRange) -> Option<u16> {
@@ -66,18 +92,14 @@ pub fn plan(
     underlay: Option<IpAddr>,
     range: ContainerRange,
 ) -> NetworkPlan {
-    let recorded = subnets(cluster, range)
-        .into_iter()
-        .filter(|(id, index)| cluster.nodes.get(id).is_some_and(|n| n.enrolment.subnet == Some(*index)));
     let mut plan = NetworkPlan { published: published(cluster, liveness), ..NetworkPlan::default() };
-    for (id, index) in recorded {
-        let Some(subnet) = range.subnet(index) else { continue };
+    for (id, subnet) in recorded_subnets(cluster, range) {
         let prefix = ContainerRange::SUBNET_PREFIX;
         if id == *me {
             plan.local = Some(LocalNetwork {
                 subnet,
                 prefix,
-                gateway: Ipv4Addr::from_bits(subnet.to_bits() + 1),
+                gateway: gateway(subnet),
                 range: range.cidr(),
                 vni: vni(cluster_id),
                 underlay,

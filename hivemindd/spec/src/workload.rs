@@ -1,6 +1,7 @@
 //! The workload document: which containers to run, how many, and where.
 
 mod container;
+mod networks;
 pub mod rights;
 mod secrets;
 mod tmpfs;
@@ -12,6 +13,7 @@ use utoipa::ToSchema;
 
 use self::container::is_domain;
 pub use self::container::*;
+pub use self::networks::{Attachment, DEFAULT_NETWORK};
 pub use self::secrets::{SECRETS_FOLDER, SecretMount};
 pub use self::tmpfs::Tmpfs;
 
@@ -52,6 +54,10 @@ pub struct WorkloadSpec {
     /// More names of workloads in the namespace's DNS: a name to a workload, which may be this one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<String, String>,
+    /// The networks of the namespace it is in, by name; none: [`DEFAULT_NETWORK`] alone. Two workloads reach each
+    /// other if they are in one network, and only then. A change restarts nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, Attachment>,
     /// Who may restart replicas of nodes that vanished.
     #[serde(default)]
     pub takeover: Takeover,
@@ -278,6 +284,7 @@ impl WorkloadSpec {
         if let Some((name, to)) = self.links.iter().find(|(name, to)| !is_domain(name) || !is_dns_label(to)) {
             return fail("/spec/links", format!("{name:?} for {to:?} is not a name and a workload"));
         }
+        networks::validate(self)?;
         self.container.validate()
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hivemind_core::event::{Action, ContainerId, Event, NetworkPlan, OperationId, RuntimeOp, Zone};
+use hivemind_core::isolation::Isolation;
 use hivemind_init::fence;
 use hivemind_spec::workload::HealthCheck;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,7 @@ pub(super) struct Hands {
     pub(super) transport: Transport,
     pub(super) runtime: Runtime,
     pub(super) network: watch::Sender<NetworkPlan>,
+    pub(super) isolation: watch::Sender<Isolation>,
     pub(super) zone: watch::Sender<Arc<Zone>>,
     pub(super) health_checks: watch::Sender<BTreeMap<ContainerId, HealthCheck>>,
     pub(super) secrets: watch::Sender<secrets::Wanted>,
@@ -42,6 +44,7 @@ impl Hands {
             Action::Refuse { node, reason } => self.transport.refuse(node, &reason),
             Action::Runtime { operation, op } => self.run(operation, op),
             Action::Network(plan) => drop(self.network.send_replace(plan)),
+            Action::Isolate(isolation) => drop(self.isolation.send_replace(isolation)),
             Action::Zone(zone) => drop(self.zone.send_replace(Arc::new(zone))),
             Action::HealthChecks(list) => drop(self.health_checks.send_replace(list)),
             Action::Secrets(list) => drop(self.secrets.send_replace(list)),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hivemind_core::cluster::ContainerRange;
 use hivemind_core::event::{Event, NetworkPlan, Zone};
+use hivemind_core::isolation::Isolation;
 use hivemind_core::node::{Node, Settings};
 use hivemind_spec::api::Release;
 use hivemind_spec::certificate::verify_node_chain;
@@ -103,7 +104,10 @@ async fn serve() -> anyhow::Result<()> {
     let leaf = identity.mint_leaf(&[], &names(&config, &identity), now.wall_ms)?;
     let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PEER_PORT));
     let (transport, forwarded) = Transport::start(&identity, &leaf, listen, events.clone())?;
+    let (isolation_tx, isolation) = watch::channel(Isolation::default());
+    let (in_force, keep_isolation) = network::isolation::keep(isolation.clone());
     let runtime = Runtime::connect(runtime::Settings {
+        in_force: Some(in_force),
         insecure_registries: config.registries.insecure.clone(),
         owner: Some((identity.node(), identity.record_key().clone())),
         ..runtime::Settings::default()
@@ -131,8 +135,9 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(api::serve(listener, api::tls_config(transport.leaf())?, router.clone()));
     tasks.spawn(api::serve_peers(forwarded, router));
     tasks.spawn(underlay::run(config.network.clone(), underlay_tx));
-    tasks.spawn(serve_names(zone, network_plan.clone(), underlay.clone()));
+    tasks.spawn(serve_names(zone, isolation, network_plan.clone(), underlay.clone()));
     tasks.spawn(network::run(network_plan));
+    tasks.spawn(keep_isolation);
     tasks.spawn(discover(&identity, underlay.clone(), events.clone()));
     tasks.spawn(keep_time(clock.clone(), config.network.ntp.clone(), underlay.clone()));
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));
@@ -147,6 +152,7 @@ async fn serve() -> anyhow::Result<()> {
         transport: transport.clone(),
         runtime,
         network: network_tx,
+        isolation: isolation_tx,
         zone: zone_tx,
         health_checks: checks_tx,
         secrets: secrets_tx,
@@ -169,12 +175,16 @@ async fn keep_time(clock: Arc<Clock>, servers: Vec<String>, underlay: watch::Rec
 /// Answers DNS where containers ask, and asks whom the machine would ask.
 async fn serve_names(
     zone: watch::Receiver<Arc<Zone>>,
+    isolation: watch::Receiver<Isolation>,
     mut plan: watch::Receiver<NetworkPlan>,
     mut underlay: watch::Receiver<Option<Underlay>>,
 ) {
     let (listen_tx, listen) = watch::channel(BTreeSet::new());
     let (upstreams_tx, upstreams) = watch::channel(Vec::new());
+    let mut askers = isolation.clone();
     let follow = async {
+        // Before it is known who asks, an answer could only be wrong.
+        let _ = askers.wait_for(|isolation| isolation.range.is_some()).await;
         loop {
             let gateway = plan.borrow_and_update().local.as_ref().map(|local| IpAddr::V4(local.gateway));
             let servers = underlay.borrow_and_update().as_ref().map(|u| u.dns.clone()).unwrap_or_default();
@@ -187,7 +197,7 @@ async fn serve_names(
             }
         }
     };
-    tokio::join!(dns::run(zone, listen, upstreams), follow);
+    tokio::join!(dns::run(zone, isolation, listen, upstreams), follow);
 }
 
 /// Sends a value unless it is the same.

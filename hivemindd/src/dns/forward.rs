@@ -1,7 +1,7 @@
 //! Questions that are not ours, asked of the underlay's name servers.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -13,7 +13,10 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
+use hivemind_spec::workload::MAX_NAME_SERVERS;
 use tokio::sync::{Semaphore, watch};
+
+use super::on_port;
 
 /// How long one name server may take.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,8 +37,9 @@ const CACHE_MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
 /// the name servers do not answer.
 pub(super) const MAX_UNDER_WAY: usize = 128;
 
-/// Name servers asked, at most: resolvers elsewhere use three (resolv.conf, MAXNS).
-const MAX_UPSTREAMS: usize = 3;
+/// Resolvers kept: the node's own, and those of containers that ask others. Each has its own cache, so that nobody is
+/// told what another's name servers say.
+const MAX_RESOLVERS: usize = 8;
 
 /// What came of a question.
 #[derive(Debug)]
@@ -57,8 +61,8 @@ pub(super) struct Forwarder {
     upstreams: watch::Receiver<Vec<SocketAddr>>,
     /// Our own addresses: asking ourselves would never end.
     own: watch::Receiver<BTreeSet<SocketAddr>>,
-    /// The resolver and the name servers it was made for.
-    resolver: Mutex<Option<(Vec<SocketAddr>, TokioResolver)>>,
+    /// Resolvers by the name servers they were made for.
+    resolvers: Mutex<BTreeMap<Vec<SocketAddr>, TokioResolver>>,
     under_way: Semaphore,
 }
 
@@ -67,16 +71,17 @@ impl Forwarder {
         upstreams: watch::Receiver<Vec<SocketAddr>>,
         own: watch::Receiver<BTreeSet<SocketAddr>>,
     ) -> Self {
-        Self { upstreams, own, resolver: Mutex::new(None), under_way: Semaphore::new(MAX_UNDER_WAY) }
+        Self { upstreams, own, resolvers: Mutex::default(), under_way: Semaphore::new(MAX_UNDER_WAY) }
     }
 
-    /// Asks. Fails with `SERVFAIL` when no name server answers, or too much is under way.
-    pub(super) async fn ask(&self, name: &Name, record_type: RecordType) -> Forwarded {
+    /// Asks `servers`, or without any the underlay's. Fails with `SERVFAIL` when no name server answers, or too much is
+    /// under way.
+    pub(super) async fn ask(&self, name: &Name, record_type: RecordType, servers: Vec<IpAddr>) -> Forwarded {
         let Ok(_permit) = self.under_way.try_acquire() else {
             tracing::warn!(limit = MAX_UNDER_WAY, "too many DNS questions under way");
             return Forwarded::failed(ResponseCode::ServFail);
         };
-        let Some(resolver) = self.resolver() else { return Forwarded::failed(ResponseCode::ServFail) };
+        let Some(resolver) = self.resolver(servers) else { return Forwarded::failed(ResponseCode::ServFail) };
         let mut name = name.clone();
         name.set_fqdn(true);
         match tokio::time::timeout(TOTAL_TIMEOUT, resolver.lookup(name, record_type)).await {
@@ -97,33 +102,34 @@ impl Forwarder {
         }
     }
 
-    /// The resolver for the name servers there are now, made when they change. With the servers
-    /// the cache changes too: another network may have other answers.
-    fn resolver(&self) -> Option<TokioResolver> {
+    /// The resolver for `servers`, or for the underlay's name servers there are now. With the servers the cache changes
+    /// too: another network may have other answers.
+    fn resolver(&self, servers: Vec<IpAddr>) -> Option<TokioResolver> {
         let own = self.own.borrow().clone();
-        let upstreams: Vec<SocketAddr> = self
-            .upstreams
-            .borrow()
-            .iter()
-            .filter(|upstream| !own.contains(upstream))
-            .take(MAX_UPSTREAMS)
-            .copied()
-            .collect();
-        if upstreams.is_empty() {
+        let asked = if servers.is_empty() { self.upstreams.borrow().clone() } else { on_port(servers) };
+        let asked = asked.into_iter().filter(|server| !own.contains(server));
+        let asked: Vec<SocketAddr> = asked.take(MAX_NAME_SERVERS).collect();
+        if asked.is_empty() {
             return None;
         }
         // A panic elsewhere leaves at worst an old resolver behind.
-        let mut held = self.resolver.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if held.as_ref().is_none_or(|(made_for, _)| *made_for != upstreams) {
-            match make(&upstreams) {
-                Ok(resolver) => *held = Some((upstreams, resolver)),
-                Err(error) => {
-                    tracing::error!(%error, "cannot make a resolver");
-                    return None;
+        let mut held = self.resolvers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(resolver) = held.get(&asked) {
+            return Some(resolver.clone());
+        }
+        match make(&asked) {
+            Ok(resolver) => {
+                if held.len() >= MAX_RESOLVERS {
+                    held.clear();
                 }
+                held.insert(asked, resolver.clone());
+                Some(resolver)
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot make a resolver");
+                None
             }
         }
-        held.as_ref().map(|(_, resolver)| resolver.clone())
     }
 }
 

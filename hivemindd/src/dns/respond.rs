@@ -1,6 +1,6 @@
 //! One question in, one answer out.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,6 +12,7 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use hivemind_core::dns::{Answer, Question};
 use hivemind_core::event::Zone;
+use hivemind_core::isolation::{Endpoint, Isolation};
 use hivemind_core::record::DNS_APEX;
 use tokio::sync::watch;
 
@@ -49,6 +50,7 @@ impl Reply {
 /// Answers from the zone, and has the rest forwarded.
 pub(super) struct Responder {
     zone: watch::Receiver<Arc<Zone>>,
+    isolation: watch::Receiver<Isolation>,
     forwarder: Arc<Forwarder>,
     /// Counts answers, so that each begins with another replica.
     turn: AtomicUsize,
@@ -94,8 +96,12 @@ fn failed(mut metadata: Metadata) -> ResponseInfo {
 }
 
 impl Responder {
-    pub(super) fn new(zone: watch::Receiver<Arc<Zone>>, forwarder: Arc<Forwarder>) -> Self {
-        Self { zone, forwarder, turn: AtomicUsize::new(0) }
+    pub(super) fn new(
+        zone: watch::Receiver<Arc<Zone>>,
+        isolation: watch::Receiver<Isolation>,
+        forwarder: Arc<Forwarder>,
+    ) -> Self {
+        Self { zone, isolation, forwarder, turn: AtomicUsize::new(0) }
     }
 
     async fn reply(&self, request: &Request) -> Reply {
@@ -107,13 +113,18 @@ impl Responder {
         let record_type = info.query.query_type();
         // The zone is cloned out (a pointer), so that no borrow is held while something is awaited.
         let zone = Arc::clone(&self.zone.borrow());
-        if let Some(reply) = self.zone_answer(&zone, name, record_type) {
+        let asker = self.asker(request.src().ip());
+        if let Some(reply) = self.zone_answer(&zone, asker.as_ref(), name, record_type) {
             return reply;
         }
         if matches!(record_type, RecordType::AXFR | RecordType::IXFR) {
             return Reply::code(ResponseCode::Refused);
         }
-        let forwarded = self.forwarder.ask(name, record_type).await;
+        if asker.as_ref().is_some_and(|asker| !asker.outside) {
+            return Reply::code(ResponseCode::NXDomain);
+        }
+        let servers = asker.map(|asker| asker.name_servers).unwrap_or_default();
+        let forwarded = self.forwarder.ask(name, record_type, servers).await;
         Reply {
             code: forwarded.code,
             ours: false,
@@ -123,8 +134,20 @@ impl Responder {
         }
     }
 
+    /// The container that asks, if it is one.
+    fn asker(&self, address: IpAddr) -> Option<Endpoint> {
+        let IpAddr::V4(address) = address else { return None };
+        self.isolation.borrow().container(address).cloned()
+    }
+
     /// The answer to a question about our zone; `None` when it is about another.
-    fn zone_answer(&self, zone: &Zone, name: &Name, record_type: RecordType) -> Option<Reply> {
+    fn zone_answer(
+        &self,
+        zone: &Zone,
+        asker: Option<&Endpoint>,
+        name: &Name,
+        record_type: RecordType,
+    ) -> Option<Reply> {
         let question = match record_type {
             RecordType::A => Question::A,
             RecordType::SRV => Question::Srv,
@@ -132,7 +155,7 @@ impl Responder {
             _ => Question::Other,
         };
         let mut reply = Reply { ours: true, ..Reply::code(ResponseCode::NoError) };
-        match zone.lookup(&name.to_ascii(), question) {
+        match zone.lookup(asker, &name.to_ascii(), question) {
             Answer::NotOurs => return None,
             Answer::NoName => reply.code = ResponseCode::NXDomain,
             Answer::NoData => {}
@@ -144,7 +167,7 @@ impl Responder {
             Answer::Services(services) => {
                 for (port, target) in services {
                     let Ok(target_name) = Name::from_ascii(format!("{target}.")) else { continue };
-                    if let Answer::Addresses(addresses) = zone.lookup(target, Question::A) {
+                    if let Answer::Addresses(addresses) = zone.lookup(asker, target, Question::A) {
                         reply.additionals.extend(addresses.iter().map(|address| a(&target_name, *address)));
                     }
                     let data = RData::SRV(SRV::new(0, 0, *port, target_name));

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use futures_util::StreamExt as _;
 use hickory_server::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_server::proto::rr::{Name, RData, RecordType};
+use hivemind_core::isolation::{Endpoint, NetworkId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
@@ -43,6 +44,7 @@ fn zone(replicas: u8) -> Arc<Zone> {
 struct Served {
     address: SocketAddr,
     zone: watch::Sender<Arc<Zone>>,
+    isolation: watch::Sender<Isolation>,
     listen: watch::Sender<BTreeSet<SocketAddr>>,
     upstreams: watch::Sender<Vec<SocketAddr>>,
     task: JoinHandle<()>,
@@ -59,8 +61,9 @@ async fn serve(replicas: u8, upstreams: Vec<SocketAddr>) -> Served {
     let (zone, zones) = watch::channel(zone(replicas));
     let (listen, listens) = watch::channel(BTreeSet::from([address]));
     let (upstreams, upstreamss) = watch::channel(upstreams);
-    let task = tokio::spawn(run(zones, listens, upstreamss));
-    let served = Served { address, zone, listen, upstreams, task };
+    let (isolation, isolations) = watch::channel(Isolation::default());
+    let task = tokio::spawn(run(zones, isolations, listens, upstreamss));
+    let served = Served { address, zone, isolation, listen, upstreams, task };
     served.wait_for(address).await;
     served
 }
@@ -241,6 +244,61 @@ async fn the_rest_is_forwarded_and_kept() {
     assert_eq!(absent.metadata.response_code, ResponseCode::NXDomain);
 }
 
+/// Says that whoever asks from this machine is a container.
+fn asks_as(served: &Served, network: &str, outside: bool, name_servers: Vec<IpAddr>) {
+    let networks = BTreeSet::from([NetworkId { namespace: "default".into(), name: network.into() }]);
+    let endpoint = Endpoint { networks, outside, name_servers };
+    let endpoints = [(Ipv4Addr::LOCALHOST, endpoint)].into();
+    served.isolation.send_replace(Isolation { endpoints, ..Isolation::default() });
+}
+
+#[tokio::test]
+async fn a_container_is_told_of_workloads_in_its_networks_and_of_no_others() {
+    let served = serve(2, vec![]).await;
+    let mut zone = Zone::clone(&zone(2));
+    let network = NetworkId { namespace: "default".into(), name: "back".into() };
+    zone.networks.insert("web.default.hive.internal".into(), [network.clone()].into());
+    let alias = (Some(network), "web.default.hive.internal".to_owned());
+    zone.aliases.insert("site.default.hive.internal".into(), [alias].into());
+    served.zone.send_replace(Arc::new(zone));
+    let names = ["web", "site", "0.web"].map(|name| format!("{name}.default.hive.internal."));
+    for (network, code) in [("back", ResponseCode::NoError), ("front", ResponseCode::NXDomain)] {
+        asks_as(&served, network, true, vec![]);
+        for name in &names {
+            let answer = served.ask(name, RecordType::A).await;
+            assert_eq!(answer.metadata.response_code, code, "{name} in {network}");
+            assert_eq!(answer.answers.is_empty(), network == "front", "{name} in {network}");
+        }
+        let answer = served.ask("_80._tcp.web.default.hive.internal.", RecordType::SRV).await;
+        assert_eq!(answer.metadata.response_code, code);
+    }
+}
+
+#[tokio::test]
+async fn a_container_without_a_way_outside_asks_nobody_outside() {
+    let (upstream, asked) = upstream().await;
+    let served = serve(1, vec![upstream]).await;
+    asks_as(&served, "back", false, vec![]);
+    let answer = served.ask("example.org.", RecordType::A).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    asks_as(&served, "back", true, vec![]);
+    let answer = served.ask("example.org.", RecordType::A).await;
+    assert_eq!(addresses(&answer), [Ipv4Addr::new(192, 0, 2, 1)].into());
+}
+
+#[tokio::test]
+async fn a_container_with_name_servers_of_its_own_is_told_what_those_say() {
+    let (upstream, asked) = upstream().await;
+    let served = serve(1, vec![upstream]).await;
+    // Nobody listens there, and the node's own are not asked in its place.
+    let silent = own_address();
+    asks_as(&served, "back", true, vec![silent.ip()]);
+    let answer = served.ask("example.org.", RecordType::A).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+}
+
 #[tokio::test]
 async fn names_of_the_cluster_never_leave_it() {
     let (upstream, asked) = upstream().await;
@@ -289,7 +347,7 @@ async fn questions_under_way_to_silent_name_servers_are_bounded() {
     let names: Vec<Name> = (0..=forward::MAX_UNDER_WAY).map(name).collect();
     let asked = tokio::time::Instant::now();
     let mut answers: futures_util::stream::FuturesUnordered<_> =
-        names.iter().map(|name| forwarder.ask(name, RecordType::A)).collect();
+        names.iter().map(|name| forwarder.ask(name, RecordType::A, Vec::new())).collect();
     // One more than there is room for: it is refused at once, while the others wait for their answers.
     let refused = answers.next().await.unwrap();
     assert_eq!(refused.code, ResponseCode::ServFail);

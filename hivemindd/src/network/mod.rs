@@ -8,16 +8,20 @@
 //!
 //! Containers' traffic is routed, not bridged, between nodes: each peer has one route, one
 //! neighbour and one forwarding entry, and the VXLAN device learns nothing by itself (RFC 7348).
-//! Published ports are translated by nftables (`ports.rs`). The plan is applied again whenever the
+//! Published ports are translated by nftables (`ports.rs`), and by it containers reach whom they may
+//! (`isolation.rs`). The plan is applied again whenever the
 //! kernel tells of a change, and now and then without that, so that what somebody else changed is
 //! repaired.
 
+pub mod isolation;
 mod kernel;
+mod nft;
 mod ports;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wanted;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use hivemind_core::event::NetworkPlan;
@@ -34,6 +38,16 @@ pub const BRIDGE: &str = "hive0";
 
 /// The VXLAN device that leads to the other nodes.
 pub const VXLAN: &str = "hive-vxlan";
+
+/// How the names begin of the machine's ends of containers' interfaces; no other interface on the bridge has such a
+/// name.
+const CONTAINER_PREFIX: &str = "hv";
+
+/// The machine's end of the interface of the container with this address. So the rules of who reaches whom can name
+/// it before it is there.
+pub fn container_interface(address: Ipv4Addr) -> String {
+    format!("{CONTAINER_PREFIX}{:08x}", address.to_bits())
+}
 
 /// UDP port of VXLAN (RFC 7348, section 5).
 const VXLAN_PORT: u16 = 4789;
@@ -74,7 +88,7 @@ pub enum NetworkError {
         source: std::io::Error,
     },
     /// nft refused the rules.
-    #[error("the rules of published ports: {0}")]
+    #[error("nftables: {0}")]
     Rules(String),
 }
 

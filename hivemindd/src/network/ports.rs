@@ -4,29 +4,24 @@
 //! random; one to a replica on another node takes this node's overlay address, so that the answer
 //! comes back the same way.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 use hivemind_core::event::NetworkPlan;
 use hivemind_spec::workload::Protocol;
-use nftables::batch::Batch;
-use nftables::expr::{
-    CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, NgMode, Numgen, Payload,
-    PayloadField, Prefix,
-};
-use nftables::schema::{Chain, NfCmd, NfListObject, Nftables, Rule, Table};
+use nftables::expr::{CT, Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, NgMode, Numgen};
 use nftables::stmt::{Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainType, NfFamily, NfHook};
 
+use super::nft::{NewTable, device, field, is, is_not, prefix, text};
 use super::{BRIDGE, NetworkError, VXLAN};
-
-/// The table; nothing else may use the name.
-const TABLE: &str = "hivemind";
 
 /// Priorities of destination and source translation (nft(8), "Standard priority names").
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
+
+/// Priority of filters.
+const FILTER: i32 = 0;
 
 /// What the rules are made from.
 type Published = BTreeMap<(Protocol, u16), BTreeSet<(Ipv4Addr, u16)>>;
@@ -46,61 +41,38 @@ impl Ports {
         if self.applied.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        let rules = ruleset(wanted.0, &wanted.1);
-        tokio::task::spawn_blocking(move || nftables::helper::apply_ruleset(&rules))
-            .await
-            .map_err(|error| NetworkError::Rules(error.to_string()))?
-            .map_err(|error| NetworkError::Rules(error.to_string()))?;
+        table(wanted.0, &wanted.1).apply().await?;
         self.applied = Some(wanted);
         Ok(())
     }
 }
 
-/// The whole table, in one transaction: whatever was there goes.
-fn ruleset(range: (Ipv4Addr, u8), published: &Published) -> Nftables<'static> {
-    let mut batch = Batch::new();
-    let table = || Table { family: NfFamily::IP, name: TABLE.into(), ..Table::default() };
-    // Deleting what is not there is an error, adding what is there is not.
-    batch.add(NfListObject::Table(table()));
-    batch.add_cmd(NfCmd::Delete(NfListObject::Table(table())));
-    batch.add(NfListObject::Table(table()));
+/// The whole table.
+fn table(range: (Ipv4Addr, u8), published: &Published) -> NewTable {
+    let mut table = NewTable::new(NfFamily::IP);
     for (name, hook, priority) in [
         ("prerouting", NfHook::Prerouting, DSTNAT),
         ("output", NfHook::Output, DSTNAT),
         ("postrouting", NfHook::Postrouting, SRCNAT),
     ] {
-        batch.add(NfListObject::Chain(Chain {
-            family: NfFamily::IP,
-            table: TABLE.into(),
-            name: name.into(),
-            _type: Some(NfChainType::NAT),
-            hook: Some(hook),
-            prio: Some(priority),
-            ..Chain::default()
-        }));
+        table.chain(name, Some((NfChainType::NAT, hook, priority)));
     }
     for ((protocol, port), endpoints) in published {
         for (index, (address, target)) in endpoints.iter().enumerate() {
             let left = endpoints.len() - index;
             let statements = to_endpoint(*protocol, *port, *address, *target, left);
-            batch.add(rule("prerouting", statements.clone()));
-            batch.add(rule("output", statements));
+            table.rule("prerouting", statements.clone());
+            table.rule("output", statements);
         }
     }
     for statements in masquerades(range) {
-        batch.add(rule("postrouting", statements));
+        table.rule("postrouting", statements);
     }
-    batch.to_nftables()
-}
-
-fn rule(chain: &'static str, statements: Vec<Statement<'static>>) -> NfListObject<'static> {
-    NfListObject::Rule(Rule {
-        family: NfFamily::IP,
-        table: TABLE.into(),
-        chain: chain.into(),
-        expr: Cow::Owned(statements),
-        ..Rule::default()
-    })
+    table.chain("forward", Some((NfChainType::Filter, NfHook::Forward, FILTER)));
+    for statements in guards() {
+        table.rule("forward", statements);
+    }
+    table
 }
 
 /// Sends one in `left` of the connections that come this far to an endpoint.
@@ -136,66 +108,58 @@ fn to_endpoint(
     statements
 }
 
+fn leaves_by(name: &'static str) -> Statement<'static> {
+    is(device(MetaKey::Oifname), text(name))
+}
+
+fn does_not_leave_by(name: &'static str) -> Statement<'static> {
+    is_not(device(MetaKey::Oifname), text(name))
+}
+
+/// A connection of one of these kinds.
+fn tracked(key: &'static str, values: &[&'static str]) -> Statement<'static> {
+    let left = Expression::Named(NamedExpression::CT(CT { key: key.into(), family: None, dir: None }));
+    let right = Expression::List(values.iter().map(|value| text(*value)).collect());
+    Statement::Match(Match { left, right, op: Operator::IN })
+}
+
+fn translated() -> Statement<'static> {
+    tracked("status", &["dnat"])
+}
+
 /// Whose source address is replaced by this node's.
-fn masquerades((network, length): (Ipv4Addr, u8)) -> [Vec<Statement<'static>>; 3] {
-    let range = || {
-        Expression::Named(NamedExpression::Prefix(Prefix {
-            addr: Box::new(text(network.to_string())),
-            len: length.into(),
-        }))
-    };
-    let leaves_by = |device: &'static str, op| {
-        Statement::Match(Match {
-            left: Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Oifname })),
-            right: text(device),
-            op,
-        })
-    };
-    let translated = || {
-        Statement::Match(Match {
-            left: Expression::Named(NamedExpression::CT(CT {
-                key: "status".into(),
-                family: None,
-                dir: None,
-            })),
-            right: text("dnat"),
-            op: Operator::IN,
-        })
-    };
+fn masquerades(range: (Ipv4Addr, u8)) -> [Vec<Statement<'static>>; 3] {
     let masquerade = Statement::Masquerade(None);
     [
         // Containers that talk to the outside.
         vec![
-            is(field("ip", "saddr"), range()),
-            is_not(field("ip", "daddr"), range()),
-            leaves_by(BRIDGE, Operator::NEQ),
-            leaves_by(VXLAN, Operator::NEQ),
+            is(field("ip", "saddr"), prefix(range)),
+            is_not(field("ip", "daddr"), prefix(range)),
+            does_not_leave_by(BRIDGE),
+            does_not_leave_by(VXLAN),
             masquerade.clone(),
         ],
         // Published ports whose replica is on another node.
-        vec![translated(), leaves_by(VXLAN, Operator::EQ), masquerade.clone()],
+        vec![translated(), leaves_by(VXLAN), masquerade.clone()],
         // A container that reaches a neighbour, or itself, by a published port.
-        vec![translated(), leaves_by(BRIDGE, Operator::EQ), is(field("ip", "saddr"), range()), masquerade],
+        vec![translated(), leaves_by(BRIDGE), is(field("ip", "saddr"), prefix(range)), masquerade],
     ]
 }
 
-fn text(text: impl Into<Cow<'static, str>>) -> Expression<'static> {
-    Expression::String(text.into())
-}
-
-fn field(protocol: &'static str, field: &'static str) -> NamedExpression<'static> {
-    NamedExpression::Payload(Payload::PayloadField(PayloadField {
-        protocol: protocol.into(),
-        field: field.into(),
-    }))
-}
-
-fn is(left: NamedExpression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left: Expression::Named(left), right, op: Operator::EQ })
-}
-
-fn is_not(left: NamedExpression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left: Expression::Named(left), right, op: Operator::NEQ })
+/// What may be forwarded to containers from outside the overlay: connections to published ports, and what belongs to
+/// those that containers made. A neighbour of the machine that has a route to the containers reaches no more.
+fn guards() -> [Vec<Statement<'static>>; 3] {
+    let comes_from_elsewhere = |name| is_not(device(MetaKey::Iifname), text(name));
+    [
+        vec![tracked("state", &["established", "related"]), Statement::Accept(None)],
+        vec![translated(), Statement::Accept(None)],
+        vec![
+            leaves_by(BRIDGE),
+            comes_from_elsewhere(BRIDGE),
+            comes_from_elsewhere(VXLAN),
+            Statement::Drop(None),
+        ],
+    ]
 }
 
 #[cfg(test)]
@@ -206,7 +170,7 @@ mod tests {
     fn every_endpoint_of_a_published_port_gets_its_share() {
         let endpoints: BTreeSet<_> = (1..=3).map(|n| (Ipv4Addr::new(10, 42, n, 2), 80)).collect();
         let published = BTreeMap::from([((Protocol::Tcp, 8080), endpoints)]);
-        let rules = serde_json::to_string(&ruleset((Ipv4Addr::new(10, 42, 0, 0), 16), &published)).unwrap();
+        let rules = serde_json::to_string(&table((Ipv4Addr::new(10, 42, 0, 0), 16), &published).into_rules()).unwrap();
         for (share, address) in [("3", "10.42.1.2"), ("2", "10.42.2.2")] {
             assert!(rules.contains(&format!(r#""mod":{share}"#)), "{rules}");
             assert!(rules.contains(address), "{rules}");

@@ -186,3 +186,13 @@ fn nft_takes_the_rules_and_replaces_them_as_a_whole() {
         assert!(!rules.contains("dnat to") && rules.contains("masquerade"), "{rules}");
     });
 }
+
+#[test]
+fn names_of_containers_interfaces_fit_the_kernel_and_differ_from_the_nodes_own() {
+    let name = container_interface(Ipv4Addr::new(10, 42, 255, 254));
+    assert_eq!(name, "hv0a2afffe");
+    assert!(name.len() < nix::libc::IFNAMSIZ);
+    for own in [BRIDGE, VXLAN] {
+        assert!(!own.starts_with(CONTAINER_PREFIX));
+    }
+}

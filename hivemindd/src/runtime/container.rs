@@ -297,6 +297,9 @@ impl Runtime {
         };
         let mut tasks = self.containerd.tasks();
         tasks.create(request(create)).await.map_err(|status| start_failure(&status))?;
+        if let Some(in_force) = self.settings.in_force.as_ref().filter(|_| !plan.spec.offline) {
+            in_force.wait_for(plan.ip).await.map_err(transient)?;
+        }
         let start = StartRequest { container_id: id.0.clone(), ..Default::default() };
         tasks.start(request(start)).await.map_err(|status| start_failure(&status))?;
         Ok(())

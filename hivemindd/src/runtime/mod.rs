@@ -21,6 +21,8 @@ use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
 use tokio::sync::Semaphore;
 
+use crate::network::isolation::InForce;
+
 mod cgroup;
 mod client;
 mod container;
@@ -80,6 +82,8 @@ pub struct Settings {
     pub volume_dir: PathBuf,
     /// The overlay's bridge.
     pub bridge: String,
+    /// Which rules of who reaches whom are in force: containers wait for theirs. None: there are no such rules.
+    pub in_force: Option<InForce>,
     /// The cgroup shims are in, so that they are not counted as containerd's; empty: containerd's.
     pub shim_cgroup: String,
     /// Registries (`host:port`) spoken to by plain HTTP.
@@ -99,6 +103,7 @@ impl Default for Settings {
             log_dir: "/var/log/containers".into(),
             volume_dir: "/var/lib/hivemind/volumes".into(),
             bridge: "hive0".into(),
+            in_force: None,
             shim_cgroup: "/hivemind/shims".into(),
             insecure_registries: Vec::new(),
             owner: None,

@@ -20,16 +20,13 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::client::transient;
+use crate::network::container_interface;
 
 /// The container's interface, as in every other container system.
 const INTERFACE: &str = "eth0";
 
 /// Index of the loopback interface in a namespace of its own.
 const LOOPBACK_INDEX: u32 = 1;
-
-/// Digits of the container id in the name of the machine's end: 15 characters is the kernel's
-/// limit, 52 bits are enough to be unique on a node.
-const NAME_DIGITS: usize = 13;
 
 /// How long a container waits for the bridge. At boot containerd may be up before the kernel's modules for it are loaded,
 /// by half a minute on a slow machine; a failure would be waited for longer each time.
@@ -108,6 +105,9 @@ impl Networks {
         path: &Path,
     ) -> Result<(), OperationError> {
         let bridge = self.bridge_by(handle).await?;
+        let name = container_interface(plan.ip);
+        // Of a container that had the address before, and whose namespace something still holds.
+        delete_link(handle, &name).await.map_err(failed("removing the interface there was"))?;
         let namespace = fs::File::open(path).map_err(failed("opening the namespace"))?;
         let inside = LinkUnspec::new_with_name(INTERFACE)
             .setns_by_fd(namespace.as_fd().as_raw_fd())
@@ -115,7 +115,7 @@ impl Networks {
             .mtu(plan.mtu)
             .build();
         let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-            .name(host_interface(&plan.id))
+            .name(name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(inside)))
             .mtu(plan.mtu)
             .controller(bridge)
@@ -126,12 +126,17 @@ impl Networks {
 
     /// Takes the namespace apart. It need not be there.
     pub(super) async fn remove(&self, id: &ContainerId) -> Result<(), OperationError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(failed("opening netlink"))?;
-        let driver = tokio::spawn(connection);
-        let result = delete_link(&handle, &host_interface(id)).await;
-        driver.abort();
-        result.map_err(failed("removing the interface"))?;
         let path = self.path(id);
+        let inside = path.clone();
+        // With its end in the namespace the machine's goes too, and at once.
+        let removed = in_thread(move || inside_of(&inside, |handle| async move {
+            delete_link(&handle, INTERFACE).await
+        })).await;
+        if let Err(error) = removed
+            && !is_half_made(&error)
+        {
+            return Err(failed("removing the interface")(error));
+        }
         match umount2(&path, MntFlags::MNT_DETACH) {
             // Not there, or there but not mounted: half made.
             Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
@@ -144,12 +149,6 @@ impl Networks {
             _ => Ok(()),
         }
     }
-}
-
-/// The name of the machine's end of a container's pair of interfaces.
-pub(super) fn host_interface(id: &ContainerId) -> String {
-    let digits = id.0.strip_prefix("hm-").unwrap_or(&id.0);
-    format!("hv{}", digits.chars().take(NAME_DIGITS).collect::<String>())
 }
 
 /// A container's hardware address, locally administered (IEEE 802, section 8.4). It follows from the IP
@@ -201,13 +200,26 @@ fn new_namespace(path: &Path) -> io::Result<()> {
 type Address = Option<(Ipv4Addr, u8, Ipv4Addr)>;
 
 fn configure_inside(path: &Path, address: Address) -> io::Result<()> {
+    inside_of(path, |handle| async move { configure(&handle, address).await })
+}
+
+/// Does something in a namespace, for which the thread is used up.
+fn inside_of<F>(path: &Path, work: impl FnOnce(Handle) -> F) -> io::Result<()>
+where
+    F: Future<Output = Result<(), rtnetlink::Error>>,
+{
     setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async move {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        configure(&handle, address).await.map_err(io::Error::other)
+        work(handle).await.map_err(io::Error::other)
     })
+}
+
+/// Whether a namespace was named and not made, or not even that.
+fn is_half_made(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::EINVAL as i32)
 }
 
 async fn configure(handle: &Handle, address: Address) -> Result<(), rtnetlink::Error> {
@@ -222,126 +234,4 @@ async fn configure(handle: &Handle, address: Address) -> Result<(), rtnetlink::E
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{TcpListener, TcpStream};
-
-    use hivemind_core::event::ContainerLabels;
-    use hivemind_core::record::{ReplicaId, WorkloadId};
-    use hivemind_spec::api::Capacity;
-    use hivemind_spec::id::Digest;
-
-    use super::*;
-    use crate::identity::tests::Folder;
-    use crate::network::tests::{in_own_namespace, output};
-
-    fn plan(id: &str, ip: Ipv4Addr) -> ContainerPlan {
-        let workload = WorkloadId { namespace: "default".to_owned(), name: "web".to_owned() };
-        let labels = ContainerLabels {
-            replica: ReplicaId { workload, slot: 0 },
-            template: Digest([1; 32]),
-            ip,
-            restarts: 0,
-            asks: Capacity::default(),
-        };
-        ContainerPlan {
-            id: ContainerId(id.to_owned()),
-            labels,
-            spec: serde_json::from_str(r#"{"image": "registry.lab/web:1"}"#).unwrap(),
-            hostname: "web-0".to_owned(),
-            ip,
-            prefix: 24,
-            gateway: Ipv4Addr::new(10, 42, 1, 1),
-            search: "default.hive.internal".to_owned(),
-            mtu: 1450,
-            volumes: Default::default(),
-            secrets: Default::default(),
-        }
-    }
-
-    /// Whether something that listens in the container can be connected to from outside.
-    async fn answers(networks: &Networks, container: &ContainerPlan) -> bool {
-        let (path, address) = (networks.path(&container.id), (container.ip, 80).into());
-        let (told, listener) = oneshot::channel();
-        let listen = move || {
-            setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
-            let _ = told.send(TcpListener::bind(address)?);
-            Ok(())
-        };
-        in_thread(listen).await.unwrap();
-        let _listener = listener.await.unwrap();
-        TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
-    }
-
-    #[test]
-    fn a_container_made_anew_is_reached_at_once_though_its_neighbour_keeps_the_bridge_up() {
-        in_own_namespace(|| async {
-            let folder = Folder::new("netns");
-            let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
-            for command in
-                ["link add hive0 type bridge", "addr add 10.42.1.1/24 dev hive0", "link set hive0 up"]
-            {
-                output("ip", command);
-            }
-            let other = plan("hm-1000000000000000", Ipv4Addr::new(10, 42, 1, 2));
-            let restarted = plan("hm-2000000000000000", Ipv4Addr::new(10, 42, 1, 3));
-            networks.create(&other).await.unwrap();
-            networks.create(&restarted).await.unwrap();
-            assert!(answers(&networks, &restarted).await && answers(&networks, &other).await);
-            networks.remove(&restarted.id).await.unwrap();
-            networks.create(&restarted).await.unwrap();
-            assert!(answers(&networks, &restarted).await, "{}", output("ip", "neigh show dev hive0"));
-            for container in [&other, &restarted] {
-                networks.remove(&container.id).await.unwrap();
-            }
-        });
-    }
-
-    #[test]
-    fn a_container_that_comes_before_the_bridge_waits_for_it_and_does_not_fail() {
-        in_own_namespace(|| async {
-            let folder = Folder::new("netns-early");
-            let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
-            let early = plan("hm-3000000000000000", Ipv4Addr::new(10, 42, 1, 4));
-            let bridge = async {
-                sleep(5 * BRIDGE_POLL).await;
-                output("ip", "link add hive0 type bridge");
-            };
-            let (made, ()) = tokio::join!(networks.create(&early), bridge);
-            made.unwrap();
-            networks.remove(&early.id).await.unwrap();
-        });
-    }
-
-    #[test]
-    fn a_container_has_the_hardware_address_it_asks_for_or_no_network_at_all() {
-        in_own_namespace(|| async {
-            let folder = Folder::new("netns-address");
-            let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
-            output("ip", "link add hive0 type bridge");
-            let mut known = plan("hm-4000000000000000", Ipv4Addr::new(10, 42, 1, 5));
-            known.spec.mac_address = Some("02:11:22:33:44:55".to_owned());
-            let mut offline = plan("hm-5000000000000000", Ipv4Addr::new(10, 42, 1, 6));
-            offline.spec.offline = true;
-            let inside = |container: &ContainerPlan| {
-                let path = networks.path(&container.id).display().to_string();
-                output("nsenter", &format!("--net={path} ip -o link"))
-            };
-            for container in [&known, &offline] {
-                networks.create(container).await.unwrap();
-            }
-            assert!(inside(&known).contains("02:11:22:33:44:55"), "{}", inside(&known));
-            let links = inside(&offline);
-            assert!(links.lines().count() == 1 && links.contains("lo:") && links.contains(",UP"), "{links}");
-            for container in [&known, &offline] {
-                networks.remove(&container.id).await.unwrap();
-            }
-        });
-    }
-
-    #[test]
-    fn interface_names_fit_the_kernel() {
-        let name = host_interface(&ContainerId("hm-0123456789abcdef".into()));
-        assert_eq!(name, "hv0123456789abc");
-        assert!(name.len() <= 15);
-    }
-}
+mod tests;

@@ -28,6 +28,7 @@ pub(super) fn key(
         "hostname" => container.hostname = Some(reader.label(node, "a host name")?),
         "domainname" => container.domainname = Some(reader.text(node)?),
         "extra_hosts" => container.hosts = hosts(reader, node)?,
+        "dns" => container.resolver.servers = addresses(reader, node)?,
         "dns_search" => container.resolver.search = domains(reader, node)?,
         "dns_opt" => container.resolver.options = texts(reader, node, "an option")?,
         "ports" => reader
@@ -40,10 +41,6 @@ pub(super) fn key(
         "stop_signal" => container.stop_signal = Some(signal(reader, node)?),
         "stop_grace_period" => container.stop_grace_ms = reader.duration_ms(node)?,
         "mac_address" => container.mac_address = Some(reader.text(node)?),
-        "network_mode" => {
-            container.offline =
-                reader.word(node, &[("none", true), ("bridge", false), ("default", false)])?;
-        }
         "blkio_config" => container.resources.disk = disk_limits(reader, node)?,
         "logging" => container.log_bytes = logging::log_bytes(reader, node)?,
         "tty" => container.tty = reader.boolean(node)?,
@@ -102,6 +99,14 @@ fn domains(reader: &Reader<'_>, node: &Node) -> Option<Vec<String>> {
         return None;
     }
     Some(domains)
+}
+
+fn addresses(reader: &Reader<'_>, node: &Node) -> Option<Vec<IpAddr>> {
+    let address = |item: &Node| {
+        let text = reader.text(item)?;
+        reader.ok(item.mark, text.parse().map_err(|_| format!("{text:?} is not an IP address")))
+    };
+    reader.one_or_many(node)?.iter().map(address).collect()
 }
 
 fn tmpfs(reader: &Reader<'_>, node: &Node) -> Option<Vec<String>> {

@@ -16,7 +16,8 @@ use Verdict::{Honoured, Refused};
 pub type Row = (&'static str, Verdict);
 
 const ON_DISK: Verdict = Refused("volumes are on the machines' own disks in this version");
-const NETWORKS: Verdict = Refused("all workloads share one network, where they find each other by name");
+const ADDRESSES: Verdict = Refused("addresses come from the subnet of each machine; use the service's name");
+const NO_DEVICE: Verdict = Refused("a network is who reaches whom, and has no devices of its own");
 const RIGHTS: Verdict = Refused("containers get no rights over the machine they run on");
 const WEIGHTS: Verdict = Refused("machines' disks know limits and no weights");
 const LATER: Verdict = Refused("not in this version");
@@ -31,7 +32,7 @@ pub const TOP: &[Row] = &[
     ("services", Honoured("one workload each, named like the service")),
     ("version", Honoured("nothing: the Compose specification declares it obsolete")),
     ("models", LATER),
-    ("networks", NETWORKS),
+    ("networks", Honoured("see below; who reaches whom, on one machine and across all")),
     (
         "secrets",
         Honoured("see below; sealed on this machine to the cluster's, which open them in memory only"),
@@ -71,6 +72,10 @@ pub const SERVICE: &[Row] = &[
         Honoured("see below; what its containers wait for before they start, also on other machines"),
     ),
     ("deploy", Honoured("see below")),
+    (
+        "dns",
+        Honoured("name servers that the container's machine asks for it; the cluster's own names stay as they are"),
+    ),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
     ("domainname", Honoured("the container's domain name")),
@@ -108,7 +113,11 @@ pub const SERVICE: &[Row] = &[
     ),
     ("mem_swappiness", Honoured("`0` only: nothing is swapped, because machines have no swap")),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
-    ("network_mode", Honoured("`none`: loopback only; `bridge`: the network that all have")),
+    ("network_mode", Honoured("`none`: loopback only; `bridge`: the network of those that name none")),
+    (
+        "networks",
+        Honoured("see below; the networks it is in, by whose services it is found and reached, and by no others"),
+    ),
     (
         "oom_score_adj",
         Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000"),
@@ -155,10 +164,8 @@ pub const SERVICE: &[Row] = &[
     ("develop", Refused("it is for a developer's machine")),
     ("device_cgroup_rules", RIGHTS),
     ("devices", RIGHTS),
-    ("dns", Refused("containers ask their node's resolver, which knows the other workloads")),
     ("gpus", LATER),
     ("models", LATER),
-    ("networks", NETWORKS),
     ("oom_kill_disable", RIGHTS),
     ("pid", RIGHTS),
     ("privileged", RIGHTS),
@@ -344,6 +351,41 @@ pub const SECRET_USE: &[Row] = &[
     ("uid", Honoured("the file's owner; 0 if not given")),
 ];
 
+/// An entry of the top level's `networks`.
+pub const NETWORK: &[Row] = &[
+    ("attachable", Honoured("without effect: all containers are of services")),
+    ("driver", Honoured("`bridge` or `overlay`, which are the same: all networks reach across machines")),
+    ("enable_ipv4", Honoured("`true` only")),
+    ("enable_ipv6", Honoured("`false` only: containers have IPv4 addresses in this version")),
+    (
+        "external",
+        Honoured("`true`: services of other files are in it too; so they may be in any, by its name in the namespace"),
+    ),
+    (
+        "internal",
+        Honoured(
+            "`true`: it leads to its services only; one that is only in such reaches nothing outside the cluster",
+        ),
+    ),
+    ("name", Honoured("what it is called in its namespace; the key if not given, with `-` for `_`")),
+    ("driver_opts", NO_DEVICE),
+    ("ipam", ADDRESSES),
+    ("labels", Refused("a network has no document that could have labels; label its services")),
+];
+
+/// An entry of a service's `networks` in its long form.
+pub const NETWORK_USE: &[Row] = &[
+    ("aliases", Honoured("more names of the service in this network")),
+    ("gw_priority", Honoured("without effect: a container has one interface for all its networks")),
+    ("interface_name", Honoured("`eth0` only, which is the one interface")),
+    ("priority", Honoured("without effect: a container has one interface for all its networks")),
+    ("driver_opts", NO_DEVICE),
+    ("ipv4_address", ADDRESSES),
+    ("ipv6_address", ADDRESSES),
+    ("link_local_ips", ADDRESSES),
+    ("mac_address", Refused("a container has one interface; its address is `mac_address` of the service")),
+];
+
 /// An entry of the top level's `secrets`.
 pub const SECRET: &[Row] = &[
     ("environment", Honoured("the variable that has the content where the file is pushed")),
@@ -477,6 +519,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.storage_opt", STORAGE_OPT),
     ("services.NAME.configs", CONFIG_USE),
+    ("services.NAME.networks.NAME", NETWORK_USE),
     ("services.NAME.secrets", SECRET_USE),
     ("services.NAME.volumes", MOUNT),
     ("services.NAME.volumes.bind", MOUNT_BIND),
@@ -488,6 +531,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.logging.options", LOGGING_OPTIONS),
     ("services.NAME.extends", EXTENDS),
     ("configs.NAME", CONFIG),
+    ("networks.NAME", NETWORK),
     ("secrets.NAME", SECRET),
     ("volumes.NAME", VOLUME),
     ("volumes.NAME.x-hivemind", VOLUME_EXTENSION),

@@ -7,6 +7,7 @@ use hivemind_spec::workload::{
     Operator, PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
 };
 
+use super::networks::{self, Attachments, Networks};
 use super::reader::Reader;
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
@@ -31,6 +32,8 @@ type Placed<T> = Option<(Mark, T)>;
 pub(super) struct Shared {
     /// Contents of its configurations, by name.
     pub(super) configs: BTreeMap<String, String>,
+    /// Its networks.
+    pub(super) networks: Networks,
     /// Its secrets.
     pub(super) secrets: Secrets,
     /// Its volumes, and those without a name of the services that were read.
@@ -62,6 +65,9 @@ struct Draft {
     constraints: Vec<Constraint>,
     depends_on: Vec<(Mark, Dependency)>,
     links: Pairs,
+    networks: Placed<()>,
+    network_mode: Placed<()>,
+    attachments: Attachments,
     container_name: Placed<()>,
     stdin_open: Placed<bool>,
     volumes_from: Vec<volumes::From>,
@@ -103,6 +109,9 @@ pub(super) fn service(reader: &Reader<'_>, shared: &mut Shared, name: &Key, node
         return None;
     };
     draft.container.image = image;
+    if draft.attachments.is_empty() && !draft.container.offline {
+        draft.attachments = networks::without_any(&shared.networks);
+    }
     cpu_quota(reader, &mut draft);
     health_check(reader, &mut draft);
     check(reader, &draft);
@@ -134,6 +143,9 @@ impl Draft {
             constraints: Vec::new(),
             depends_on: Vec::new(),
             links: Pairs::new(),
+            networks: None,
+            network_mode: None,
+            attachments: Attachments::new(),
             container_name: None,
             stdin_open: None,
             volumes_from: Vec::new(),
@@ -176,6 +188,7 @@ impl Draft {
             constraints: self.constraints,
             depends_on: self.depends_on.iter().map(|(_, dependency)| dependency.clone()).collect(),
             links: self.links,
+            networks: self.attachments,
             takeover: self.takeover,
             priority: self.priority,
             // Which nodes have a say is for whoever pushes it to find out.
@@ -219,6 +232,9 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
             reader.fault(mark, "memory and swap together are less than the memory limit; raise it");
         }
         _ => {}
+    }
+    if let (Some((mark, ())), Some(_)) = (draft.network_mode, draft.networks) {
+        reader.fault(mark, "`networks` says otherwise; say it in one place");
     }
     if let (Some((mark, ())), Some((_, replicas @ 2..))) = (draft.container_name, draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas cannot all have this name; remove it"));
@@ -316,6 +332,15 @@ fn service_key(
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
         }
         "volumes" => volumes::mounts(reader, &mut shared.volumes, &service.text, &mut draft.container, node)?,
+        "networks" => {
+            draft.networks = Some((at, ()));
+            draft.attachments = networks::attachments(reader, &shared.networks, node)?;
+        }
+        "network_mode" => {
+            draft.network_mode = Some((at, ()));
+            draft.container.offline =
+                reader.word(node, &[("none", true), ("bridge", false), ("default", false)])?;
+        }
         "secrets" => draft.container.secrets = secrets::mounts(reader, &shared.secrets, node)?,
         "volumes_from" => draft.volumes_from = volumes::others(reader, node)?,
         _ => container::key(reader, &shared.configs, &mut draft.container, key, node)?,

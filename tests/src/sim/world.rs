@@ -577,7 +577,7 @@ impl World {
                     }
                 }
                 Action::StartRelease(release) => self.happen(index, 1, Happening::Start(release)),
-                Action::Zone(_) | Action::HealthChecks(_) | Action::Secrets(_) => {}
+                Action::Isolate(_) | Action::Zone(_) | Action::HealthChecks(_) | Action::Secrets(_) => {}
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::record::{
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dependencies, dns, overlay, rollout, scheduler, statement, volume};
+use crate::{dependencies, dns, isolation, overlay, rollout, scheduler, statement, volume};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -34,6 +34,8 @@ pub(super) struct Unplanned {
     pub(super) network: bool,
     /// Everything the names follow from may have.
     names: bool,
+    /// Something that follows from who may reach whom.
+    isolation: bool,
     /// What is said or decided about these workloads' replicas has.
     workloads: BTreeSet<WorkloadId>,
 }
@@ -41,12 +43,13 @@ pub(super) struct Unplanned {
 impl Unplanned {
     /// Everything.
     pub(super) fn all() -> Self {
-        Self { network: true, names: true, workloads: BTreeSet::new() }
+        Self { network: true, names: true, isolation: true, workloads: BTreeSet::new() }
     }
 
     /// What a node said or a leader decided.
     pub(super) fn add(&mut self, key: &RecordKey) {
         self.network = true;
+        self.isolation = true;
         match key {
             RecordKey::Observation(_, Topic::Replica(ReplicaId { workload, .. }))
             | RecordKey::Decision(Matter::Placement(workload)) => {
@@ -210,7 +213,9 @@ impl Node {
     /// the plan has none, so that a machine without a network runs its containers all the same;
     /// when an address is lost the network stays as it is.
     fn plan_network(&mut self, out: &mut Actions) {
-        let changed = std::mem::take(&mut self.unplanned);
+        let isolation = self.unplanned.isolation;
+        let changed =
+            std::mem::replace(&mut self.unplanned, Unplanned { isolation, ..Unplanned::default() });
         let underlay = self.facts.as_ref().and_then(|facts| facts.address);
         let planned = self.network.as_ref().and_then(|plan| plan.local.as_ref()?.underlay);
         if changed.network && (underlay.is_some() || planned.is_none()) {
@@ -236,6 +241,23 @@ impl Node {
         };
         if differs || first {
             out.push(Action::Zone(zone.clone()));
+        }
+    }
+
+    /// Whom this node's containers reach, told when it changes. Not before it is known which there are: what the
+    /// agent before this one said holds until then.
+    fn isolate(&mut self, out: &mut Actions) {
+        let held = self.replicas.addresses();
+        let changed = std::mem::take(&mut self.unplanned.isolation) || self.held != held;
+        if !changed && self.isolation.is_some() {
+            return;
+        }
+        let range = self.settings.container_range;
+        let plan = isolation::plan(&self.cluster, &self.settings.me, range, &held);
+        self.held = held;
+        if self.isolation.as_ref() != Some(&plan) {
+            out.push(Action::Isolate(plan.clone()));
+            self.isolation = Some(plan);
         }
     }
 
@@ -288,6 +310,7 @@ impl Node {
             capacity: facts.capacity,
         };
         let plan = self.replicas.plan(now, &wanted, here);
+        self.isolate(out);
         let lease_wake_ms = self.leases.wake_at_ms(now.mono_ms);
         let wakes = [plan.wake_at_ms, lease_wake_ms, volumes.wake_at_ms];
         self.replica_wake_ms = wakes.into_iter().flatten().min();

@@ -322,12 +322,25 @@ impl Replicas {
 
     /// The replicas of which a container is here, or is about to be.
     fn replicas_here(&self) -> impl Iterator<Item = &ReplicaId> {
+        self.containers_here().map(|labels| &labels.replica)
+    }
+
+    /// What the containers are that are here, or are about to be.
+    fn containers_here(&self) -> impl Iterator<Item = &ContainerLabels> {
         let held = self.observed.inventory().containers.values().filter_map(|state| state.labels.as_ref());
         let starting = self.operations.values().filter_map(|op| match op {
             InFlight::Start { labels, .. } => Some(labels),
             _ => None,
         });
-        held.chain(starting).map(|labels| &labels.replica)
+        held.chain(starting)
+    }
+
+    /// The addresses of containers that are here or about to be, and those kept for replicas that are to have one
+    /// again; with whose they are.
+    pub fn addresses(&self) -> BTreeMap<Ipv4Addr, WorkloadId> {
+        let kept = self.lives.iter().filter_map(|(replica, life)| Some((life.ip?, &replica.workload)));
+        let here = self.containers_here().map(|labels| (labels.ip, &labels.replica.workload));
+        kept.chain(here).map(|(ip, workload)| (ip, workload.clone())).collect()
     }
 
     /// The parts of volumes that are here.
@@ -769,7 +782,13 @@ impl Replicas {
             .unwrap_or_else(|| Digest::of(&[]));
         let container = container_id(replica, &template);
         let held = self.observed.inventory().containers.get(&container);
-        let ip = held.and_then(|state| Some(state.labels.as_ref()?.ip));
+        let held = held.and_then(|state| state.labels.as_ref());
+        let labels = held.or_else(|| match self.in_flight_on(&container) {
+            // Told before the container runs, so that others let it in when it does.
+            Some(InFlight::Start { labels, .. }) => Some(labels),
+            _ => None,
+        });
+        let ip = labels.map(|labels| labels.ip);
         let restarts = match &other {
             Some(labels) => labels.restarts,
             None => life.map_or(0, Life::shown_restarts),

@@ -48,6 +48,9 @@ pub const HOST_GATEWAY: &str = "host-gateway";
 /// Lines the container's `hosts` may have, and names of its resolver: more has no reader.
 const MAX_NAMES: usize = 64;
 
+/// Name servers asked, at most: resolvers elsewhere use three (resolv.conf, MAXNS).
+pub const MAX_NAME_SERVERS: usize = 3;
+
 /// What a replica runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -278,12 +281,16 @@ pub struct Resolver {
     /// Options of resolv.conf(5), after `ndots:1`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
+    /// Name servers that its node asks for it, in place of the node's own, for names outside the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub servers: Vec<IpAddr>,
 }
 
 impl Resolver {
     /// Whether nothing is asked for.
     pub fn is_default(&self) -> bool {
-        self.search.is_empty() && self.options.is_empty()
+        self.search.is_empty() && self.options.is_empty() && self.servers.is_empty()
     }
 }
 
@@ -624,7 +631,7 @@ impl ContainerSpec {
                 "without a network there are no ports, no hardware address and no check by HTTP or TCP";
             return fail("/spec/container/offline".into(), text.into());
         }
-        let Resolver { search, options } = &self.resolver;
+        let Resolver { search, options, servers } = &self.resolver;
         if let Some(domain) = search.iter().find(|domain| !is_domain(domain)) {
             return fail("/spec/container/resolver/search".into(), format!("{domain:?} is not a domain"));
         }
@@ -633,6 +640,17 @@ impl ContainerSpec {
         };
         if let Some(text) = options.iter().find(|text| !option(text)) {
             return fail("/spec/container/resolver/options".into(), format!("{text:?} is not an option"));
+        }
+        let can_be_asked = |address: &IpAddr| {
+            !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
+        };
+        if servers.len() > MAX_NAME_SERVERS {
+            let text = format!("has more than {MAX_NAME_SERVERS} name servers");
+            return fail("/spec/container/resolver/servers".into(), text);
+        }
+        if let Some(address) = servers.iter().find(|address| !can_be_asked(address)) {
+            let text = format!("{address} is not a name server that a container's node can ask");
+            return fail("/spec/container/resolver/servers".into(), text);
         }
         if self.hosts.len().max(search.len()).max(options.len()) > MAX_NAMES {
             return fail(

@@ -31,6 +31,7 @@ fn sample(key: &str) -> &'static str {
         "cpus" => "0.5",
         "depends_on" => "[other]",
         "deploy" => "{replicas: 2}",
+        "dns" => "9.9.9.9",
         "dns_opt" => "use-vc",
         "dns_search" => "a.example",
         "domainname" => "a.example",
@@ -72,6 +73,7 @@ fn sample(key: &str) -> &'static str {
         "stdin_open" => "true\ntty: true",
         "mac_address" => "02:42:ac:11:00:02",
         "network_mode" => "none",
+        "networks" => "[back]",
         "blkio_config" => "{device_write_bps: [{path: /dev/sda, rate: 1mb}]}",
         "tty" => "true",
         "logging" => "{driver: none}",
@@ -98,7 +100,7 @@ const SPECIFIED: &str = "annotations attach blkio_config build cap_add cap_drop 
 #[test]
 fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line() {
     let more = "  other:\n    image: other\n    user: '7'\n    volumes: [data:/b]\n\
-                configs: {a: {content: text}}\nsecrets: {pass: {environment: TAG}}\nvolumes: {data: {}}\n";
+                configs: {a: {content: text}}\nnetworks: {back: {}}\nsecrets: {pass: {environment: TAG}}\nvolumes: {data: {}}\n";
     let base = compiled(&(service("") + more));
     let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
     let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();
@@ -172,6 +174,10 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                         "services:\n  web: {{image: a}}\n\nsecrets: {{a: {{environment: TAG, {entry}}}}}\n"
                     )
                 }
+                "networks.NAME" => {
+                    format!("services:\n  web: {{image: a}}\n\nnetworks: {{a: {{{entry}}}}}\n")
+                }
+                "services.NAME.networks.NAME" => service(&format!("networks: {{default: {{{entry}}}}}")),
                 "volumes.NAME" => format!("services:\n  web: {{image: a}}\n\nvolumes: {{a: {{{entry}}}}}\n"),
                 "services.NAME.volumes" => {
                     service(&format!("volumes: [{{type: tmpfs, target: /a, {entry}}}]"))
