@@ -108,6 +108,7 @@ impl World {
             log_dir: self.directory.join("logs"),
             volume_dir: self.directory.join("volumes"),
             bridge: self.bridge.clone(),
+            in_force: None,
             shim_cgroup: if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
                 "/hivemind/shims".into()
             } else {

@@ -68,8 +68,7 @@ impl Isolation {
 
 /// The networks a workload is in.
 pub fn networks(cluster: &Cluster, id: &WorkloadId) -> BTreeSet<NetworkId> {
-    let network =
-        |name: &str| NetworkId { namespace: id.namespace.clone(), name: name.to_owned() };
+    let network = |name: &str| NetworkId { namespace: id.namespace.clone(), name: name.to_owned() };
     let workload = cluster.workloads.get(id);
     workload.into_iter().flat_map(|workload| workload.spec.networks()).map(network).collect()
 }
@@ -176,9 +175,12 @@ mod tests {
     #[test]
     fn what_is_only_in_internal_networks_reaches_nothing_outside() {
         let (mut cluster, _) = cluster(1);
-        for (name, networks, outside) in
-            [("a", &[][..], true), ("b", &["x!"], false), ("c", &["x!", "y"], true), ("d", &["x!", "y!"], false)]
-        {
+        for (name, networks, outside) in [
+            ("a", &[][..], true),
+            ("b", &["x!"], false),
+            ("c", &["x!", "y"], true),
+            ("d", &["x!", "y!"], false),
+        ] {
             attached(&mut cluster, name, networks);
             assert_eq!(endpoint(&cluster, &workload_id(name)).outside, outside, "{name}");
         }

@@ -137,8 +137,7 @@ fn table(isolation: &Isolation) -> Option<NewTable> {
     let is_own = |key, protocol, end| is(concat(device(key), field(protocol, end)), text("@owners"));
     let is_not_own = |key, end| is_not(concat(device(key), field("ip", end)), text("@owners"));
     let reaches = |own: &'static str, other: &'static str| {
-        let outside =
-            vec![is_not(field("ip", other), prefix(range)), is(field("ip", own), text("@outside"))];
+        let outside = vec![is_not(field("ip", other), prefix(range)), is(field("ip", own), text("@outside"))];
         let accept = |mut conditions: Vec<Statement<'static>>| {
             conditions.push(Statement::Accept(None));
             conditions

@@ -170,7 +170,8 @@ mod tests {
     fn every_endpoint_of_a_published_port_gets_its_share() {
         let endpoints: BTreeSet<_> = (1..=3).map(|n| (Ipv4Addr::new(10, 42, n, 2), 80)).collect();
         let published = BTreeMap::from([((Protocol::Tcp, 8080), endpoints)]);
-        let rules = serde_json::to_string(&table((Ipv4Addr::new(10, 42, 0, 0), 16), &published).into_rules()).unwrap();
+        let rules = serde_json::to_string(&table((Ipv4Addr::new(10, 42, 0, 0), 16), &published).into_rules())
+            .unwrap();
         for (share, address) in [("3", "10.42.1.2"), ("2", "10.42.2.2")] {
             assert!(rules.contains(&format!(r#""mod":{share}"#)), "{rules}");
             assert!(rules.contains(address), "{rules}");

@@ -46,6 +46,14 @@ fn peer(n: u8) -> (NodeId, PeerNetwork) {
     (NodeId([n; 16]), peer)
 }
 
+/// Makes the network of a node whose port 8080 leads to port 80 of a container at 10.42.1.2.
+pub(crate) async fn node_with_a_published_port() {
+    let mut plan = plan(&[]);
+    let endpoint = (Ipv4Addr::new(10, 42, 1, 2), 80);
+    plan.published = BTreeMap::from([((Protocol::Tcp, 8080), [endpoint].into())]);
+    apply(&plan, &mut Ports::default()).await.unwrap();
+}
+
 fn plan(peers: &[u8]) -> NetworkPlan {
     NetworkPlan {
         local: Some(LocalNetwork {

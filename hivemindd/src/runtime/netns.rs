@@ -129,9 +129,10 @@ impl Networks {
         let path = self.path(id);
         let inside = path.clone();
         // With its end in the namespace the machine's goes too, and at once.
-        let removed = in_thread(move || inside_of(&inside, |handle| async move {
-            delete_link(&handle, INTERFACE).await
-        })).await;
+        let removed = in_thread(move || {
+            inside_of(&inside, |handle| async move { delete_link(&handle, INTERFACE).await })
+        })
+        .await;
         if let Err(error) = removed
             && !is_half_made(&error)
         {

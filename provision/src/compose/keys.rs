@@ -74,7 +74,9 @@ pub const SERVICE: &[Row] = &[
     ("deploy", Honoured("see below")),
     (
         "dns",
-        Honoured("name servers that the container's machine asks for it; the cluster's own names stay as they are"),
+        Honoured(
+            "name servers that the container's machine asks for it; the cluster's own names stay as they are",
+        ),
     ),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
@@ -116,7 +118,9 @@ pub const SERVICE: &[Row] = &[
     ("network_mode", Honoured("`none`: loopback only; `bridge`: the network of those that name none")),
     (
         "networks",
-        Honoured("see below; the networks it is in, by whose services it is found and reached, and by no others"),
+        Honoured(
+            "see below; the networks it is in, by whose services it is found and reached, and by no others",
+        ),
     ),
     (
         "oom_score_adj",
@@ -359,7 +363,9 @@ pub const NETWORK: &[Row] = &[
     ("enable_ipv6", Honoured("`false` only: containers have IPv4 addresses in this version")),
     (
         "external",
-        Honoured("`true`: services of other files are in it too; so they may be in any, by its name in the namespace"),
+        Honoured(
+            "`true`: services of other files are in it too; so they may be in any, by its name in the namespace",
+        ),
     ),
     (
         "internal",

@@ -102,7 +102,8 @@ fn attach(
 pub(super) fn without_any(networks: &Networks) -> Attachments {
     let default = networks.get(DEFAULT_NETWORK).into_iter();
     let default = default.filter(|network| network.internal || network.name != DEFAULT_NETWORK);
-    let attachment =
-        |network: &Declared| (network.name.clone(), Attachment { internal: network.internal, ..Attachment::default() });
+    let attachment = |network: &Declared| {
+        (network.name.clone(), Attachment { internal: network.internal, ..Attachment::default() })
+    };
     default.map(attachment).collect()
 }

@@ -214,8 +214,7 @@ impl Node {
     /// when an address is lost the network stays as it is.
     fn plan_network(&mut self, out: &mut Actions) {
         let isolation = self.unplanned.isolation;
-        let changed =
-            std::mem::replace(&mut self.unplanned, Unplanned { isolation, ..Unplanned::default() });
+        let changed = std::mem::replace(&mut self.unplanned, Unplanned { isolation, ..Unplanned::default() });
         let underlay = self.facts.as_ref().and_then(|facts| facts.address);
         let planned = self.network.as_ref().and_then(|plan| plan.local.as_ref()?.underlay);
         if changed.network && (underlay.is_some() || planned.is_none()) {

@@ -641,9 +641,8 @@ impl ContainerSpec {
         if let Some(text) = options.iter().find(|text| !option(text)) {
             return fail("/spec/container/resolver/options".into(), format!("{text:?} is not an option"));
         }
-        let can_be_asked = |address: &IpAddr| {
-            !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
-        };
+        let can_be_asked =
+            |address: &IpAddr| !address.is_loopback() && !address.is_unspecified() && !address.is_multicast();
         if servers.len() > MAX_NAME_SERVERS {
             let text = format!("has more than {MAX_NAME_SERVERS} name servers");
             return fail("/spec/container/resolver/servers".into(), text);

@@ -71,7 +71,7 @@ pub(super) fn validate(spec: &WorkloadSpec) -> Result<(), DocumentError> {
         return fail("a container without a network cannot be in one".into());
     }
     let publishes = spec.container.ports.iter().any(|port| port.published.is_some());
-    if publishes && !spec.reaches_outside() {
+    if publishes && !spec.container.offline && !spec.reaches_outside() {
         let text = "all are internal, so that nothing from outside reaches the ports it publishes; publish none, \
                     or name a network that is not internal";
         return fail(text.into());

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::identity::tests::Folder;
 use crate::network::isolation;
-use crate::network::tests::{in_own_namespace, output};
+use crate::network::tests::{in_own_namespace, node_with_a_published_port, output};
 
 fn plan(id: &str, ip: Ipv4Addr) -> ContainerPlan {
     let workload = WorkloadId { namespace: "default".to_owned(), name: "web".to_owned() };
@@ -57,8 +57,7 @@ fn a_container_made_anew_is_reached_at_once_though_its_neighbour_keeps_the_bridg
     in_own_namespace(|| async {
         let folder = Folder::new("netns");
         let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
-        for command in
-            ["link add hive0 type bridge", "addr add 10.42.1.1/24 dev hive0", "link set hive0 up"]
+        for command in ["link add hive0 type bridge", "addr add 10.42.1.1/24 dev hive0", "link set hive0 up"]
         {
             output("ip", command);
         }
@@ -118,6 +117,55 @@ fn a_container_has_the_hardware_address_it_asks_for_or_no_network_at_all() {
     });
 }
 
+#[test]
+fn a_neighbour_of_the_machine_reaches_published_ports_and_no_others() {
+    in_own_namespace(|| async {
+        let folder = Folder::new("netns-neighbour");
+        let at = |bridge: &str| Networks { directory: folder.0.clone(), bridge: bridge.to_owned() };
+        let (node, outside) = (at("hive0"), at("lan0"));
+        for command in ["link add lan0 type bridge", "addr add 192.0.2.1/24 dev lan0", "link set lan0 up"] {
+            output("ip", command);
+        }
+        // It sends all that is not on its own network to the node, as somebody who means harm would.
+        let neighbour = plan("hm-7000000000000000", Ipv4Addr::new(192, 0, 2, 9));
+        outside
+            .create(&ContainerPlan { gateway: Ipv4Addr::new(192, 0, 2, 1), ..neighbour.clone() })
+            .await
+            .unwrap();
+        let reaches = async |from: &ContainerPlan, to: &ContainerPlan, asks: (Ipv4Addr, u16)| {
+            let (listens, asks) = ((to.ip, 80), SocketAddr::from(asks));
+            let _listener = inside(node.path(&to.id), move || TcpListener::bind(listens)).await.unwrap();
+            let connect = move || TcpStream::connect_timeout(&asks, Duration::from_millis(500));
+            inside(node.path(&from.id), connect).await.is_ok()
+        };
+        node_with_a_published_port().await;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let container = plan("hm-8000000000000000", Ipv4Addr::new(10, 42, 1, 2));
+        node.create(&container).await.unwrap();
+
+        assert!(reaches(&neighbour, &container, ([192, 0, 2, 1].into(), 8080)).await, "the published port");
+        assert!(reaches(&container, &neighbour, (neighbour.ip, 80)).await, "the way out");
+        assert!(!reaches(&neighbour, &container, (container.ip, 80)).await, "a port that is not published");
+        output("nft", "flush chain ip hivemind forward");
+        assert!(reaches(&neighbour, &container, (container.ip, 80)).await, "there is a way that is closed");
+    });
+}
+
+/// Does something in a namespace.
+async fn inside<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (told, result) = oneshot::channel();
+    let work = move || {
+        setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+        let _ = told.send(work());
+        Ok(())
+    };
+    in_thread(work).await?;
+    result.await.unwrap()
+}
+
 /// A bridge as every node has it, and containers on it: `a` to `d` with addresses from 10.42.1.2 on.
 struct Bridged {
     networks: Networks,
@@ -136,9 +184,7 @@ impl Bridged {
             "link add hive0 type bridge",
             "addr add 10.42.1.1/24 dev hive0",
             "link set hive0 up",
-            "link add outside type dummy",
-            "addr add 192.0.2.1/32 dev outside",
-            "link set outside up",
+            "addr add 192.0.2.1/32 dev lo",
             "link set lo up",
         ] {
             output("ip", command);
@@ -162,15 +208,7 @@ impl Bridged {
         name: char,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let path = self.networks.path(&self.container(name).id);
-        let (told, result) = oneshot::channel();
-        let work = move || {
-            setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
-            let _ = told.send(work());
-            Ok(())
-        };
-        in_thread(work).await?;
-        result.await.unwrap()
+        inside(self.networks.path(&self.container(name).id), work).await
     }
 
     fn run_inside(&self, name: char, command: &str) {
@@ -195,8 +233,7 @@ impl Bridged {
 
     async fn reaches(&self, name: char, address: Ipv4Addr) -> bool {
         let _listener = TcpListener::bind((address, 81)).unwrap();
-        let connect =
-            move || TcpStream::connect_timeout(&(address, 81).into(), Duration::from_millis(300));
+        let connect = move || TcpStream::connect_timeout(&(address, 81).into(), Duration::from_millis(300));
         self.inside(name, connect).await.is_ok()
     }
 
@@ -238,7 +275,8 @@ fn rules(more: &[&str]) -> Isolation {
         ..Isolation::default()
     };
     let a = [&["one"][..], more].concat();
-    let containers = [(&a[..], true), (&["one", "two"][..], true), (&["two"][..], true), (&["alone"][..], false)];
+    let containers =
+        [(&a[..], true), (&["one", "two"][..], true), (&["two"][..], true), (&["alone"][..], false)];
     for (n, (networks, outside)) in (2..).zip(containers) {
         let address = Ipv4Addr::new(10, 42, 1, n);
         let named = networks.iter().map(|name| NetworkId { namespace: "x".into(), name: (*name).into() });
@@ -307,6 +345,7 @@ fn a_container_gets_round_its_networks_neither_by_a_false_address_nor_by_another
             assert!(!all.arrives('a', from, 'c', to).await, "{trick}");
         }
         // Whom it may reach it reaches by the address that is its own.
+        all.run_inside('a', "ip addr del 10.42.1.3/32 dev eth0");
         assert!(all.arrives('a', address('a'), 'b', address('b')).await);
         keep.abort();
     });

@@ -29,7 +29,10 @@ fn a_service_is_in_the_networks_it_names_and_else_in_the_one_that_all_have() {
     for (service, wanted) in [
         ("", &[][..]),
         ("    networks: [front_tier, back]", &["back!", "front-tier"][..]),
-        ("    networks:\n      back: {aliases: [db, Main_DB]}\n      shared:", &["back! Main_DB db", "proxy-net"]),
+        (
+            "    networks:\n      back: {aliases: [db, Main_DB]}\n      shared:",
+            &["back! Main_DB db", "proxy-net"],
+        ),
         ("    networks: {default: {priority: 10, gw_priority: 1, interface_name: eth0}}", &["default"]),
         ("    network_mode: bridge", &[]),
     ] {
@@ -59,8 +62,8 @@ fn faults_in_networks_are_told_with_their_lines() {
         (service("networks: {default: {ipv4_address: 10.0.0.1}}"), "4: `ipv4_address` is not supported"),
         (service("networks: {default: {interface_name: eth1}}"), "4: \"eth1\" is not one of"),
         (service("networks: {default: {aliases: ['a b']}}"), "2: service web: \"a b\" is not a name"),
-        (service("networks: [default]\n    network_mode: none"), "5: `networks` says otherwise"),
-        (service("networks: [default]\n    network_mode: bridge"), "5: `networks` says otherwise"),
+        (service("networks: [default]\nnetwork_mode: none"), "5: `networks` says otherwise"),
+        (service("networks: [default]\nnetwork_mode: bridge"), "5: `networks` says otherwise"),
         (top("a: {driver: macvlan}"), "5: \"macvlan\" is not one of `bridge`, `overlay`"),
         (top("a: {enable_ipv6: true}"), "5: \"true\" is not one of `false`"),
         (top("a: {ipam: {}}"), "5: `ipam` is not supported"),
