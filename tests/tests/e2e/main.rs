@@ -16,6 +16,7 @@ mod health;
 mod input;
 mod integrity;
 mod joining;
+mod networks;
 mod orders;
 mod power;
 mod releases;
