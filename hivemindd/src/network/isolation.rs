@@ -26,8 +26,9 @@ use tokio::sync::watch;
 use super::nft::{NewTable, TABLE, device, field, is, is_not, prefix, text};
 use super::{CONTAINER_PREFIX, NetworkError, RETRY, container_interface};
 
-/// Priority of filters (nft(8), "Standard priority names").
-const FILTER: i32 = 0;
+/// Priority of filters of bridges (nft(8), "Standard priority names"): before the IP hooks see a packet on the bridge
+/// (br_netfilter) and translate what goes to published ports.
+const FILTER: i32 = -200;
 
 /// How long a container waits for its rules. They are in force within a second; a failure is retried, and the wait
 /// between starts is longer each time.

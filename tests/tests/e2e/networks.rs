@@ -16,7 +16,7 @@ x-all: &all
     - |
       hostname >/tmp/name
       httpd -p 8000 -h /tmp
-      page() { wget -q -T 2 -O - "http://$$1" 2>/dev/null; }
+      page() { timeout 3 wget -q -O - "http://$$1" 2>/dev/null; }
       mkdir /tmp/at /tmp/names /tmp/outside
       while true; do
         rm -f /tmp/at/* /tmp/names/* /tmp/outside/*
@@ -28,11 +28,10 @@ x-all: &all
         done
         [ -z "$$(page MACHINE:8080/name)" ] || touch /tmp/outside/machines &
         [ -z "$$(page registry.lab:5000/v2/)" ] || touch /tmp/outside/names &
-        wait
+        sleep 8
         now="reaches $$(cat /tmp/at/* | sort | xargs), names $$(ls /tmp/names | xargs), outside $$(ls /tmp/outside | xargs)."
         [ "$$now" = "$$before" ] || echo "$$now"
         before="$$now"
-        sleep 1
       done
   stop_grace_period: 0s
 services:
