@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hivemind_spec::api::Wipe;
+use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
@@ -106,6 +107,15 @@ pub enum Command {
         /// What to do; lists them if not given
         #[command(subcommand)]
         command: Option<Nodes>,
+    },
+    /// List namespaces and what their containers may be given of the machines, or change that
+    #[command(
+        after_help = "Examples:\n  hivemind namespaces --output json\n  hivemind namespaces allow home devices"
+    )]
+    Namespaces {
+        /// What to do; lists them if not given
+        #[command(subcommand)]
+        command: Option<Namespaces>,
     },
     /// List volumes and where their data is, or have it deleted
     #[command(
@@ -388,6 +398,31 @@ pub struct Remove {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+}
+
+/// See [`Command::Namespaces`].
+#[derive(Debug, Subcommand)]
+pub enum Namespaces {
+    /// List them
+    #[command(after_help = "Example:\n  hivemind namespaces list")]
+    List,
+    /// Let containers be given more of the machines they run on
+    #[command(after_help = "Example:\n  hivemind namespaces allow home devices host-namespaces")]
+    Allow(NamespaceChange),
+    /// Take it back; containers that have it are stopped
+    #[command(after_help = "Example:\n  hivemind namespaces deny home devices")]
+    Deny(NamespaceChange),
+}
+
+/// See [`Namespaces::Allow`] and [`Namespaces::Deny`].
+#[derive(Debug, Args)]
+pub struct NamespaceChange {
+    /// The namespace
+    pub namespace: String,
+    /// capabilities: those that reach the machine. devices: the machine's devices. host-namespaces: its processes, names
+    /// and memory segments. privileged: all of that, and as good as root on the machine
+    #[arg(required = true, value_name = "WHAT", value_parser = PossibleValuesParser::new(Permission::ALL.map(Permission::name)).try_map(|name| Permission::named(&name).ok_or("it cannot be allowed")))]
+    pub permissions: Vec<Permission>,
 }
 
 /// See [`Command::Secrets`].

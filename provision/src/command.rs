@@ -5,6 +5,7 @@ mod image;
 mod init;
 mod keys;
 mod logs;
+mod namespaces;
 mod nodes;
 mod plan;
 mod push;
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Convert(options) => plan::convert(&global, &options),
         Command::Ps(options) => show::ps(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
+        Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),
         Command::Volumes { command } => volumes::run(&global, command.as_ref()),
         Command::Secrets { command } => secrets::run(&global, command.as_ref()),
         Command::Upgrade(options) => upgrade::run(&global, &options),

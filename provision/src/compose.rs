@@ -15,6 +15,7 @@ mod health;
 mod interpolate;
 pub mod keys;
 mod logging;
+mod machine;
 mod merge;
 mod networks;
 mod order;

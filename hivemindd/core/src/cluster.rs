@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hivemind_spec::api::{Phase, UpdatePhase};
 use hivemind_spec::document::{Kind, NodeIntentSpec, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
+use hivemind_spec::namespace::NamespaceSpec;
 use hivemind_spec::release::{Architecture, OsReleaseSpec};
 use hivemind_spec::secret::SecretSpec;
 use hivemind_spec::volume::VolumeSpec;
@@ -32,6 +33,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Volumes that count.
     pub volumes: BTreeMap<VolumeId, VolumeSpec>,
+    /// Namespaces that have a document, by name.
+    pub namespaces: BTreeMap<String, NamespaceSpec>,
     /// Secrets that count.
     pub secrets: BTreeMap<SpecKey, Secret>,
     /// Keys to secrets that nodes made for others: by secret, by the node that has it, and by the one that made it.

@@ -25,6 +25,7 @@ pub mod membership;
 pub mod mutation;
 pub mod node;
 pub mod overlay;
+pub mod permission;
 pub mod picture;
 pub mod record;
 pub mod replica;

@@ -52,6 +52,9 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
                 };
                 cluster.secrets.insert(name.clone(), secret);
             }
+            Some(Spec::Namespace(spec)) => {
+                cluster.namespaces.insert(name.name.clone(), spec.clone());
+            }
             Some(Spec::NodeIntent(intent)) => {
                 intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
             }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::id::{Digest, NodeId, TokenId};
+use crate::namespace::NamespaceSpec;
 use crate::release::OsReleaseSpec;
 use crate::secret::SecretSpec;
 use crate::volume::VolumeSpec;
@@ -43,6 +44,8 @@ pub enum Kind {
     Volume,
     /// Content that only the nodes it is sealed to can read.
     Secret,
+    /// What the containers of a namespace, whose name it has, may be given of their machines.
+    Namespace,
 }
 
 impl Kind {
@@ -153,6 +156,8 @@ pub enum Spec {
     Volume(VolumeSpec),
     /// See [`Kind::Secret`].
     Secret(SecretSpec),
+    /// See [`Kind::Namespace`].
+    Namespace(NamespaceSpec),
 }
 
 /// The three built-in roles.
@@ -410,6 +415,7 @@ fn parse_spec(kind: Kind, value: Value) -> Result<Spec, DocumentError> {
         Kind::OsRelease => Spec::OsRelease(Box::new(typed(value)?)),
         Kind::Volume => Spec::Volume(typed(value)?),
         Kind::Secret => Spec::Secret(typed(value)?),
+        Kind::Namespace => Spec::Namespace(typed(value)?),
     })
 }
 

@@ -12,6 +12,7 @@ pub mod http_signature;
 pub mod id;
 pub mod key;
 pub mod machine;
+pub mod namespace;
 pub mod problem;
 pub mod release;
 pub mod secret;

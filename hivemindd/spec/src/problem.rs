@@ -55,6 +55,8 @@ codes! {
     Replayed = "replayed-request", 401, "The request was seen before";
     /// The key is known but may not do this.
     Forbidden = "forbidden", 403, "The key may not do this";
+    /// The workload asks for more of its machines than its namespace allows.
+    NotAllowed = "not-allowed", 403, "The namespace does not allow this";
     /// There is no such document, node, replica or path.
     NotFound = "not-found", 404, "There is no such thing";
     /// The path exists, the method does not.

@@ -1,6 +1,7 @@
 //! The workload document: which containers to run, how many, and where.
 
 mod container;
+mod machine;
 mod networks;
 pub mod rights;
 mod secrets;
@@ -13,6 +14,7 @@ use utoipa::ToSchema;
 
 use self::container::is_domain;
 pub use self::container::*;
+pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};
 pub use self::secrets::{SECRETS_FOLDER, SecretMount};
 pub use self::tmpfs::Tmpfs;

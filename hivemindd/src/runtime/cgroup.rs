@@ -53,6 +53,11 @@ pub(super) fn prepare(shims: &str) -> bool {
     missing.is_empty()
 }
 
+/// The CPU cores of the machine, which the agent may use all of.
+pub(super) fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
 /// The numbers of the disk that a folder is on: limits are kept for whole disks, and not for their parts.
 pub(super) fn disk_of(folder: &Path) -> io::Result<(u64, u64)> {
     let device = fs::metadata(folder)?.dev();

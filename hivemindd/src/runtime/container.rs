@@ -32,7 +32,7 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
-use super::{Runtime, cgroup, on_disk, quota, remove_folder, volume, wall_ms};
+use super::{Runtime, cgroup, device, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -190,6 +190,8 @@ impl Runtime {
             files: &files,
             volumes: &|part| self.volumes.data(part),
             disk: self.disk_to_limit(plan)?,
+            devices: &device::of(plan)?,
+            cores: cgroup::cores(),
             limits: self.limits,
             open_files: self.open_files,
         };

@@ -27,6 +27,7 @@ mod cgroup;
 mod client;
 mod container;
 mod content;
+mod device;
 mod exec;
 pub mod health;
 mod image;

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_core::record::VolumePart;
 use hivemind_spec::workload::{
-    CPU_SHARES, ContainerSpec, DiskLimits, Hook, MAX_OPEN_FILES, SECRETS_FOLDER, SecretMount, Tmpfs, Ulimit,
-    VolumeMount,
+    CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, MAX_OPEN_FILES, SECRETS_FOLDER,
+    SecretMount, Tmpfs, Ulimit, VolumeMount, rights,
 };
 use serde_json::{Value, json};
 
 use super::client::permanent;
+use super::device::Device;
 use super::image::Execution;
 use super::seccomp;
 use super::secrets;
@@ -48,6 +49,9 @@ const SHARES_PER_CORE: u64 = 1024;
 
 /// Workloads are killed before the services of the machine when memory is short.
 const OOM_SCORE_ADJUSTMENT: i32 = 100;
+
+/// What makes the kernel end a process for memory never (proc_pid_oom_score_adj(5)).
+const OOM_NEVER: i32 = -1000;
 
 /// Memory for `/dev/shm`, in bytes: Docker's default.
 const SHM_BYTES: u64 = 64 << 20;
@@ -87,6 +91,10 @@ pub(super) struct Surroundings<'a> {
     pub(super) volumes: &'a (dyn Fn(&VolumePart) -> PathBuf + Sync),
     /// The numbers of the machine's disk, where something on it is to be limited.
     pub(super) disk: Option<(u64, u64)>,
+    /// The devices of the machine that it is given.
+    pub(super) devices: &'a [Device],
+    /// The machine's CPU cores.
+    pub(super) cores: u64,
     /// Whether resource limits can be set: not where no cgroup controllers are delegated.
     pub(super) limits: bool,
     /// The highest hard limit of open files that can be given.
@@ -95,34 +103,86 @@ pub(super) struct Surroundings<'a> {
 
 /// Makes the runtime specification.
 pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, OperationError> {
+    let access = &plan.spec.machine;
     let mut spec = json!({
         "ociVersion": "1.1.0",
-        "hostname": plan.hostname,
         "annotations": annotations(&plan.spec),
         "root": { "path": "rootfs", "readonly": plan.spec.read_only },
         "process": process(plan, around)?,
         "mounts": mounts(plan, around)?,
         "linux": {
             "cgroupsPath": format!("{WORKLOADS_CGROUP}/{}", plan.id.0),
-            "namespaces": [
-                { "type": "pid" },
-                { "type": "ipc" },
-                { "type": "uts" },
-                { "type": "mount" },
-                { "type": "cgroup" },
-                { "type": "network", "path": around.netns },
-            ],
+            "namespaces": namespaces(plan, around),
+            "devices": around.devices.iter().map(device_node).collect::<Vec<_>>(),
             "resources": resources(plan, around),
-            "maskedPaths": MASKED_PATHS,
-            "readonlyPaths": READONLY_PATHS,
             "sysctl": sysctls(plan),
-            "seccomp": seccomp::profile(),
         },
     });
+    if !access.privileged {
+        spec["linux"]["maskedPaths"] = json!(MASKED_PATHS);
+        spec["linux"]["readonlyPaths"] = json!(READONLY_PATHS);
+        spec["linux"]["seccomp"] = seccomp::profile();
+    }
+    if !access.host_namespaces.contains(&HostNamespace::Uts) {
+        spec["hostname"] = plan.hostname.as_str().into();
+    }
     if let Some(domain) = &plan.spec.domainname {
         spec["domainname"] = domain.as_str().into();
     }
     Ok(spec)
+}
+
+/// The namespaces the container has of its own.
+fn namespaces(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
+    let shared = &plan.spec.machine.host_namespaces;
+    let own = [
+        ("pid", HostNamespace::Pid),
+        ("ipc", HostNamespace::Ipc),
+        ("uts", HostNamespace::Uts),
+        ("cgroup", HostNamespace::Cgroup),
+    ];
+    let own = own.into_iter().filter(|(_, namespace)| !shared.contains(namespace));
+    let own = own.map(|(name, _)| json!({ "type": name }));
+    own.chain([json!({ "type": "mount" }), json!({ "type": "network", "path": around.netns })]).collect()
+}
+
+fn device_node(device: &Device) -> Value {
+    json!({
+        "path": device.path,
+        "type": device.kind.letter(),
+        "major": device.major,
+        "minor": device.minor,
+        "fileMode": device.mode,
+        "uid": device.uid,
+        "gid": device.gid,
+    })
+}
+
+/// What the container may do to devices: nothing but to the harmless ones that every container gets from the runtime,
+/// and to what it is given.
+fn device_rules(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
+    let access = &plan.spec.machine;
+    if access.privileged {
+        return vec![json!({ "allow": true, "access": "rwm" })];
+    }
+    let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
+    rules.extend(around.devices.iter().map(|device| {
+        json!({
+            "allow": true, "type": device.kind.letter(), "major": device.major, "minor": device.minor,
+            "access": device.access,
+        })
+    }));
+    let asked = access.device_rules.iter().filter_map(|text| DeviceRule::parse(text));
+    rules.extend(asked.map(|DeviceRule { kind, major, minor, access }| {
+        let mut rule = json!({ "allow": true, "type": kind, "access": access });
+        for (name, number) in [("major", major), ("minor", minor)] {
+            if let Some(number) = number {
+                rule[name] = number.into();
+            }
+        }
+        rule
+    }));
+    rules
 }
 
 fn annotations(spec: &ContainerSpec) -> BTreeMap<String, String> {
@@ -168,8 +228,12 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
         return Err(permanent(format!("the working directory {directory:?} is not an absolute path")));
     }
     let identity = &around.identity;
-    let bounding: Vec<String> =
-        plan.spec.capabilities.granted().into_iter().map(|name| format!("CAP_{name}")).collect();
+    let access = &plan.spec.machine;
+    let granted = match access.privileged {
+        true => rights::every_capability().collect(),
+        false => plan.spec.capabilities.granted(),
+    };
+    let bounding: Vec<String> = granted.into_iter().map(|name| format!("CAP_{name}")).collect();
     let capabilities: &[String] = if identity.uid == 0 { &bounding } else { &[] };
     Ok(json!({
         "terminal": plan.spec.tty,
@@ -183,8 +247,11 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
             "permitted": capabilities,
         },
         "rlimits": process_limits(plan, around.open_files),
-        "noNewPrivileges": true,
-        "oomScoreAdj": plan.spec.oom_score_adj.unwrap_or(OOM_SCORE_ADJUSTMENT),
+        "noNewPrivileges": !access.privileged,
+        "oomScoreAdj": match access.outlasts_memory {
+            true => OOM_NEVER,
+            false => plan.spec.oom_score_adj.unwrap_or(OOM_SCORE_ADJUSTMENT),
+        },
     }))
 }
 
@@ -238,6 +305,7 @@ fn environment(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<String> {
 
 fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>, OperationError> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
+    let kernel = if plan.spec.machine.privileged { "rw" } else { "ro" };
     let shm = format!("size={}", plan.spec.shm_size_bytes.unwrap_or(SHM_BYTES));
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -250,8 +318,8 @@ fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>,
         ),
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", kernel]),
     ];
     for name in ["hosts", "hostname", "resolv.conf"] {
         let source = around.files.join(name);
@@ -321,8 +389,7 @@ pub(super) fn content_of_file(files: &Path, index: usize) -> PathBuf {
 }
 
 fn resources(plan: &ContainerPlan, around: &Surroundings<'_>) -> Value {
-    // No device but the harmless ones every container gets from the runtime.
-    let devices = json!([{ "allow": false, "access": "rwm" }]);
+    let devices = device_rules(plan, around);
     if !around.limits {
         return json!({ "devices": devices });
     }
@@ -332,7 +399,8 @@ fn resources(plan: &ContainerPlan, around: &Surroundings<'_>) -> Value {
     if let Some(cores) = &wanted.cpuset {
         cpu["cpus"] = cores.as_str().into();
     }
-    if let Some(millis) = wanted.cpu_limit_millis {
+    let of_all = wanted.cpu_limit_percent.map(|percent| around.cores.saturating_mul(percent * 10));
+    if let Some(millis) = [wanted.cpu_limit_millis, of_all].into_iter().flatten().min() {
         cpu["period"] = CPU_PERIOD_US.into();
         cpu["quota"] = (millis.saturating_mul(CPU_PERIOD_US) / 1000).max(1000).into();
     }

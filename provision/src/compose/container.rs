@@ -9,7 +9,7 @@ use hivemind_spec::workload::{
 
 use super::reader::Reader;
 use super::yaml::{Key, Mark, Node, Value};
-use super::{keys, logging, ports};
+use super::{keys, logging, machine, ports};
 
 /// Reads one key. A `None` means that the fault is recorded.
 pub(super) fn key(
@@ -56,12 +56,20 @@ pub(super) fn key(
         }
         "shm_size" => container.shm_size_bytes = Some(reader.size_bytes(node)?),
         "configs" => container.files.extend(files(reader, configs, node)?),
-        "cap_add" => container.capabilities.add = capabilities(reader, node, rights::may_add)?,
-        "cap_drop" => container.capabilities.drop = capabilities(reader, node, |_| Ok(()))?,
+        "cap_add" => container.capabilities.add = capabilities(reader, node)?,
+        "cap_drop" => container.capabilities.drop = capabilities(reader, node)?,
         "sysctls" => sysctls(reader, container, node)?,
         "ulimits" => ulimits(reader, container, node)?,
         "security_opt" => security(reader, node)?,
-        "ipc" | "cgroup" => reader.word(node, &[("private", ())])?,
+        "privileged" => container.machine.privileged = reader.boolean(node)?,
+        "oom_kill_disable" => container.machine.outlasts_memory = reader.boolean(node)?,
+        "devices" => container.machine.devices = machine::devices(reader, node)?,
+        "device_cgroup_rules" => container.machine.device_rules = machine::rules(reader, node)?,
+        "pid" | "ipc" | "uts" | "cgroup" => machine::shared(reader, container, key, node)?,
+        "userns_mode" => reader.word(node, &[("host", ())])?,
+        "cpu_percent" => {
+            container.resources.cpu_limit_percent = u64::try_from(reader.integer(node, 1, 100)?).ok();
+        }
         "isolation" => reader.word(node, &[("default", ())])?,
         "mem_swappiness" => reader.integer(node, 0, 0).map(drop)?,
         "runtime" => reader.word(node, &["crun", "runc", "io.containerd.runc.v2"].map(|name| (name, ())))?,
@@ -149,15 +157,10 @@ fn host(reader: &Reader<'_>, node: &Node, name: &str, address: &str) -> Option<H
     Some(Host { name: name.to_owned(), address: address.to_owned() })
 }
 
-fn capabilities(
-    reader: &Reader<'_>,
-    node: &Node,
-    may: impl Fn(&str) -> Result<(), String>,
-) -> Option<BTreeSet<String>> {
+fn capabilities(reader: &Reader<'_>, node: &Node) -> Option<BTreeSet<String>> {
     let name = |item: &Node| {
         let text = reader.text(item)?;
-        let name = rights::capability(&text).and_then(|name| may(name).map(|()| name.to_owned()));
-        reader.ok(item.mark, name)
+        reader.ok(item.mark, rights::capability(&text).map(str::to_owned))
     };
     reader.sequence(node)?.iter().map(name).collect()
 }

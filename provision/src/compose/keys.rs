@@ -19,6 +19,7 @@ const ON_DISK: Verdict = Refused("volumes are on the machines' own disks in this
 const ADDRESSES: Verdict = Refused("addresses come from the subnet of each machine; use the service's name");
 const NO_DEVICE: Verdict = Refused("a network is who reaches whom, and has no devices of its own");
 const RIGHTS: Verdict = Refused("containers get no rights over the machine they run on");
+const REAL_TIME: Verdict = Refused("the kernel's control groups have no budgets for real time (version 2)");
 const WEIGHTS: Verdict = Refused("machines' disks know limits and no weights");
 const LATER: Verdict = Refused("not in this version");
 const NO_BUILD: Verdict = Refused("machines run images and build none; build and push the image first");
@@ -48,11 +49,11 @@ pub const SERVICE: &[Row] = &[
     (
         "cap_add",
         Honoured(
-            "rights of the container's root: its own files, network and processes, none over the machine",
+            "rights of the container's root; those that reach the machine by leave of the namespace (`capabilities`)",
         ),
     ),
     ("cap_drop", Honoured("rights that the container's root goes without; `ALL` takes all")),
-    ("cgroup", Honoured("`private` only, which every container has")),
+    ("cgroup", Honoured("`private`, or `host` by leave of the namespace (`host-namespaces`)")),
     ("command", Honoured("replaces the image's command")),
     (
         "configs",
@@ -62,6 +63,8 @@ pub const SERVICE: &[Row] = &[
         "container_name",
         Honoured("another name of the service, of one replica; its container is called NAME-SLOT"),
     ),
+    ("cpu_count", Honoured("CPU limit, as `cpus`")),
+    ("cpu_percent", Honoured("CPU limit, hundredths of all that the machine has")),
     ("cpu_period", Honoured("the period of `cpu_quota`")),
     ("cpu_quota", Honoured("CPU limit, microseconds in each `cpu_period`")),
     ("cpu_shares", Honoured("the containers' part of the CPU when there is too little")),
@@ -78,6 +81,11 @@ pub const SERVICE: &[Row] = &[
             "name servers that the container's machine asks for it; the cluster's own names stay as they are",
         ),
     ),
+    (
+        "device_cgroup_rules",
+        Honoured("kinds of devices that it may use, by leave of the namespace (`devices`)"),
+    ),
+    ("devices", Honoured("see below; devices of its machine, by leave of the namespace (`devices`)")),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
     ("domainname", Honoured("the container's domain name")),
@@ -101,7 +109,7 @@ pub const SERVICE: &[Row] = &[
             "a small init process before the command, which passes signals on and takes care of orphans",
         ),
     ),
-    ("ipc", Honoured("`private` only, which every container has")),
+    ("ipc", Honoured("`private`, or `host` by leave of the namespace (`host-namespaces`)")),
     ("isolation", Honoured("`default` only: there is one way to run containers")),
     ("label_file", Honoured("labels, read when the file is pushed; `labels` goes before it")),
     ("labels", Honoured("the workload's labels")),
@@ -123,14 +131,23 @@ pub const SERVICE: &[Row] = &[
         ),
     ),
     (
+        "oom_kill_disable",
+        Honoured("its processes wait for memory and are not ended, by leave of the namespace (`privileged`)"),
+    ),
+    (
         "oom_score_adj",
         Honoured("how early its processes are ended when the machine's memory is short, 0 to 1000"),
+    ),
+    (
+        "pid",
+        Honoured("`host`: it sees the machine's processes, by leave of the namespace (`host-namespaces`)"),
     ),
     ("pids_limit", Honoured("process limit, as deploy.resources.limits.pids")),
     ("platform", Honoured("`linux/amd64` or `linux/arm64`: machines of that kind only")),
     ("ports", Honoured("ports on every machine that lead to the service")),
     ("post_start", Honoured("see below; run inside once it has started, which has failed when one fails")),
     ("pre_stop", Honoured("see below; run inside before it is asked to stop, within `stop_grace_period`")),
+    ("privileged", Honoured("everything of its machine, by leave of the namespace (`privileged`)")),
     (
         "profiles",
         Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)"),
@@ -156,29 +173,27 @@ pub const SERVICE: &[Row] = &[
     ("tmpfs", Honoured("memory-backed directories")),
     ("tty", Honoured("whether the command has a terminal, which its output goes through")),
     ("ulimits", Honoured("process limits")),
+    ("userns_mode", Honoured("`host` only: users are the machine's, with reduced rights")),
+    ("uts", Honoured("`host`: it has its machine's name, by leave of the namespace (`host-namespaces`)")),
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
     ("build", NO_BUILD),
-    ("cgroup_parent", RIGHTS),
-    ("cpu_count", WINDOWS),
-    ("cpu_percent", WINDOWS),
-    ("cpu_rt_period", RIGHTS),
-    ("cpu_rt_runtime", RIGHTS),
+    ("cgroup_parent", Refused("each container has a group of its own, below one for all containers")),
+    ("cpu_rt_period", REAL_TIME),
+    ("cpu_rt_runtime", REAL_TIME),
     ("credential_spec", WINDOWS),
     ("develop", Refused("it is for a developer's machine")),
-    ("device_cgroup_rules", RIGHTS),
-    ("devices", RIGHTS),
-    ("gpus", LATER),
+    (
+        "gpus",
+        Refused(
+            "the image has no drivers for graphics processors in this version; `devices` gives other devices",
+        ),
+    ),
     ("models", LATER),
-    ("oom_kill_disable", RIGHTS),
-    ("pid", RIGHTS),
-    ("privileged", RIGHTS),
     ("provider", LATER),
     ("pull_refresh_after", Refused("a node pulls what it does not hold")),
     ("secrets", Honoured("read-only files in memory; a new content reaches them while the containers run")),
-    ("use_api_socket", RIGHTS),
-    ("userns_mode", RIGHTS),
-    ("uts", RIGHTS),
+    ("use_api_socket", Refused("there is no Docker on the machines whose API it could use")),
     (
         "volumes",
         Honoured(
@@ -469,6 +484,18 @@ pub const DEPENDENCY: &[Row] = &[
     ("restart", Refused("a container that is replaced starts no others")),
 ];
 
+/// An entry of `devices` in its long form.
+pub const DEVICE: &[Row] = &[
+    ("permissions", Honoured("letters of `rwm`: to read, write, and make its node anew; all if not given")),
+    (
+        "source",
+        Honoured(
+            "the device, or a folder of devices, in the machine's /dev; without it nothing starts there",
+        ),
+    ),
+    ("target", Honoured("where in the container; as on the machine if not given")),
+];
+
 /// An entry of `post_start` and `pre_stop`.
 pub const HOOK: &[Row] = &[
     ("command", Honoured("the command")),
@@ -521,6 +548,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.ports", PORT),
     ("services.NAME.env_file", ENV_FILE),
     ("services.NAME.depends_on.NAME", DEPENDENCY),
+    ("services.NAME.devices", DEVICE),
     ("services.NAME.post_start", HOOK),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.storage_opt", STORAGE_OPT),
@@ -546,7 +574,7 @@ pub const ALL: &[(&str, &[Row])] = &[
 ];
 
 /// Keys of a service that are refused, and all the same may be `false`, which is so.
-pub const MAY_BE_FALSE: [&str; 3] = ["oom_kill_disable", "privileged", "use_api_socket"];
+pub const MAY_BE_FALSE: [&str; 1] = ["use_api_socket"];
 
 /// Whether a key of a table may be `false`, though it is refused.
 pub fn may_be_false(table: &[Row], key: &str) -> bool {

@@ -321,6 +321,7 @@ fn service_key(
         "mem_limit" => set(reader, &mut draft.memory_limit, at, reader.size_bytes(node)?),
         "memswap_limit" => draft.swap_and_memory = Some((at, swap_and_memory(reader, node)?)),
         "mem_reservation" => set(reader, &mut draft.memory_request, at, reader.size_bytes(node)?),
+        "cpu_count" => set(reader, &mut draft.cpu_limit, at, reader.cpu_millis(node)?),
         "cpus" => set(reader, &mut draft.cpu_limit, at, reader.cpu_millis(node)?),
         "cpu_quota" => draft.cpu_quota_us = Some((at, microseconds(CPU_PERIOD_US.0, i64::MAX)?)),
         "cpu_period" => draft.cpu_period_us = Some((at, microseconds(CPU_PERIOD_US.0, CPU_PERIOD_US.2)?)),

@@ -289,8 +289,16 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("tmpfs: ['/run:size=half']", "not a size"),
         ("tmpfs: ['/run:suid']", "not an option"),
         ("shm_size: 0", "must be more"),
-        ("cap_add: [SYS_ADMIN]", "rights over the machine"),
-        ("cap_add: [ALL]", "rights over the machine"),
+        ("devices: [/etc/shadow]", "is not below /dev"),
+        ("devices: ['/dev/a:/dev/b:x']", "use letters of `rwm`"),
+        ("devices: ['/dev/a:/b:r:w']", "is not SOURCE:TARGET:PERMISSIONS"),
+        ("devices: [{target: /dev/a}]", "`source` is missing"),
+        ("device_cgroup_rules: [usb]", "is no rule for devices"),
+        ("pid: 'service:db'", "not one of `host`"),
+        ("uts: private", "not one of `host`"),
+        ("uts: host\nhostname: a", "the machine's names are its own"),
+        ("cpu_percent: 101", "out of range"),
+        ("cpu_count: 2\ncpus: 1", "says otherwise"),
         ("cap_add: [NET_RAWW]", "not a capability"),
         ("cap_drop: ALL", "must be a list"),
         ("sysctls: {vm.swappiness: 1}", "belongs to the machine"),
@@ -317,7 +325,7 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("dns_opt: ['a b']", "not an option"),
         ("domainname: 'a b'", "not a domain"),
         ("security_opt: [seccomp=unconfined]", "default seccomp profile"),
-        ("ipc: host", "private"),
+        ("ipc: shareable", "not one of `host`, `private`"),
         ("group_add: ['']", "a name or a number"),
         ("label_file: nowhere.env", "no file nowhere.env"),
         ("configs: [nothing]", "not under `configs`"),
@@ -384,7 +392,7 @@ fn files_that_are_no_compose_files_are_refused() {
 #[test]
 fn all_faults_of_a_file_are_told_in_one_go_and_in_order() {
     let lines: Vec<_> =
-        faults("services:\n  a:\n    imagee: x\n    privileged: true\n  b:\n    image: b\n    cpus: no\n")
+        faults("services:\n  a:\n    imagee: x\n    gpus: all\n  b:\n    image: b\n    cpus: no\n")
             .into_iter()
             .map(|(line, _)| line)
             .collect();

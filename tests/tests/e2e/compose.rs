@@ -126,6 +126,85 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     a_command_has_a_terminal_if_it_wants_one(&cluster);
     what_is_kept_of_the_output_is_as_much_as_the_file_says(&cluster);
     a_service_without_a_network_has_none(&cluster);
+    a_service_is_given_of_its_machine_what_its_namespace_allows(&cluster);
+}
+
+/// Both say what they have of the machine they run on.
+const GIVEN: &str = r#"
+services:
+  given:
+    image: registry.lab:5000/busybox:1
+    command:
+      - sh
+      - -c
+      - |
+        echo "process 1 is $$(cat /proc/1/comm) on $$(hostname)"
+        echo "reads $$(dd if=/dev/serving bs=1 count=1 2>/dev/null | wc -c) byte"
+        (: >/dev/serving) 2>/dev/null || echo "does not write"
+        mknod /tmp/serial c 4 64 && (: >>/tmp/serial) && echo "opens what it made"
+        mknod /tmp/memory c 1 1; (: >>/tmp/memory) 2>/dev/null || echo "opens nothing else"
+        ip link set lo mtu 1234 && echo "lo has $$(cat /sys/class/net/lo/mtu)"
+        echo "of the CPU $$(cat /sys/fs/cgroup/cpu.max)"
+        exec sleep 100000
+    stop_grace_period: 0s
+    pid: host
+    uts: host
+    devices: ['/dev/vda:/dev/serving:r']
+    device_cgroup_rules: ['c 4:* rwm']
+    cap_add: [NET_ADMIN]
+    cpu_percent: 50
+    userns_mode: host
+  trusted:
+    image: registry.lab:5000/busybox:1
+    command:
+      - sh
+      - -c
+      - |
+        echo "may do $$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)"
+        echo "is filtered $$(sed -n 's/^Seccomp:[[:space:]]*//p' /proc/self/status)"
+        [ -b /dev/vda ] && echo "sees disks"
+        echo "is ended at $$(cat /proc/self/oom_score_adj)"
+        exec sleep 100000
+    stop_grace_period: 0s
+    privileged: true
+    oom_kill_disable: true
+"#;
+
+fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster) {
+    let refused = cluster.push(GIVEN).failed().stderr();
+    let advice = "hivemind namespaces allow default capabilities devices host-namespaces";
+    assert!(refused.contains("not-allowed") && refused.contains(advice), "{refused}");
+    let allow = ["namespaces", "allow", "default", "capabilities", "devices", "host-namespaces", "privileged"];
+    cluster.hivemind(allow).ok();
+    cluster.push(GIVEN).ok();
+    let given = cluster.wait_for_running("given", 1, STARTING);
+    cluster.wait_for_running("trusted", 1, STARTING);
+    let host = cluster.json(&["nodes"]).map(|nodes| items(&nodes)).unwrap();
+    let host = host.iter().find(|node| node["id"] == given[0].node.as_str()).unwrap();
+    let first = format!("process 1 is hivemindd on {}", host["hostname"].as_str().unwrap());
+    let words = [
+        first.as_str(),
+        "reads 1 byte",
+        "does not write",
+        "opens what it made",
+        "opens nothing else",
+        "lo has 1234",
+        "of the CPU 50000 100000",
+    ];
+    cluster.wait_for_words("given", &words, Duration::from_secs(30));
+    let words = ["may do 000001ffffffffff", "is filtered 0", "sees disks", "is ended at -1000"];
+    cluster.wait_for_words("trusted", &words, Duration::from_secs(30));
+
+    let told = cluster.hivemind(["namespaces", "deny", "default", "privileged"]).ok().stdout();
+    assert!(told.contains("capabilities, devices, host-namespaces"), "{told}");
+    wait::until("what is no longer allowed is stopped, and ps says why", STARTING, || {
+        let replicas = cluster.replicas("trusted")?;
+        let told = |r: &hivemind_tests::cluster::Replica| {
+            r.phase == "assigned" && r.reason.contains("does not allow its containers: privileged")
+        };
+        if replicas.iter().any(told) { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    assert_eq!(cluster.replicas("given").unwrap(), given, "what is allowed goes on");
 }
 
 fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {

@@ -21,7 +21,7 @@ use crate::record::{
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dependencies, dns, isolation, overlay, rollout, scheduler, statement, volume};
+use crate::{dependencies, dns, isolation, overlay, permission, rollout, scheduler, statement, volume};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -295,12 +295,15 @@ impl Node {
             .collect();
         let Some(facts) = &self.facts else { return };
         let waits = self.waits_of(wanted.iter());
+        let workloads = wanted.iter().map(|(replica, workload)| (&replica.workload, *workload));
+        let barred = permission::barred(&self.cluster, workloads);
         let mounts = self.volumes_of(&wanted);
         let secrets = self.secrets_of(&wanted);
         let credentials = self.credentials_of(&wanted);
         let here = Here {
             leases: &leases,
             waits: &waits,
+            barred: &barred,
             volumes: &mounts,
             secrets: &secrets,
             credentials: &credentials,

@@ -23,6 +23,7 @@ use super::{Content, Node};
 use crate::checking;
 use crate::event::{Action, Actions, Level, Message, RequestId};
 use crate::mutation::{Mutation, is_on};
+use crate::permission;
 use crate::record::{Record, RecordKey, VolumeId, WorkloadId};
 use crate::state::Entry;
 use crate::time::Time;
@@ -100,6 +101,7 @@ impl Node {
         self.check_release(document.value())?;
         self.check_volume(document.value())?;
         self.check_secret(document.value())?;
+        self.check_permissions(document.value())?;
         let place = checking::spec_key(envelope, &document);
         if let Some(held) = self.check_current(&document)?
             && held.record == Record::Spec(envelope.clone())
@@ -211,6 +213,18 @@ impl Node {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a workload that asks for more of its machines than its namespace allows.
+    fn check_permissions(&self, document: &Document) -> Result<(), Box<Problem>> {
+        let Some(Spec::Workload(spec)) = &document.spec else { return Ok(()) };
+        let namespace = &document.metadata.namespace;
+        let lacking = permission::lacking(&self.cluster, namespace, &spec.container);
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let (detail, advice) = permission::refusal(namespace, &lacking);
+        Err(Box::new(Problem::new(Code::NotAllowed, detail).advice(advice).at("/spec/container")))
     }
 
     fn current_digest(&self, name: &SpecKey) -> Option<Digest> {

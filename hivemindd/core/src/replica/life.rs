@@ -52,6 +52,8 @@ pub(super) enum StopCause {
     Renumbered,
     /// Its workload must not run twice, and its lease was not renewed.
     LeaseEnded,
+    /// Its namespace does not allow what it is given of the machine.
+    Barred,
 }
 
 /// What comes after an end.
@@ -170,6 +172,7 @@ impl Life {
         match self.stop_cause.take() {
             Some(StopCause::Renumbered) => self.goes_on(now, labels, "its node's subnet changed"),
             Some(StopCause::LeaseEnded) => self.goes_on(now, labels, "its lease ended"),
+            Some(StopCause::Barred) => self.goes_on(now, labels, "its namespace did not allow it"),
             Some(StopCause::Unhealthy(detail)) => {
                 self.end(now, labels.restarts, ago_ms, true, format!("health check failed: {detail}"));
             }

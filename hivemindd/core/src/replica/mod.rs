@@ -112,6 +112,8 @@ pub struct Here<'a> {
     pub leases: &'a BTreeMap<WorkloadId, (Lease, String)>,
     /// What workloads wait for before their containers start, in words ([`crate::dependencies`]).
     pub waits: &'a BTreeMap<WorkloadId, String>,
+    /// The workloads that are given more of their machine than their namespaces allow, and what, in words.
+    pub barred: &'a BTreeMap<WorkloadId, String>,
     /// The volumes of replicas that have any, by the volumes' names, or why they cannot be used, in words.
     pub volumes: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
     /// The secrets of replicas that have any, by the secrets' names, or why they cannot have them, in words.
@@ -527,6 +529,7 @@ impl Replicas {
             }
             Some(StopCause::Renumbered) => Standing::new(Phase::Stopping, "its node's subnet changed"),
             Some(StopCause::LeaseEnded) => Standing::new(Phase::Stopping, "its lease ends"),
+            Some(StopCause::Barred) => Standing::new(Phase::Stopping, "its namespace does not allow it"),
             None => Standing::new(Phase::Stopping, ""),
         }
     }
@@ -586,6 +589,7 @@ impl Replicas {
         let misplaced = node.network.is_some_and(|network| !address::is_in(network, labels.ip));
         let cause = match &verdict {
             _ if node.has_lost(&labels.replica) => Some(StopCause::LeaseEnded),
+            _ if node.barred.contains_key(&labels.replica.workload) => Some(StopCause::Barred),
             _ if misplaced => Some(StopCause::Renumbered),
             Some(detail) if workload.spec.restart.condition != RestartCondition::Never => {
                 Some(StopCause::Unhealthy(detail.clone()))
@@ -649,6 +653,11 @@ impl Replicas {
         node: Here<'_>,
         plan: &mut Plan,
     ) -> Standing {
+        if let Some(reason) = node.barred.get(&replica.workload) {
+            // Of a previous version it is not known here what it was given.
+            self.dispose_others(now, replica, id, plan);
+            return Standing::new(Phase::Assigned, reason.clone());
+        }
         let blocked = match self.after_end(now, replica, plan) {
             Some(standing) => Some(standing),
             None => self.fetch(now, replica, workload, node.credentials.get(replica), plan),

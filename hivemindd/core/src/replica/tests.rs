@@ -35,6 +35,7 @@ struct Bench {
     capacity: Capacity,
     leases: BTreeMap<WorkloadId, (Lease, String)>,
     waits: BTreeMap<WorkloadId, String>,
+    barred: BTreeMap<WorkloadId, String>,
     volumes: BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
     secrets: BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
     credentials: BTreeMap<ReplicaId, Result<SealedSecret, String>>,
@@ -56,6 +57,7 @@ impl Bench {
             capacity: Capacity { cpu_millis: 1_000_000, memory_bytes: 1 << 50 },
             leases: BTreeMap::new(),
             waits: BTreeMap::new(),
+            barred: BTreeMap::new(),
             volumes: BTreeMap::new(),
             secrets: BTreeMap::new(),
             credentials: BTreeMap::new(),
@@ -90,9 +92,10 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let Self { network, capacity, leases, waits, volumes, secrets, credentials, orders, .. } = self;
+        let Self { network, capacity, leases, waits, barred, volumes, secrets, credentials, orders, .. } =
+            self;
         let (network, capacity) = (network.as_ref(), *capacity);
-        let here = Here { network, capacity, leases, waits, volumes, secrets, credentials, orders };
+        let here = Here { network, capacity, leases, waits, barred, volumes, secrets, credentials, orders };
         self.plan = self.replicas.plan(self.now, &wanted, here);
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
@@ -245,6 +248,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         capacity: Capacity::default(),
         leases: &BTreeMap::new(),
         waits: &BTreeMap::new(),
+        barred: &BTreeMap::new(),
         volumes: &BTreeMap::new(),
         secrets: &BTreeMap::new(),
         credentials: &BTreeMap::new(),
@@ -515,6 +519,36 @@ fn a_container_with_a_check_counts_as_running_once_it_has_passed_also_for_the_ne
     bench.happen(happenings::Happening::PowerCut);
     bench.settle();
     assert_eq!(bench.status(0).phase, Phase::Starting);
+}
+
+#[test]
+fn what_its_namespace_does_not_allow_is_not_started_and_what_it_no_longer_allows_is_stopped() {
+    let mut bench = Bench::new();
+    let reason = (workload_id("web"), "namespace default does not allow it".to_owned());
+    bench.barred = [reason.clone()].into();
+    bench.want(workload(1), 1);
+    bench.settle();
+    assert!(bench.inventory.containers.is_empty() && bench.inventory.images.is_empty());
+    assert_eq!((bench.status(0).phase, &bench.status(0).reason), (Phase::Assigned, &reason.1));
+    bench.barred.clear();
+    bench.step();
+    bench.settle();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+
+    bench.barred = [reason.clone()].into();
+    bench.step();
+    bench.settle();
+    assert_eq!((bench.status(0).phase, &bench.status(0).reason), (Phase::Assigned, &reason.1));
+    assert!(bench.inventory.containers.values().all(|state| state.task != TaskState::Running));
+
+    // Nor does a previous version go on, of which nobody knows what it was given.
+    bench.barred.clear();
+    bench.step();
+    bench.settle();
+    bench.barred = [reason].into();
+    bench.want(another(&workload(1), "registry.test/app:2"), 1);
+    bench.settle();
+    assert!(bench.inventory.containers.values().all(|state| state.task != TaskState::Running));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::machine::{self, MachineAccess};
 use super::rights;
 use super::secrets::{self, SecretMount};
 use super::tmpfs::{Tmpfs, absolute};
@@ -118,6 +119,9 @@ pub struct ContainerSpec {
     /// Changes to what the container's root may do.
     #[serde(default, skip_serializing_if = "Capabilities::is_unchanged")]
     pub capabilities: Capabilities,
+    /// What it is given of its machine, if its namespace allows it.
+    #[serde(default, skip_serializing_if = "MachineAccess::is_none")]
+    pub machine: MachineAccess,
     /// Kernel parameters of the container's own namespaces.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctls: BTreeMap<String, String>,
@@ -243,8 +247,12 @@ impl Capabilities {
 
     /// What the container's root may do, in order.
     pub fn granted(&self) -> BTreeSet<&str> {
-        let all = self.drop.contains(rights::ALL_CAPABILITIES);
-        let kept = rights::DEFAULT_CAPABILITIES.into_iter().filter(|name| !all && !self.drop.contains(*name));
+        let none = self.drop.contains(rights::ALL_CAPABILITIES);
+        let kept = |name: &&str| !none && !self.drop.contains(*name);
+        if self.add.contains(rights::ALL_CAPABILITIES) {
+            return rights::every_capability().filter(|name| !self.drop.contains(*name)).collect();
+        }
+        let kept = rights::DEFAULT_CAPABILITIES.into_iter().filter(kept);
         kept.chain(self.add.iter().map(String::as_str)).collect()
     }
 }
@@ -311,6 +319,9 @@ pub struct Resources {
     /// CPU limit, thousandths of a core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit_millis: Option<u64>,
+    /// CPU limit, hundredths of all the machine has; the lower of the two holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_percent: Option<u64>,
     /// Memory limit, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
@@ -482,6 +493,7 @@ impl ContainerSpec {
             secrets: Vec::new(),
             groups: Vec::new(),
             capabilities: Capabilities::default(),
+            machine: MachineAccess::default(),
             sysctls: BTreeMap::new(),
             ulimits: BTreeMap::new(),
             oom_score_adj: None,
@@ -690,14 +702,12 @@ impl ContainerSpec {
             move |message: String| DocumentError::new(pointer, message)
         };
         for name in &self.capabilities.add {
-            rights::may_add(name).map_err(at("capabilities/add"))?;
+            rights::is_capability(name).map_err(at("capabilities/add"))?;
         }
         for name in &self.capabilities.drop {
-            let read = rights::capability(name).map_err(at("capabilities/drop"))?;
-            if read != name {
-                return Err(at("capabilities/drop")(format!("{name:?} must be written {read}")));
-            }
+            rights::is_capability(name).map_err(at("capabilities/drop"))?;
         }
+        machine::validate(self)?;
         for (name, value) in &self.sysctls {
             rights::may_set_sysctl(name).map_err(at("sysctls"))?;
             if value.is_empty() || value.contains(['\n', '\0']) {

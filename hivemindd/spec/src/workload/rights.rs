@@ -1,6 +1,6 @@
 //! What a container may be given beyond what every container has: capabilities, kernel parameters
-//! and process limits. Only what stays inside the container: none of it reaches the machine, and none
-//! lets one container starve the others.
+//! and process limits. What stays inside the container, so that it does not reach the machine and cannot
+//! starve other containers, is given to all that ask; other capabilities only where the namespace allows it.
 
 /// What every container's root may do (capabilities(7), without `CAP_`): change owners and users, and
 /// serve low ports. The set that Docker gives.
@@ -93,27 +93,31 @@ const SYSCTLS: [&str; 8] = [
 pub fn capability(text: &str) -> Result<&'static str, String> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    let known = DEFAULT_CAPABILITIES.iter().chain(&MORE_CAPABILITIES).chain(&MACHINE_CAPABILITIES);
-    known
-        .chain([&ALL_CAPABILITIES])
-        .find(|known| **known == name)
-        .copied()
+    every_capability()
+        .chain([ALL_CAPABILITIES])
+        .find(|known| *known == name)
         .ok_or_else(|| format!("{text:?} is not a capability; write for example NET_BIND_SERVICE"))
 }
 
-/// Whether a container may be given the capability, which [`capability`] has read.
+/// Checks that a capability is called as [`capability`] reads it.
 ///
 /// # Errors
-/// Why not.
-pub fn may_add(capability: &str) -> Result<(), String> {
-    if DEFAULT_CAPABILITIES.contains(&capability) || MORE_CAPABILITIES.contains(&capability) {
-        return Ok(());
+/// That there is no such capability, or how it is written.
+pub fn is_capability(name: &str) -> Result<(), String> {
+    match capability(name)? {
+        read if read == name => Ok(()),
+        read => Err(format!("{name:?} must be written {read}")),
     }
-    let list = MORE_CAPABILITIES.join(", ");
-    Err(format!(
-        "{capability} gives rights over the machine, which containers do not get; beyond what they have, {list} can \
-         be added"
-    ))
+}
+
+/// Whether a capability reaches beyond the container: to its machine or to other containers.
+pub fn reaches_machine(capability: &str) -> bool {
+    !DEFAULT_CAPABILITIES.contains(&capability) && !MORE_CAPABILITIES.contains(&capability)
+}
+
+/// Every capability there is.
+pub fn every_capability() -> impl Iterator<Item = &'static str> {
+    DEFAULT_CAPABILITIES.into_iter().chain(MORE_CAPABILITIES).chain(MACHINE_CAPABILITIES)
 }
 
 /// Whether a container may set the kernel parameter.
@@ -160,8 +164,7 @@ mod tests {
         }
         assert_eq!(capability("all").unwrap(), "ALL");
         assert!(capability("NET_RAWR").unwrap_err().contains("not a capability"));
-        let mut all: Vec<_> = DEFAULT_CAPABILITIES.into_iter().chain(MORE_CAPABILITIES).collect();
-        all.extend(MACHINE_CAPABILITIES);
+        let mut all: Vec<_> = every_capability().collect();
         all.sort_unstable();
         all.dedup();
         // capabilities(7) of Linux 6.12: 0 to CAP_CHECKPOINT_RESTORE, which is 40.
@@ -169,10 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn no_container_gets_rights_over_its_machine() {
-        for name in MACHINE_CAPABILITIES.into_iter().chain([ALL_CAPABILITIES]) {
-            assert!(may_add(name).unwrap_err().contains("over the machine"), "{name}");
-        }
+    fn what_reaches_the_machine_is_told_apart_from_what_stays_inside_the_container() {
+        assert!(MACHINE_CAPABILITIES.into_iter().chain([ALL_CAPABILITIES]).all(reaches_machine));
+        assert!(!DEFAULT_CAPABILITIES.into_iter().chain(MORE_CAPABILITIES).any(reaches_machine));
         for name in ["kernel.panic", "vm.swappiness", "kernel.hostname", "fs.file-max", "kernel.shmx"] {
             assert!(may_set_sysctl(name).unwrap_err().contains("the machine"), "{name}");
         }

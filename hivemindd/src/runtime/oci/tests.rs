@@ -43,6 +43,8 @@ fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits
         files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
         volumes: &|part| PathBuf::from(format!("/volumes/{part}")),
         disk: None,
+        devices: &[],
+        cores: 4,
         limits,
         open_files: 4096,
     };
@@ -202,6 +204,8 @@ fn a_working_directory_must_be_absolute() {
         files: Path::new("/f"),
         volumes: &|_| PathBuf::new(),
         disk: None,
+        devices: &[],
+        cores: 4,
         limits: true,
         open_files: u64::MAX,
     };
@@ -268,4 +272,51 @@ fn user_namespaces_and_kernel_doors_are_shut() {
     {
         assert!(profile.contains(&format!("\"{call}\"")), "{call}");
     }
+}
+
+#[test]
+fn a_container_has_nothing_of_its_machine_unless_it_is_given_it() {
+    let built = |change: &dyn Fn(&mut ContainerPlan)| {
+        let mut plan = plan();
+        change(&mut plan);
+        built(&plan, &shell(), Identity::default(), true)
+    };
+    let own = built(&|_| {});
+    let namespaces = |spec: &Value| {
+        let all = spec["linux"]["namespaces"].as_array().unwrap().clone();
+        all.iter().map(|n| n["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(namespaces(&own), "pid ipc uts cgroup mount network");
+    assert_eq!(own["linux"]["resources"]["devices"], json!([{ "allow": false, "access": "rwm" }]));
+    assert_eq!(own["linux"]["devices"], json!([]));
+
+    let shares = built(&|plan| {
+        plan.spec.machine.host_namespaces = [HostNamespace::Pid, HostNamespace::Uts].into();
+    });
+    assert_eq!(namespaces(&shares), "ipc cgroup mount network");
+    assert!(shares["hostname"].is_null(), "the machine's own name stays");
+
+    let rules = built(&|plan| plan.spec.machine.device_rules = vec!["c 188:* rw".into()]);
+    let expected = json!({ "allow": true, "type": "c", "major": 188, "access": "rw" });
+    assert_eq!(rules["linux"]["resources"]["devices"][1], expected);
+
+    let privileged = built(&|plan| plan.spec.machine.privileged = true);
+    assert_eq!(privileged["process"]["capabilities"]["effective"].as_array().unwrap().len(), 41);
+    assert_eq!(privileged["process"]["noNewPrivileges"], false);
+    for hidden in ["maskedPaths", "readonlyPaths", "seccomp"] {
+        assert!(!own["linux"][hidden].is_null() && privileged["linux"][hidden].is_null(), "{hidden}");
+    }
+    assert_eq!(built(&|plan| plan.spec.machine.outlasts_memory = true)["process"]["oomScoreAdj"], -1000);
+    let cpu =
+        |change: &dyn Fn(&mut ContainerPlan)| built(change)["linux"]["resources"]["cpu"]["quota"].clone();
+    assert_eq!(
+        cpu(&|plan| plan.spec.resources.cpu_limit_percent = Some(25)),
+        100_000,
+        "a quarter of four cores"
+    );
+    let both = |plan: &mut ContainerPlan| {
+        plan.spec.resources.cpu_limit_percent = Some(50);
+        plan.spec.resources.cpu_limit_millis = Some(500);
+    };
+    assert_eq!(cpu(&both), 50_000, "the lower of two limits");
 }

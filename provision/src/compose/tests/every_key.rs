@@ -4,15 +4,14 @@ use super::super::keys::Verdict;
 use super::*;
 
 /// Keys that may only say what holds for all containers.
-const ALREADY_SO: [(&str, &str); 8] = [
+const ALREADY_SO: [(&str, &str); 7] = [
     ("attach", "false"),
-    ("cgroup", "private"),
-    ("ipc", "private"),
     ("isolation", "default"),
     ("mem_swappiness", "0"),
     ("pull_policy", "missing"),
     ("runtime", "runc"),
     ("security_opt", "['no-new-privileges:true']"),
+    ("userns_mode", "host"),
 ];
 
 /// For each other honoured key of a service a value that must change the document.
@@ -21,7 +20,12 @@ fn sample(key: &str) -> &'static str {
         "annotations" => "{a: b}",
         "cap_add" => "[IPC_LOCK]",
         "cap_drop" => "[ALL]",
+        "cgroup" | "ipc" | "pid" | "uts" => "host",
         "command" => "[a]",
+        "cpu_count" => "2",
+        "cpu_percent" => "50",
+        "device_cgroup_rules" => "['c 188:* rw']",
+        "devices" => "[/dev/ttyUSB0]",
         "configs" => "[a]",
         "container_name" => "Main_1",
         "cpu_period" => "50000\ncpu_quota: 25000",
@@ -54,6 +58,7 @@ fn sample(key: &str) -> &'static str {
         "mem_reservation" => "64m",
         "memswap_limit" => "96m\nmem_limit: 64m",
         "storage_opt" => "{size: 1g}",
+        "oom_kill_disable" | "privileged" => "true",
         "oom_score_adj" => "500",
         "pids_limit" => "5",
         "platform" => "linux/amd64",
@@ -110,7 +115,7 @@ fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line()
             Verdict::Honoured(_) if ALREADY_SO.iter().any(|(name, _)| name == key) => {
                 let (_, value) = ALREADY_SO.iter().find(|(name, _)| name == key).unwrap();
                 assert_eq!(compiled(&(service(&format!("{key}: {value}")) + more)).documents, base.documents);
-                for other in ["host", "[host]", "['seccomp:unconfined']"] {
+                for other in ["other", "[host]", "['seccomp:unconfined']"] {
                     assert!(refused(&format!("{key}: {other}")).contains("4: "), "{key}: {other}");
                 }
             }

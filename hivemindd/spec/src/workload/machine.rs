@@ -1,0 +1,210 @@
+//! What a container is given of the machine it runs on. Its namespace must allow it
+//! ([`NamespaceSpec`](crate::namespace::NamespaceSpec)).
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::container::ContainerSpec;
+use super::rights;
+use super::tmpfs::may_cover;
+use crate::document::DocumentError;
+use crate::namespace::Permission;
+
+/// Devices of a container, and rules for them, at most: more has no use.
+const MAX_DEVICES: usize = 64;
+
+/// What a container is given of its machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MachineAccess {
+    /// Everything: all capabilities and devices, and nothing of the kernel's is hidden.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub privileged: bool,
+    /// Devices of the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// Kinds of devices that it may use once it has made or found them: `TYPE MAJOR:MINOR ACCESS`, where the type is
+    /// `a`, `b` or `c`, and `*` is any number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_rules: Vec<String>,
+    /// What it shares with the machine in place of having its own.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub host_namespaces: BTreeSet<HostNamespace>,
+    /// Its processes are not ended when memory is short, its own included: they wait for some.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outlasts_memory: bool,
+}
+
+/// A device of the machine in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Device {
+    /// The device, or a folder of devices, below `/dev` on the machine.
+    pub path: String,
+    /// Where in the container.
+    pub target: String,
+    /// What it may do there: letters of `rwm`, to read, write, and make the node anew.
+    #[serde(default = "all_access")]
+    pub access: String,
+}
+
+fn all_access() -> String {
+    "rwm".to_owned()
+}
+
+/// Something of the machine that a container can share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNamespace {
+    /// Its view of control groups.
+    Cgroup,
+    /// Memory segments and message queues.
+    Ipc,
+    /// Processes.
+    Pid,
+    /// Host and domain name.
+    Uts,
+}
+
+impl MachineAccess {
+    /// Whether it is given nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl ContainerSpec {
+    /// What its namespace must allow.
+    pub fn permissions(&self) -> BTreeSet<Permission> {
+        let access = &self.machine;
+        let capabilities = self.capabilities.add.iter().any(|name| rights::reaches_machine(name));
+        let asks = [
+            (Permission::Capabilities, capabilities),
+            (Permission::Devices, !access.devices.is_empty() || !access.device_rules.is_empty()),
+            (Permission::HostNamespaces, !access.host_namespaces.is_empty()),
+            (Permission::Privileged, access.privileged || access.outlasts_memory),
+        ];
+        asks.into_iter().filter(|(_, asks)| *asks).map(|(permission, _)| permission).collect()
+    }
+}
+
+/// Checks what a container is given.
+pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
+    let access = &spec.machine;
+    let fail = |what: &str, message: String| {
+        Err(DocumentError::new(format!("/spec/container/machine/{what}"), message))
+    };
+    if access.devices.len().max(access.device_rules.len()) > MAX_DEVICES {
+        return fail("devices", format!("has more than {MAX_DEVICES} devices"));
+    }
+    for (index, device) in access.devices.iter().enumerate() {
+        let what = format!("devices/{index}");
+        let is_plain =
+            |path: &str| !path.contains("//") && !path.split('/').any(|part| part == ".." || part == ".");
+        if !device.path.starts_with("/dev/") || !is_plain(&device.path) {
+            return fail(&what, format!("{:?} is not below /dev", device.path));
+        }
+        if !device.target.starts_with('/')
+            || !is_plain(&device.target)
+            || !device.target.starts_with("/dev/") && may_cover(&device.target).is_err()
+        {
+            return fail(&what, format!("{:?} is no place for a device", device.target));
+        }
+        if !is_access(&device.access) {
+            return fail(&what, format!("{:?}: use letters of `rwm`", device.access));
+        }
+    }
+    if let Some(odd) = access.device_rules.iter().find(|rule| DeviceRule::parse(rule).is_none()) {
+        let text = format!("{odd:?} is no rule for devices; write for example \"c 188:* rw\"");
+        return fail("deviceRules", text);
+    }
+    let shares = |namespace| access.host_namespaces.contains(&namespace);
+    if shares(HostNamespace::Uts) && (spec.hostname.is_some() || spec.domainname.is_some()) {
+        let text = "the machine's names are its own; remove the container's host and domain name";
+        return fail("hostNamespaces", text.into());
+    }
+    Ok(())
+}
+
+fn is_access(text: &str) -> bool {
+    (1..=3).contains(&text.len()) && text.chars().all(|letter| "rwm".contains(letter))
+}
+
+/// A rule for devices, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRule<'a> {
+    /// `a`, `b` or `c`.
+    pub kind: &'a str,
+    /// The driver's number; none: any.
+    pub major: Option<u32>,
+    /// The device's number; none: any.
+    pub minor: Option<u32>,
+    /// Letters of `rwm`.
+    pub access: &'a str,
+}
+
+impl<'a> DeviceRule<'a> {
+    /// Reads `TYPE MAJOR:MINOR ACCESS`.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
+        let (major, minor) = numbers.split_once(':')?;
+        let number = |text: &str| if text == "*" { Some(None) } else { text.parse().ok().map(Some) };
+        let rule = Self { kind, major: number(major)?, minor: number(minor)?, access };
+        (["a", "b", "c"].contains(&kind) && is_access(access) && words.next().is_none()).then_some(rule)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thing_of_the_machine_needs_its_own_permission() {
+        let asks = |change: &dyn Fn(&mut ContainerSpec)| {
+            let mut spec = ContainerSpec::of("registry.test/a:1");
+            change(&mut spec);
+            validate(&spec).map(|()| spec.permissions().into_iter().collect::<Vec<_>>())
+        };
+        let device = |path: &str, target: &str, access: &str| Device {
+            path: path.into(),
+            target: target.into(),
+            access: access.into(),
+        };
+        assert_eq!(asks(&|_| {}).unwrap(), []);
+        assert_eq!(asks(&|s| s.machine.privileged = true).unwrap(), [Permission::Privileged]);
+        assert_eq!(asks(&|s| s.machine.outlasts_memory = true).unwrap(), [Permission::Privileged]);
+        assert_eq!(
+            asks(&|s| s.machine.devices = vec![device("/dev/ttyUSB0", "/dev/modem", "rw")]).unwrap(),
+            [Permission::Devices]
+        );
+        assert_eq!(
+            asks(&|s| s.machine.device_rules = vec!["c 188:* rw".into()]).unwrap(),
+            [Permission::Devices]
+        );
+        assert_eq!(
+            asks(&|s| s.machine.host_namespaces = [HostNamespace::Pid].into()).unwrap(),
+            [Permission::HostNamespaces]
+        );
+        assert_eq!(
+            asks(&|s| s.capabilities.add = ["NET_ADMIN".to_owned()].into()).unwrap(),
+            [Permission::Capabilities]
+        );
+        assert_eq!(asks(&|s| s.capabilities.add = ["IPC_LOCK".to_owned()].into()).unwrap(), []);
+        for (path, target, access) in [
+            ("/etc/shadow", "/dev/a", "r"),
+            ("/dev/../etc/shadow", "/dev/a", "r"),
+            ("/dev/a", "/proc/a", "r"),
+            ("/dev/a", "a", "r"),
+            ("/dev/a", "/dev/a", "x"),
+            ("/dev/a", "/dev/a", ""),
+        ] {
+            asks(&|s| s.machine.devices = vec![device(path, target, access)]).unwrap_err();
+        }
+        for rule in ["", "c 1:2", "d 1:2 r", "c 1 r", "c x:1 r", "c 1:2 rx", "c 1:2 r w"] {
+            asks(&|s| s.machine.device_rules = vec![rule.into()]).unwrap_err();
+        }
+    }
+}

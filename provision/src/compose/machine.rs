@@ -1,0 +1,72 @@
+//! What a service is given of the machines it runs on.
+
+use hivemind_spec::workload::{ContainerSpec, Device, HostNamespace};
+
+use super::keys;
+use super::reader::Reader;
+use super::yaml::{Key, Node, Value};
+
+/// What a device that says no more may be used for.
+const ALL_ACCESS: &str = "rwm";
+
+/// Reads `devices`: `SOURCE[:TARGET[:PERMISSIONS]]`, or the long form.
+pub(super) fn devices(reader: &Reader<'_>, node: &Node) -> Option<Vec<Device>> {
+    let device = |item: &Node| {
+        let (mut path, mut target, mut access) = (None, None, None);
+        if let Value::Mapping(_) = item.value {
+            for (key, value) in reader.entries(item, keys::DEVICE)? {
+                let text = reader.text(value)?;
+                match key.text.as_str() {
+                    "source" => path = Some(text),
+                    "target" => target = Some(text),
+                    _ => access = Some(text),
+                }
+            }
+        } else {
+            let text = reader.text(item)?;
+            let mut parts = text.split(':').map(str::to_owned);
+            (path, target, access) = (parts.next(), parts.next(), parts.next());
+            if parts.next().is_some() {
+                reader.fault(item.mark, format!("{text:?} is not SOURCE:TARGET:PERMISSIONS"));
+                return None;
+            }
+            // `SOURCE:PERMISSIONS` is written too, as Docker takes it.
+            if access.is_none() && target.as_ref().is_some_and(|text| !text.starts_with('/')) {
+                access = target.take();
+            }
+        }
+        let Some(path) = path else {
+            reader.fault(item.mark, "`source` is missing: the device on the machine");
+            return None;
+        };
+        let target = target.unwrap_or_else(|| path.clone());
+        Some(Device { path, target, access: access.unwrap_or_else(|| ALL_ACCESS.to_owned()) })
+    };
+    reader.sequence(node)?.iter().map(device).collect()
+}
+
+/// Reads `device_cgroup_rules`.
+pub(super) fn rules(reader: &Reader<'_>, node: &Node) -> Option<Vec<String>> {
+    reader.sequence(node)?.iter().map(|item| reader.text(item)).collect()
+}
+
+/// Reads which of a container's namespaces are the machine's.
+pub(super) fn shared(
+    reader: &Reader<'_>,
+    container: &mut ContainerSpec,
+    key: &Key,
+    node: &Node,
+) -> Option<()> {
+    let (namespace, may_be_own) = match key.text.as_str() {
+        "pid" => (HostNamespace::Pid, false),
+        "uts" => (HostNamespace::Uts, false),
+        "ipc" => (HostNamespace::Ipc, true),
+        _ => (HostNamespace::Cgroup, true),
+    };
+    let words = [("host", true), ("private", false)];
+    let words = if may_be_own { &words[..] } else { &words[..1] };
+    if reader.word(node, words)? {
+        container.machine.host_namespaces.insert(namespace);
+    }
+    Some(())
+}
