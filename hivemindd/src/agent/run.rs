@@ -92,6 +92,11 @@ async fn serve() -> anyhow::Result<()> {
     let identity = enrol(&config, &text, &clock)?;
     tracing::info!(node = %identity.node(), cluster = %config.cluster.name, "this node");
 
+    // PID 1 knows a configured name only, and not one that follows from the identity.
+    if let Err(error) = nix::unistd::sethostname(facts::hostname(&config.node, identity.node())) {
+        tracing::warn!(%error, "the machine's own host name cannot be set");
+    }
+
     let (store, stored) =
         StoreHandle::open(Path::new(store::FOLDER)).context("the store cannot be opened")?;
     let settings = settings(&config, &identity)?;

@@ -278,7 +278,11 @@ impl Node {
     /// Takes this node's replicas a step further.
     fn run_replicas(&mut self, now: Time, out: &mut Actions) {
         // A node that lost its store leaves what runs alone until somebody tells it what is wanted.
-        if self.grace_until_ms.is_some() || !self.inventory_known || !self.knows_enough() {
+        let is_known = self.inventory_known && self.knows_enough();
+        if is_known {
+            self.isolate(out);
+        }
+        if self.grace_until_ms.is_some() || !is_known {
             self.replica_wake_ms = None;
             return;
         }
@@ -312,6 +316,7 @@ impl Node {
             capacity: facts.capacity,
         };
         let plan = self.replicas.plan(now, &wanted, here);
+        // Before what is started now, of which others are told by its address.
         self.isolate(out);
         let lease_wake_ms = self.leases.wake_at_ms(now.mono_ms);
         let wakes = [plan.wake_at_ms, lease_wake_ms, volumes.wake_at_ms];
