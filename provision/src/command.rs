@@ -77,8 +77,10 @@ fn block_on<T>(interrupted: &str, work: impl Future<Output = Result<T>>) -> Resu
         .map_err(|e| Failure::local("runtime", format!("cannot start: {e}")))?;
     let done = runtime.block_on(async {
         tokio::select! {
-            done = work => done,
+            // First, so that the signal is listened for before anything is under way.
+            biased;
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted", interrupted)),
+            done = work => done,
         }
     });
     // A connection that hangs must not keep the command from ending.
