@@ -29,8 +29,8 @@ pub struct NetworkId {
 /// Whom this node's containers reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
-    /// The range of all containers' addresses: network and prefix length. What is not in it is outside. None
-    /// before this node has a subnet, when it has no containers either.
+    /// The range of all containers' addresses: network and prefix length. What is not in it is outside. None: nothing
+    /// was worked out yet.
     pub range: Option<(Ipv4Addr, u8)>,
     /// Nodes' own addresses in the range.
     pub nodes: BTreeSet<Ipv4Addr>,
@@ -73,43 +73,139 @@ pub fn networks(cluster: &Cluster, id: &WorkloadId) -> BTreeSet<NetworkId> {
     workload.into_iter().flat_map(|workload| workload.spec.networks()).map(network).collect()
 }
 
-/// Whom the containers of `me` reach, which are `held`: their addresses and workloads.
-pub fn plan(
-    cluster: &Cluster,
-    me: &NodeId,
-    range: ContainerRange,
-    held: &BTreeMap<Ipv4Addr, WorkloadId>,
-) -> Isolation {
-    let subnets: BTreeMap<NodeId, Ipv4Addr> = overlay::recorded_subnets(cluster, range).collect();
-    let Some(own) = subnets.get(me) else { return Isolation::default() };
-    let mut plan = Isolation {
-        range: Some(range.cidr()),
-        nodes: subnets.values().copied().chain([overlay::gateway(*own)]).collect(),
-        ..Isolation::default()
-    };
-    for (address, id) in held {
-        let endpoint = endpoint(cluster, id);
-        for network in &endpoint.networks {
-            plan.members.entry(network.clone()).or_default().insert(*address);
-        }
-        plan.endpoints.insert(*address, endpoint);
+/// Whether a workload is in a network.
+fn is_in(cluster: &Cluster, id: &WorkloadId, network: &NetworkId) -> bool {
+    let workload = cluster.workloads.get(id).filter(|_| id.namespace == network.namespace);
+    workload.is_some_and(|workload| workload.spec.networks().contains(network.name.as_str()))
+}
+
+/// Whose view it is: the node, and the range of all containers' addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// The node.
+    pub me: NodeId,
+    /// The range.
+    pub range: ContainerRange,
+}
+
+/// Whom a node's containers reach, kept up to date by what changed: the work is that of the change and not that of the
+/// cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    plan: Isolation,
+    /// The node's containers: their addresses and workloads.
+    held: BTreeMap<Ipv4Addr, WorkloadId>,
+    /// The subnets of the other nodes.
+    subnets: BTreeMap<NodeId, Ipv4Addr>,
+    /// Addresses that other nodes' replicas have, as they say, of workloads that matter here; both ways round, because
+    /// two may claim one for a moment.
+    claims: BTreeMap<Ipv4Addr, BTreeSet<WorkloadId>>,
+    claimed: BTreeMap<WorkloadId, BTreeSet<Ipv4Addr>>,
+}
+
+impl Reach {
+    /// What the node is to do.
+    pub fn plan(&self) -> &Isolation {
+        &self.plan
     }
-    for ((replica, node), status) in &cluster.replicas {
-        // A node speaks for its own addresses only; of this one's, it is known better.
-        let is_its_own = |ip: &Ipv4Addr| {
-            let subnet = subnets.get(node).filter(|_| node != me);
-            subnet.is_some_and(|subnet| {
-                overlay::container_addresses(*subnet, ContainerRange::SUBNET_PREFIX).contains(&ip.to_bits())
-            })
-        };
-        let Some(ip) = status.ip.filter(is_its_own) else { continue };
-        for network in networks(cluster, &replica.workload) {
-            if let Some(members) = plan.members.get_mut(&network) {
-                members.insert(ip);
+
+    /// Makes it anew. Returns whether the plan differs.
+    pub fn renew(&mut self, view: View<'_>, held: BTreeMap<Ipv4Addr, WorkloadId>) -> bool {
+        let before = std::mem::take(self).plan;
+        self.subnets = overlay::recorded_subnets(view.cluster, view.range).collect();
+        self.plan.range = Some(view.range.cidr());
+        self.plan.nodes = self.subnets.values().copied().collect();
+        self.plan.nodes.extend(self.subnets.remove(&view.me).map(overlay::gateway));
+        self.hold(view.cluster, held);
+        for id in view.cluster.workloads.keys() {
+            self.claim(view.cluster, id);
+        }
+        self.plan != before
+    }
+
+    /// Brings it up to date when only replicas of the `changed` workloads did something, and which containers the node
+    /// has may be different. Returns whether the plan differs.
+    pub fn follow(
+        &mut self,
+        view: View<'_>,
+        held: BTreeMap<Ipv4Addr, WorkloadId>,
+        changed: &BTreeSet<WorkloadId>,
+    ) -> bool {
+        let mut differs = false;
+        if self.held != held {
+            let networks: BTreeSet<NetworkId> =
+                held.values().flat_map(|id| networks(view.cluster, id)).collect();
+            // An address of ours that is claimed elsewhere too, while this node gets another subnet.
+            let claimed = self.held.keys().any(|address| self.claims.contains_key(address));
+            if claimed || !networks.iter().eq(self.plan.members.keys()) {
+                return self.renew(view, held);
+            }
+            self.hold(view.cluster, held);
+            differs = true;
+        }
+        for id in changed {
+            differs |= self.claim(view.cluster, id);
+        }
+        differs
+    }
+
+    /// Takes over which containers the node has.
+    fn hold(&mut self, cluster: &Cluster, held: BTreeMap<Ipv4Addr, WorkloadId>) {
+        for members in self.plan.members.values_mut() {
+            members.retain(|address| !self.held.contains_key(address));
+        }
+        self.plan.endpoints.clear();
+        for (address, id) in &held {
+            let endpoint = endpoint(cluster, id);
+            for network in &endpoint.networks {
+                self.plan.members.entry(network.clone()).or_default().insert(*address);
+            }
+            self.plan.endpoints.insert(*address, endpoint);
+        }
+        self.held = held;
+    }
+
+    /// Takes over what other nodes say of the addresses of a workload's replicas. Returns whether the plan differs.
+    fn claim(&mut self, cluster: &Cluster, id: &WorkloadId) -> bool {
+        let matters = self.plan.members.keys().any(|network| is_in(cluster, id, network));
+        let replicas = matters.then(|| cluster.replicas_of(id)).into_iter().flatten();
+        let addresses = replicas.filter_map(|((_, node), status)| self.believed(node, status.ip?));
+        let after: BTreeSet<Ipv4Addr> = addresses.collect();
+        let before = self.claimed.remove(id).unwrap_or_default();
+        for address in before.difference(&after) {
+            if let Some(claims) = self.claims.get_mut(address) {
+                claims.remove(id);
             }
         }
+        for address in after.difference(&before) {
+            self.claims.entry(*address).or_default().insert(id.clone());
+        }
+        let mut differs = false;
+        for address in before.symmetric_difference(&after) {
+            let claims = self.claims.get(address);
+            for (network, members) in &mut self.plan.members {
+                let belongs = claims.is_some_and(|all| all.iter().any(|id| is_in(cluster, id, network)));
+                differs |= if belongs { members.insert(*address) } else { members.remove(address) };
+            }
+            if claims.is_some_and(BTreeSet::is_empty) {
+                self.claims.remove(address);
+            }
+        }
+        if !after.is_empty() {
+            self.claimed.insert(id.clone(), after);
+        }
+        differs
     }
-    plan
+
+    /// An address that another node says its replica has. It speaks for its own addresses only, and not at all for this
+    /// node's, of which more is known here.
+    fn believed(&self, node: &NodeId, address: Ipv4Addr) -> Option<Ipv4Addr> {
+        let subnet = self.subnets.get(node)?;
+        let own = overlay::container_addresses(*subnet, ContainerRange::SUBNET_PREFIX);
+        own.contains(&address.to_bits()).then_some(address)
+    }
 }
 
 fn endpoint(cluster: &Cluster, id: &WorkloadId) -> Endpoint {
@@ -148,11 +244,24 @@ mod tests {
         NetworkId { namespace: workload_id("x").namespace, name: name.to_owned() }
     }
 
-    /// The plan of node 1, which holds what is said to run there.
-    fn of_node_1(cluster: &Cluster) -> Isolation {
+    fn view(cluster: &Cluster, n: u8) -> View<'_> {
+        View { cluster, me: node_id(n), range: range() }
+    }
+
+    /// What node 1 is said to run.
+    fn held_by_1(cluster: &Cluster) -> BTreeMap<Ipv4Addr, WorkloadId> {
         let here = cluster.replicas.iter().filter(|((_, node), _)| *node == node_id(1));
-        let held = here.filter_map(|((replica, _), status)| Some((status.ip?, replica.workload.clone())));
-        plan(cluster, &node_id(1), range(), &held.collect())
+        here.filter_map(|((replica, _), status)| Some((status.ip?, replica.workload.clone()))).collect()
+    }
+
+    fn plan(cluster: &Cluster, n: u8, held: BTreeMap<Ipv4Addr, WorkloadId>) -> Isolation {
+        let mut reach = Reach::default();
+        reach.renew(view(cluster, n), held);
+        reach.plan
+    }
+
+    fn of_node_1(cluster: &Cluster) -> Isolation {
+        plan(cluster, 1, held_by_1(cluster))
     }
 
     #[test]
@@ -228,8 +337,7 @@ mod tests {
             attached(&mut cluster, "other", &other.iter().map(String::as_str).collect::<Vec<_>>());
             let (one, other) = (running(&mut cluster, "one", 0, 1), running(&mut cluster, "other", 1, 2));
             let reach = |n: u8, own: Ipv4Addr, name: &str| {
-                let held = [(own, workload_id(name))].into();
-                let plan = plan(&cluster, &node_id(n), range(), &held);
+                let plan = plan(&cluster, n, [(own, workload_id(name))].into());
                 plan.members.values().any(|members| members.contains(&one) && members.contains(&other))
             };
             let shared = if first.is_empty() || second.is_empty() {
@@ -239,6 +347,30 @@ mod tests {
             };
             prop_assert_eq!(reach(1, one, "one"), shared);
             prop_assert_eq!(reach(2, other, "other"), shared);
+        }
+
+        #[test]
+        fn a_plan_that_follows_the_cluster_is_the_one_made_from_it(
+            changes in proptest::collection::vec((0u32..5, 0u32..3, 1u8..4, 0u8..6, any::<bool>()), 1..40)
+        ) {
+            let (mut cluster, _) = cluster(3);
+            let names = ["a", "b", "c", "d", "e"];
+            for (name, networks) in names.into_iter().zip([&["x"][..], &["x", "y"], &["y"], &[], &["z"]]) {
+                attached(&mut cluster, name, networks);
+            }
+            let mut reach = Reach::default();
+            reach.renew(view(&cluster, 1), held_by_1(&cluster));
+            for (which, slot, n, host, has_one) in changes {
+                let name = names[which as usize];
+                running(&mut cluster, name, slot, n);
+                let status = cluster.replicas.get_mut(&(replica_id(name, slot), node_id(n))).unwrap();
+                // Few addresses, so that some are claimed twice, and some that are nobody's.
+                status.ip = has_one.then(|| Ipv4Addr::new(10, 42, n, host));
+                let (held, before) = (held_by_1(&cluster), reach.plan.clone());
+                let differs = reach.follow(view(&cluster, 1), held.clone(), &[workload_id(name)].into());
+                prop_assert_eq!(&reach.plan, &plan(&cluster, 1, held));
+                prop_assert!(differs || reach.plan == before);
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ mod trial;
 mod updating;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use hivemind_spec::api::SpecItem;
 use hivemind_spec::document::SpecKey;
@@ -41,11 +41,11 @@ use crate::enrolment::{ChainVerifier, Pace};
 use crate::event::{
     Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, SealedSecret, Zone,
 };
-use crate::isolation::Isolation;
+use crate::isolation::Reach;
 use crate::leader::Leader;
 use crate::lease::Leases;
 use crate::membership::Membership;
-use crate::record::{Record, RecordKey, ReplicaId, Topic, WorkloadId};
+use crate::record::{Record, RecordKey, ReplicaId, Topic};
 use crate::replica::Replicas;
 use crate::report::View;
 use crate::state::{Content, Map};
@@ -221,9 +221,7 @@ pub struct Node {
     unopened: BTreeMap<SpecKey, Digest>,
     run_before: BTreeSet<Digest>,
     network: Option<NetworkPlan>,
-    isolation: Option<Isolation>,
-    /// The addresses of this node's containers, and whose they are, when `isolation` was worked out.
-    held: BTreeMap<Ipv4Addr, WorkloadId>,
+    reach: Option<Reach>,
     zone: Option<Zone>,
     unplanned: Unplanned,
     health_checks: Option<BTreeMap<ContainerId, hivemind_spec::workload::HealthCheck>>,
@@ -310,8 +308,7 @@ impl Node {
             unopened: BTreeMap::new(),
             run_before: BTreeSet::new(),
             network: None,
-            isolation: None,
-            held: BTreeMap::new(),
+            reach: None,
             zone: None,
             unplanned: Unplanned::all(),
             health_checks: None,

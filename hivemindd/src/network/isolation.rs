@@ -23,6 +23,7 @@ use nftables::stmt::{JumpTarget, Statement};
 use nftables::types::{NfChainType, NfFamily, NfHook};
 use tokio::sync::watch;
 
+use super::elements::{self, Change, Element};
 use super::nft::{NewTable, TABLE, device, field, is, is_not, prefix, text};
 use super::{CONTAINER_PREFIX, NetworkError, RETRY, container_interface};
 
@@ -68,10 +69,13 @@ pub fn keep(wanted: watch::Receiver<Isolation>) -> (InForce, impl Future<Output 
 
 async fn run(mut wanted: watch::Receiver<Isolation>, applied: watch::Sender<Isolation>) {
     let mut last_error = String::new();
+    // What the kernel has, if nothing but this agent changed it.
+    let mut there = None;
     loop {
         let isolation = wanted.borrow_and_update().clone();
-        match apply(&isolation).await {
+        match apply(there.take().as_ref(), &isolation).await {
             Ok(()) => {
+                there = Some(isolation.clone());
                 applied.send_replace(isolation);
                 last_error.clear();
                 if wanted.changed().await.is_err() {
@@ -92,12 +96,59 @@ async fn run(mut wanted: watch::Receiver<Isolation>, applied: watch::Sender<Isol
     }
 }
 
-async fn apply(isolation: &Isolation) -> Result<(), NetworkError> {
+/// Puts rules in force: what differs from those that are `there`, if that is a matter of elements, or else all.
+async fn apply(there: Option<&Isolation>, isolation: &Isolation) -> Result<(), NetworkError> {
+    if let Some(changes) = there.and_then(|there| changes(there, isolation)) {
+        let made = tokio::task::spawn_blocking(move || elements::make(&changes)).await;
+        match made.map_err(std::io::Error::other).flatten() {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::warn!(%error, "the rules of networks are made anew"),
+        }
+    }
     match table(isolation) {
         Some(table) => table.apply().await,
-        // There are no containers without a subnet; those of an agent before keep their rules.
+        // Nothing was worked out yet: the rules of the agent before hold.
         None => Ok(()),
     }
+}
+
+/// What leads from the one to the other; nothing if that takes other rules.
+fn changes(there: &Isolation, isolation: &Isolation) -> Option<Vec<Change>> {
+    let has_same_rules = there.range == isolation.range
+        && there.range.is_some()
+        && there.nodes == isolation.nodes
+        && there.members.keys().eq(isolation.members.keys());
+    let mut changes = Vec::new();
+    let mut differ = |set: &str, before: &BTreeSet<Ipv4Addr>, after: &BTreeSet<Ipv4Addr>| {
+        let element = |address: &Ipv4Addr| match set {
+            OWNERS => Element::Owner(container_interface(*address), *address),
+            _ => Element::Address(*address),
+        };
+        let change = |address, is_in| Change { set: set.to_owned(), element: element(address), is_in };
+        changes.extend(before.difference(after).map(|address| change(address, false)));
+        changes.extend(after.difference(before).map(|address| change(address, true)));
+    };
+    let owners = |of: &Isolation| of.endpoints.keys().copied().collect();
+    differ(OWNERS, &owners(there), &owners(isolation));
+    differ(OUTSIDE, &leading_out(there), &leading_out(isolation));
+    for (index, (before, after)) in there.members.values().zip(isolation.members.values()).enumerate() {
+        differ(&network(index), before, after);
+    }
+    has_same_rules.then_some(changes)
+}
+
+/// The names of the sets.
+const OWNERS: &str = "owners";
+const OUTSIDE: &str = "outside";
+
+fn network(index: usize) -> String {
+    format!("network-{index}")
+}
+
+/// The containers that reach what is outside.
+fn leading_out(isolation: &Isolation) -> BTreeSet<Ipv4Addr> {
+    let outside = isolation.endpoints.iter().filter(|(_, endpoint)| endpoint.outside);
+    outside.map(|(address, _)| *address).collect()
 }
 
 /// The whole table.
@@ -109,14 +160,13 @@ fn table(isolation: &Isolation) -> Option<NewTable> {
         Expression::Named(NamedExpression::Concat(owner))
     });
     let pair = SetTypeValue::Concatenated(Cow::Borrowed(&[SetType::Ifname, SetType::Ipv4Addr]));
-    table.add(set("owners", pair, owners.collect()));
+    table.add(set(OWNERS, pair, owners.collect()));
     table.add(addresses("nodes", &isolation.nodes));
-    let outside = isolation.endpoints.iter().filter(|(_, endpoint)| endpoint.outside);
-    table.add(addresses("outside", &outside.map(|(address, _)| *address).collect()));
+    table.add(addresses(OUTSIDE, &leading_out(isolation)));
 
     table.chain("shared", None);
     for (index, members) in isolation.members.values().enumerate() {
-        let name = format!("network-{index}");
+        let name = network(index);
         table.add(addresses(name.clone(), members));
         let is_in = |end| is(field("ip", end), text(format!("@{name}")));
         table.rule("shared", vec![is_in("saddr"), is_in("daddr"), Statement::Accept(None)]);

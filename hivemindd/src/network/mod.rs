@@ -13,6 +13,7 @@
 //! kernel tells of a change, and now and then without that, so that what somebody else changed is
 //! repaired.
 
+mod elements;
 pub mod isolation;
 mod kernel;
 mod nft;

@@ -15,13 +15,14 @@ use hivemind_spec::volume::Per;
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NetworkPlan, VolumePlan};
+use crate::isolation::View;
 use crate::record::{
     Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Rollout, Topic,
     VolumePart, WorkloadId,
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dependencies, dns, isolation, overlay, permission, rollout, scheduler, statement, volume};
+use crate::{dependencies, dns, overlay, permission, rollout, scheduler, statement, volume};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -34,8 +35,10 @@ pub(super) struct Unplanned {
     pub(super) network: bool,
     /// Everything the names follow from may have.
     names: bool,
-    /// Something that follows from who may reach whom.
+    /// Everything that who may reach whom follows from may have.
     isolation: bool,
+    /// The replicas of these workloads, and who may reach whom has not been worked out since.
+    reached: BTreeSet<WorkloadId>,
     /// What is said or decided about these workloads' replicas has.
     workloads: BTreeSet<WorkloadId>,
 }
@@ -43,18 +46,20 @@ pub(super) struct Unplanned {
 impl Unplanned {
     /// Everything.
     pub(super) fn all() -> Self {
-        Self { network: true, names: true, isolation: true, workloads: BTreeSet::new() }
+        Self { network: true, names: true, isolation: true, ..Self::default() }
     }
 
     /// What a node said or a leader decided.
     pub(super) fn add(&mut self, key: &RecordKey) {
         self.network = true;
-        self.isolation = true;
         match key {
             RecordKey::Observation(_, Topic::Replica(ReplicaId { workload, .. }))
             | RecordKey::Decision(Matter::Placement(workload)) => {
                 self.workloads.insert(workload.clone());
+                self.reached.insert(workload.clone());
             }
+            // With a node's subnet.
+            RecordKey::Observation(_, Topic::Enrolment) => self.isolation = true,
             _ => {}
         }
     }
@@ -247,16 +252,15 @@ impl Node {
     /// agent before this one said holds until then.
     fn isolate(&mut self, out: &mut Actions) {
         let held = self.replicas.addresses();
-        let changed = std::mem::take(&mut self.unplanned.isolation) || self.held != held;
-        if !changed && self.isolation.is_some() {
-            return;
-        }
-        let range = self.settings.container_range;
-        let plan = isolation::plan(&self.cluster, &self.settings.me, range, &held);
-        self.held = held;
-        if self.isolation.as_ref() != Some(&plan) {
-            out.push(Action::Isolate(plan.clone()));
-            self.isolation = Some(plan);
+        let changed = std::mem::take(&mut self.unplanned.reached);
+        let anew = std::mem::take(&mut self.unplanned.isolation) || self.reach.is_none();
+        let view =
+            View { cluster: &self.cluster, me: self.settings.me, range: self.settings.container_range };
+        let first = self.reach.is_none();
+        let reach = self.reach.get_or_insert_default();
+        let differs = if anew { reach.renew(view, held) } else { reach.follow(view, held, &changed) };
+        if differs || first {
+            out.push(Action::Isolate(reach.plan().clone()));
         }
     }
 

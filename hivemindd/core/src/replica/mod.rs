@@ -33,7 +33,6 @@ mod tests;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use hivemind_spec::api::{Capacity, Phase, PullProgress};
 use hivemind_spec::id::{Digest, hex};
@@ -335,14 +334,6 @@ impl Replicas {
             _ => None,
         });
         held.chain(starting)
-    }
-
-    /// The addresses of containers that are here or about to be, and those kept for replicas that are to have one
-    /// again; with whose they are.
-    pub fn addresses(&self) -> BTreeMap<Ipv4Addr, WorkloadId> {
-        let kept = self.lives.iter().filter_map(|(replica, life)| Some((life.ip?, &replica.workload)));
-        let here = self.containers_here().map(|labels| (labels.ip, &labels.replica.workload));
-        kept.chain(here).map(|(ip, workload)| (ip, workload.clone())).collect()
     }
 
     /// The parts of volumes that are here.
@@ -753,26 +744,6 @@ impl Replicas {
             }
         }
         blocked
-    }
-
-    /// An address for a replica's next container: the one it had if free, else the lowest one that
-    /// no container has and, if possible, no other replica had.
-    fn address(&self, replica: &ReplicaId, network: &LocalNetwork) -> Option<Ipv4Addr> {
-        let held = self.observed.inventory().containers.values();
-        let starting = self.operations.values().filter_map(|op| match op {
-            InFlight::Start { labels, .. } => Some(labels.ip),
-            _ => None,
-        });
-        let taken: BTreeSet<Ipv4Addr> =
-            held.filter_map(|state| Some(state.labels.as_ref()?.ip)).chain(starting).collect();
-        let remembered: BTreeSet<Ipv4Addr> = self
-            .lives
-            .iter()
-            .filter(|(other, _)| *other != replica)
-            .filter_map(|(_, life)| life.ip)
-            .collect();
-        let wish = self.lives.get(replica).and_then(|life| life.ip);
-        address::choose(network, wish, &taken, &remembered)
     }
 
     fn status(

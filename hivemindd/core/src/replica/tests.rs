@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use hivemind_spec::workload::{RestartPolicy, WorkloadSpec};
 use proptest::prelude::*;
 
