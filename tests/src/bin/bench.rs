@@ -31,8 +31,14 @@ const SERVE_POLL: Duration = Duration::from_millis(200);
 type Bench = fn();
 
 /// Every group of figures by the name that selects it; `scale` is a program of its own.
-const BENCHES: [(&str, Bench); 5] =
-    [("image", image), ("boot", boot), ("containers", containers), ("idle", idle), ("failover", failover)];
+const BENCHES: [(&str, Bench); 6] = [
+    ("image", image),
+    ("boot", boot),
+    ("containers", containers),
+    ("crowd", crowd),
+    ("idle", idle),
+    ("failover", failover),
+];
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -52,6 +58,11 @@ fn main() {
 fn report(name: &str, value: f64, unit: &str, reach: f64) {
     let verdict = if value <= reach { "reached" } else { "MISSED" };
     println!("{name} {value:.2} {unit} (reach {reach}, {verdict})");
+}
+
+/// A figure that nothing is promised of.
+fn tell(name: &str, value: f64, unit: &str) {
+    println!("{name} {value:.2} {unit}");
 }
 
 fn built() -> Image {
@@ -188,6 +199,74 @@ fn containers() {
     let loggers = sum(&ask(&["memory", "hivemindd logger"]), 2);
     eprintln!("   KiB for 20: shims {shims}, processes {processes}, loggers {loggers}");
     report("container_pss", (shims + processes + loggers) as f64 / 20.0 / 1024.0, "MB", 3.0);
+}
+
+/// Containers that start at once.
+const AT_ONCE: usize = 50;
+
+/// Containers on one small machine, and what it has of memory for them, MiB.
+const CROWD: (usize, u32) = (150, 1024);
+
+/// Replicas over three machines.
+const SPREAD: usize = 100;
+
+/// How long many containers may take to start: on one emulated core each takes about a second.
+const CROWDED: Duration = Duration::from_secs(600);
+
+/// Many containers: on one machine, at once, and over three.
+fn crowd() {
+    let small =
+        IDLE.replace("deploy: {", "deploy: {resources: {reservations: {cpus: '0.001', memory: 1M}}, ");
+    let push = |cluster: &Cluster, replicas: usize| {
+        cluster.push(&small.replace("REPLICAS", &replicas.to_string())).ok();
+    };
+    let mut cluster = Cluster::new("crowd", 1).with_probe();
+    let mut options = MachineOptions::with_image("m1", &cluster.image);
+    options.memory_mib = CROWD.1;
+    cluster.add_with(options);
+    power_on(&cluster.machines[0]);
+    cluster.wait_for_ready(1);
+    let used = || {
+        let ask = |words: &[&str]| probe::ask(&cluster.lab, &cluster.machines[0], words);
+        used_memory(&ask(&["cat", "/proc/meminfo"]).unwrap_or_else(|error| panic!("{error}"))) / 1024.0
+    };
+    push(&cluster, 1);
+    cluster.wait_for_running("idle", 1, STARTING);
+    std::thread::sleep(SETTLING);
+    let (before, begin) = (used(), since_1970_ms());
+    push(&cluster, 1 + AT_ONCE);
+    let replicas = cluster.wait_for_running("idle", 1 + AT_ONCE, CROWDED);
+    let mut starts: Vec<f64> = replicas
+        .iter()
+        .filter(|replica| replica.since_ms as f64 > begin)
+        .map(|replica| (replica.since_ms as f64 - begin) / 1000.0)
+        .collect();
+    starts.sort_by(f64::total_cmp);
+    eprintln!("   {} of {AT_ONCE} at once, running after {starts:.1?} s", starts.len());
+    tell("start_of_50_at_once_p50", starts[starts.len() / 2], "s");
+    tell("start_of_50_at_once_p99", starts[starts.len() * 99 / 100], "s");
+
+    push(&cluster, CROWD.0);
+    cluster.wait_for_running("idle", CROWD.0, CROWDED);
+    std::thread::sleep(SETTLING);
+    let each = (used() - before) / (CROWD.0 - 1) as f64;
+    tell("memory_of_each_of_150", each, "MB");
+    drop(cluster);
+
+    let cluster = Cluster::formed("spread", 3);
+    push(&cluster, 3);
+    cluster.wait_for_running("idle", 3, STARTING);
+    push(&cluster, 1);
+    cluster.wait_for_running("idle", 1, STARTING);
+    let begin = Instant::now();
+    push(&cluster, SPREAD);
+    cluster.wait_for_running("idle", SPREAD, CROWDED);
+    tell("scale_1_to_100_over_three", begin.elapsed().as_secs_f64(), "s");
+}
+
+fn since_1970_ms() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(f64::NAN, |since| since.as_secs_f64() * 1000.0)
 }
 
 /// Where an image goes from one namespace of containerd to another: `/run` is in memory.
