@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hivemind_spec::api::Wipe;
 use hivemind_spec::namespace::Permission;
 
+use crate::compose::fitted;
 use crate::quantity;
 
 /// Runs containers on a cluster of Hivemind machines.
@@ -98,6 +99,9 @@ pub enum Command {
     /// Print the documents a Compose file turns into
     #[command(after_help = "Example:\n  hivemind convert compose.yaml --output json")]
     Convert(Convert),
+    /// Print the JSON Schema of documents, for editors that complete and check them
+    #[command(after_help = "Example:\n  hivemind schema")]
+    Schema,
     /// List replicas: where they run and why they do not
     #[command(after_help = "Example:\n  hivemind ps web")]
     Ps(Ps),
@@ -310,7 +314,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
 /// Where a Compose file is and what to make of it.
 #[derive(Debug, Clone, Args)]
 pub struct Source {
-    /// The Compose file; `-` reads standard input. Of several, each is laid over the ones before it
+    /// The Compose file; `-` reads standard input. Of several, each is laid over the ones before it. Or files of
+    /// documents, as `convert` prints them and `schema` describes them
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The namespace of its workloads
@@ -354,10 +359,17 @@ pub struct Convert {
     pub source: Source,
 }
 
+/// A workload's name, also as its Compose file has it.
+#[allow(clippy::unnecessary_wraps, reason = "clap wants a result")]
+fn workload_name(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(fitted(text))
+}
+
 /// See [`Command::Ps`].
 #[derive(Debug, Args)]
 pub struct Ps {
     /// Only this workload's replicas
+    #[arg(value_parser = workload_name)]
     pub workload: Option<String>,
     /// Only this namespace; all if not given
     #[arg(long, short)]
@@ -368,6 +380,7 @@ pub struct Ps {
 #[derive(Debug, Args)]
 pub struct Logs {
     /// The workload, or one of its replicas as WORKLOAD/SLOT
+    #[arg(value_parser = workload_name)]
     pub workload: String,
     /// The workload's namespace
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
@@ -387,7 +400,7 @@ pub struct Logs {
 #[derive(Debug, Args)]
 pub struct Remove {
     /// The workloads
-    #[arg(required_unless_present = "file")]
+    #[arg(required_unless_present = "file", value_parser = workload_name)]
     pub names: Vec<String>,
     /// The services of this Compose file
     #[arg(long, short, conflicts_with = "names")]

@@ -43,6 +43,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Push(options) => push::run(&global, &options),
         Command::Plan(options) => plan::plan(&global, &options),
         Command::Convert(options) => plan::convert(&global, &options),
+        Command::Schema => Ok(plan::schema()),
         Command::Ps(options) => show::ps(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),

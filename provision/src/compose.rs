@@ -34,7 +34,8 @@ use hivemind_spec::document::{Document, Kind, Metadata, Spec, is_dns_label};
 pub use self::environment::{Environment, environment};
 pub use self::project::Input;
 use self::reader::Reader;
-use self::yaml::Mark;
+pub(crate) use self::reader::fitted;
+use self::yaml::{Key, Mark};
 
 /// The label that says which Compose file a workload came from.
 pub const APP_LABEL: &str = "hivemind/app";
@@ -135,12 +136,19 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
     let mut mounts = BTreeMap::new();
     let mut published = BTreeSet::new();
     for (key, node) in services {
-        if !is_dns_label(&key.text) {
-            let rule = "use 1 to 63 lower-case letters, digits and hyphens, because it is also a host name";
+        let name = Key { mark: key.mark, text: fitted(&key.text) };
+        if !is_dns_label(&name.text) {
+            let rule = "use 1 to 63 letters, digits, hyphens and underscores, because it is also a host name";
             reader.fault(key.mark, format!("{:?} cannot name a service; {rule}", key.text));
             continue;
         }
-        let Some(service) = service::service(reader, &mut shared, key, node) else { continue };
+        if mounts.contains_key(&name.text) {
+            let text = format!("two services would be called {}; rename one", name.text);
+            reader.fault(key.mark, text);
+            continue;
+        }
+        let Some(service) = service::service(reader, &mut shared, &name, &key.text, node) else { continue };
+        let key = &name;
         let service::Service { workload, labels, profiles, depends_on, volumes_from } = service;
         mounts.insert(key.text.clone(), (workload.container.volumes.clone(), volumes_from));
         let spec = Spec::Workload(Box::new(workload));

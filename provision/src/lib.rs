@@ -12,6 +12,7 @@ pub mod compose;
 pub mod deploy;
 pub mod failure;
 pub mod image;
+pub mod native;
 pub mod quantity;
 pub mod release;
 pub mod secret;

@@ -193,6 +193,26 @@ fn convert_prints_the_documents_of_a_compose_file() {
 }
 
 #[test]
+fn what_convert_prints_can_be_pushed_as_it_is_and_the_schema_describes_it() {
+    let home = Home::with_cluster();
+    let text = "services:\n  web:\n    image: nginx:7\n    volumes: ['data:/data']\n  db: {image: db}\nvolumes: {data: }\n";
+    let file = home.file("compose.yaml", text);
+    let items = home.run(&["convert", &file, "--output", "json"]).ends_with(0).json();
+    for output in [home.run(&["convert", &file]), home.run(&["convert", &file, "--output", "json"])] {
+        let documents = home.file("documents.yaml", &output.ends_with(0).stdout());
+        assert_eq!(home.run(&["convert", &documents, "--output", "json"]).ends_with(0).json(), items);
+    }
+    let wrong = home.file(
+        "wrong.yaml",
+        "apiVersion: hivemind/v1\nkind: Workload\nmetadata: {name: a}\nspec:\n  oops: 1\n",
+    );
+    let run = home.run(&["push", &wrong, "--node", &nowhere()]).ends_with(2);
+    assert!(run.stderr().contains("wrong.yaml:5:9: ") && run.stderr().contains("oops"), "{}", run.stderr());
+    let schema = home.run(&["schema"]).ends_with(0).json();
+    assert_eq!(schema["$defs"]["WorkloadSpec"]["properties"]["replicas"]["type"], "integer");
+}
+
+#[test]
 fn every_fault_of_a_compose_file_is_told_with_its_place_before_anything_is_sent() {
     let home = Home::with_cluster();
     let file = home.file("compose.yaml", "services:\n  web:\n    image: a\n    imagee: b\n    gpus: all\n");

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod namespace;
 pub mod problem;
 pub mod release;
+pub mod schema;
 pub mod secret;
 pub mod volume;
 pub mod words;

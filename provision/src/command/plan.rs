@@ -53,9 +53,21 @@ pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
     if global.output == Output::Json {
         say_json(&json!({ "items": compiled.documents.iter().map(parse).collect::<Vec<_>>() }));
     } else {
-        compiled.documents.iter().for_each(|document| say_json(&parse(document)));
+        for (number, document) in compiled.documents.iter().enumerate() {
+            // A stream that `hivemind push` takes.
+            if number > 0 {
+                say("---");
+            }
+            say_json(&parse(document));
+        }
     }
     Ok(Exit::Success)
+}
+
+/// Prints what documents look like.
+pub(super) fn schema() -> Exit {
+    say_json(&hivemind_spec::schema::of_documents());
+    Exit::Success
 }
 
 /// The documents the cluster holds in a namespace, tombstones included where it tells.

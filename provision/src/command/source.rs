@@ -1,4 +1,4 @@
-//! Reads a Compose file and all that it depends on.
+//! Reads a Compose file and all that it depends on, or documents as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -9,6 +9,7 @@ use hivemind_spec::document::{MAX_DOCUMENT_BYTES, is_dns_label};
 use crate::cli::Source;
 use crate::compose::{self, Compiled, Fault, Input, Surroundings};
 use crate::failure::{Failure, Place, Result};
+use crate::native;
 use crate::terminal::{CHANGING, note, paint};
 
 /// Reads and compiles; prints warnings.
@@ -51,7 +52,17 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
         let file = if named { fault.file.clone() } else { folder.join(&fault.file).display().to_string() };
         Place { file, line: fault.mark.line, column: fault.mark.column }
     };
-    let compiled = compose::compile(&inputs, &surroundings).map_err(|faults| failure(&faults, &shown))?;
+    if inputs.iter().any(|input| native::is_native(&input.text)) {
+        let documents = native::documents(&inputs, &source.namespace).map_err(|faults| {
+            failure("bad-document", &faults, &shown)
+                .advice("correct the file; nothing was changed. `hivemind schema` describes documents")
+        })?;
+        return Ok(Compiled { project: String::new(), documents, secrets: Vec::new(), warnings: Vec::new() });
+    }
+    let compiled = compose::compile(&inputs, &surroundings).map_err(|faults| {
+        failure("bad-compose", &faults, &shown)
+            .advice("correct the file; nothing was changed. docs/compose.md lists every key")
+    })?;
     for warning in &compiled.warnings {
         note(&format!("{} {}: {}", paint(CHANGING, "note:"), shown(warning), warning.message));
     }
@@ -156,16 +167,14 @@ fn project(folder: &Path) -> String {
 }
 
 /// One failure that tells of all faults, a line each.
-fn failure(faults: &[Fault], shown: &dyn Fn(&Fault) -> Place) -> Failure {
+fn failure(code: &str, faults: &[Fault], shown: &dyn Fn(&Fault) -> Place) -> Failure {
     let (first, rest) = match faults {
         [first, rest @ ..] => (first, rest),
-        [] => return Failure::input("bad-compose", "this is not a Compose file"),
+        [] => return Failure::input(code, "this is not a Compose file"),
     };
     let mut detail = first.message.clone();
     for fault in rest {
         detail.push_str(&format!("\n       {}: {}", shown(fault), fault.message));
     }
-    Failure::input("bad-compose", detail)
-        .at(shown(first))
-        .advice("correct the file; nothing was changed. docs/compose.md lists every key")
+    Failure::input(code, detail).at(shown(first))
 }

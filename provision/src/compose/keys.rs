@@ -30,7 +30,10 @@ pub const TOP: &[Row] = &[
     ("configs", Honoured("see below; they travel with the workloads that name them")),
     ("include", Honoured("see below; files that add services, with paths beside themselves")),
     ("name", Honoured("label `hivemind/app` of every workload; without it the folder's name")),
-    ("services", Honoured("one workload each, named like the service")),
+    (
+        "services",
+        Honoured("one workload each, named like the service, with `-` for `_`; it is found by both names"),
+    ),
     ("version", Honoured("nothing: the Compose specification declares it obsolete")),
     ("models", LATER),
     ("networks", Honoured("see below; who reaches whom, on one machine and across all")),

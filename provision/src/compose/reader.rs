@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
 
     /// A document's name made from one of the file's: lower case, and a hyphen for an underscore or a dot.
     pub(super) fn fitted(&self, mark: Mark, name: &str, what: &str) -> String {
-        let fitted = name.to_ascii_lowercase().replace(['_', '.'], "-");
+        let fitted = fitted(name);
         if !is_dns_label(&fitted) {
             let rule = "use 1 to 63 letters, digits, hyphens and underscores; `name` gives it one";
             self.fault(mark, format!("{name:?} cannot name {what}; {rule}"));
@@ -282,4 +282,9 @@ impl<'a> Reader<'a> {
         };
         items.iter().map(pair).collect()
     }
+}
+
+/// A name of DNS made from one of a Compose file, if that is possible.
+pub(crate) fn fitted(name: &str) -> String {
+    name.to_ascii_lowercase().replace(['_', '.'], "-")
 }

@@ -8,7 +8,7 @@ use hivemind_spec::workload::{
 };
 
 use super::networks::{self, Attachments, Networks};
-use super::reader::Reader;
+use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
@@ -91,9 +91,18 @@ pub(super) struct Service {
     pub(super) volumes_from: Vec<volumes::From>,
 }
 
-/// Reads a service.
-pub(super) fn service(reader: &Reader<'_>, shared: &mut Shared, name: &Key, node: &Node) -> Option<Service> {
+/// Reads a service, which is found by the name it has in the file too.
+pub(super) fn service(
+    reader: &Reader<'_>,
+    shared: &mut Shared,
+    name: &Key,
+    in_file: &str,
+    node: &Node,
+) -> Option<Service> {
     let mut draft = Draft::new();
+    if in_file.to_ascii_lowercase() != name.text {
+        draft.links.insert(in_file.to_owned(), name.text.clone());
+    }
     for (key, value) in reader.entries(node, keys::SERVICE)? {
         // `key:` with nothing after it is as if it were not there, as Compose has it, save for the
         // image, which must be named. A `None` means that the fault is recorded.
@@ -451,14 +460,18 @@ fn dependencies(reader: &Reader<'_>, node: &Node) -> Option<Vec<(Mark, Dependenc
         ("service_healthy", Condition::Healthy),
         ("service_completed_successfully", Condition::Completed),
     ];
-    let started = |workload| Dependency { workload, condition: Condition::Started, required: true };
+    let started = |service: &str| Dependency {
+        workload: fitted(service),
+        condition: Condition::Started,
+        required: true,
+    };
     let Value::Mapping(services) = &node.value else {
-        let one = |item: &Node| Some((item.mark, started(reader.text(item)?)));
+        let one = |item: &Node| Some((item.mark, started(&reader.text(item)?)));
         return reader.sequence(node)?.iter().map(one).collect();
     };
     let mut dependencies = Vec::new();
     for (name, node) in services {
-        let mut dependency = started(name.text.clone());
+        let mut dependency = started(&name.text);
         for (key, value) in reader.entries(node, keys::DEPENDENCY)? {
             match key.text.as_str() {
                 "condition" => dependency.condition = reader.word(value, &conditions)?,
@@ -474,14 +487,15 @@ fn dependencies(reader: &Reader<'_>, node: &Node) -> Option<Vec<(Mark, Dependenc
 fn links(reader: &Reader<'_>, draft: &mut Draft, node: &Node, within: bool) -> Option<()> {
     for item in reader.sequence(node)? {
         let text = reader.text(item)?;
-        let (workload, name) = text.split_once(':').unwrap_or((&text, &text));
+        let (service, name) = text.split_once(':').unwrap_or((&text, &text));
+        let workload = fitted(service);
         if name != workload {
-            draft.links.insert(name.to_owned(), workload.to_owned());
+            draft.links.insert(name.to_owned(), workload.clone());
         }
         let known = draft.depends_on.iter().any(|(_, dependency)| dependency.workload == workload);
         if within && !known {
             let condition = Condition::Started;
-            let dependency = Dependency { workload: workload.to_owned(), condition, required: true };
+            let dependency = Dependency { workload, condition, required: true };
             draft.depends_on.push((item.mark, dependency));
         }
     }

@@ -378,7 +378,7 @@ fn files_that_are_no_compose_files_are_refused() {
         ("services:\n  web:\n    image: 5\n", 3, "put it in quotes"),
         ("services:\n  web:\n    image: ''\n", 3, "not an image"),
         ("services:\n  web: nginx\n", 2, "must be a map"),
-        ("services:\n  Web_1: {image: a}\n", 2, "host name"),
+        ("services:\n  'Web 1': {image: a}\n", 2, "host name"),
         ("services:\n  a: {image: a}\n  a: {image: b}\n", 3, "line 2"),
         ("name: Bad Name\nservices:\n  a: {image: a}\n", 1, "project"),
     ] {
@@ -510,6 +510,29 @@ fn what_containers_do_on_the_disk_and_in_the_network_is_limited_in_composes_word
     let one_each =
         "mac_address: 02:00:00:00:00:01\ndeploy: {replicas: 2, placement: {max_replicas_per_node: 1}}";
     assert_eq!(workload(&service(one_each)).replicas, 2);
+}
+
+#[test]
+fn a_service_is_called_as_dns_can_call_it_and_found_as_the_file_calls_it() {
+    let text = "services:\n  Web.site:\n    image: a\n    depends_on: [my_db]\n    links: ['my_db:data']\n    \
+                volumes_from: [my_db]\n  my_db:\n    image: b\n    container_name: main_db\n    volumes: ['data:/d']\n\
+                volumes: {data: }\n";
+    let documents = compiled(text).documents;
+    let names: Vec<_> = documents.iter().map(|document| document.metadata.name.as_str()).collect();
+    assert_eq!(names, ["data", "web-site", "my-db"]);
+    let (web, db) = (documents[1].workload().unwrap(), documents[2].workload().unwrap());
+    let links = |workload: &WorkloadSpec| {
+        workload.links.iter().map(|(name, to)| format!("{name}={to}")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(links(web), "Web.site=web-site data=my-db");
+    assert_eq!(links(db), "main_db=my-db my_db=my-db");
+    assert_eq!(web.depends_on[0].workload, "my-db");
+    assert_eq!(web.container.volumes, db.container.volumes);
+
+    let twice = faults("services:\n  a_b: {image: a}\n  a-b: {image: a}\n");
+    assert!(twice[0].0 == 3 && twice[0].1.contains("two services would be called a-b"), "{twice:?}");
+    let odd = faults("services:\n  'a b': {image: a}\n");
+    assert!(odd[0].1.contains("cannot name a service"), "{odd:?}");
 }
 
 #[test]

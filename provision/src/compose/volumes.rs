@@ -7,7 +7,7 @@ use hivemind_spec::document::is_dns_label;
 use hivemind_spec::volume::{Per, VolumeSpec};
 use hivemind_spec::workload::{ContainerSpec, File, VolumeMount};
 
-use super::reader::Reader;
+use super::reader::{Reader, fitted};
 use super::yaml::{Key, Mark, Node, Value};
 use super::{keys, service};
 
@@ -369,7 +369,7 @@ pub(super) fn others(reader: &Reader<'_>, node: &Node) -> Option<Vec<From>> {
                 );
             }
             (service, "ro" | "rw") => {
-                others.push(From { mark: item.mark, service: service.to_owned(), read_only: access == "ro" })
+                others.push(From { mark: item.mark, service: fitted(service), read_only: access == "ro" })
             }
             _ => reader.fault(item.mark, format!("{text:?} is not SERVICE, SERVICE:ro or SERVICE:rw")),
         }

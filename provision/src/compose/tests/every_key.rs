@@ -107,6 +107,7 @@ fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line()
     let more = "  other:\n    image: other\n    user: '7'\n    volumes: [data:/b]\n\
                 configs: {a: {content: text}}\nnetworks: {back: {}}\nsecrets: {pass: {environment: TAG}}\nvolumes: {data: {}}\n";
     let base = compiled(&(service("") + more));
+    let schema = jsonschema::validator_for(&hivemind_spec::schema::of_documents()).unwrap();
     let specified: BTreeSet<&str> = SPECIFIED.split_whitespace().collect();
     let listed: BTreeSet<&str> = keys::SERVICE.iter().map(|(name, _)| *name).collect();
     assert_eq!(specified, listed, "the table lists exactly the specified keys");
@@ -126,7 +127,13 @@ fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line()
                 } else {
                     service(&format!("{key}: {value}"))
                 };
-                assert_ne!(compiled(&(text + more)).documents, base.documents, "{key} has no effect");
+                let documents = compiled(&(text + more)).documents;
+                assert_ne!(documents, base.documents, "{key} has no effect");
+                for document in &documents {
+                    let json: serde_json::Value = serde_json::from_slice(&document.to_json()).unwrap();
+                    let faults: Vec<_> = schema.iter_errors(&json).map(|fault| fault.to_string()).collect();
+                    assert_eq!(faults, [""; 0], "{key} is not as the schema says");
+                }
             }
             Verdict::Refused(reason) => {
                 // Whatever the value, even one that changes nothing.
@@ -212,4 +219,24 @@ fn a_refused_key_that_is_false_anyway_may_say_so() {
         assert!(refused(&format!("{key}: true")).contains(key));
     }
     assert!(refused("healthcheck: {test: a, tty: false}").contains("not a key here"));
+}
+
+#[test]
+fn the_schema_of_documents_knows_what_is_wrong_with_one() {
+    let schema = jsonschema::validator_for(&hivemind_spec::schema::of_documents()).unwrap();
+    let right = serde_json::json!({
+        "apiVersion": "hivemind/v1", "kind": "Workload", "metadata": { "name": "web" },
+        "spec": { "container": { "image": "a" } },
+    });
+    assert!(schema.is_valid(&right), "a revision is not for people to give");
+    for (pointer, wrong) in [
+        ("/kind", serde_json::json!("Wrkload")),
+        ("/spec/container/image", serde_json::json!(1)),
+        ("/spec/container", serde_json::json!({ "image": "a", "imagee": "b" })),
+        ("/spec", serde_json::json!({})),
+    ] {
+        let mut document = right.clone();
+        *document.pointer_mut(pointer).unwrap() = wrong;
+        assert!(!schema.is_valid(&document), "{pointer}");
+    }
 }
