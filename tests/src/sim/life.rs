@@ -2,8 +2,10 @@
 //! everything must come right. All of it follows from the seed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
-use hivemind_core::event::{Event, Message};
+use hivemind_core::event::{ContainerPlan, Event, Message};
+use hivemind_core::isolation;
 use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
 use hivemind_core::state::Map;
 use hivemind_spec::document::{Ancestor, Document, Role};
@@ -713,7 +715,31 @@ impl Life {
             }
         }
         self.is_rolled_out(&members)?;
-        self.runs_what_it_should(&members)
+        self.runs_what_it_should(&members)?;
+        self.reaches_whom_it_should(&members)
+    }
+
+    /// Whether the containers of each member reach those in a network with them, wherever they run, and no others.
+    fn reaches_whom_it_should(&self, members: &[usize]) -> Broken {
+        let cluster = self.world.node(members[0]).cluster();
+        let running = |index: &usize| self.world.machines[*index].runtime.running();
+        let all: Vec<&ContainerPlan> = members.iter().flat_map(running).collect();
+        for index in members {
+            let isolation = &self.world.machines[*index].isolation;
+            for own in running(index) {
+                for other in &all {
+                    let networks =
+                        |plan: &ContainerPlan| isolation::networks(cluster, &plan.labels.replica.workload);
+                    let wanted = !networks(own).is_disjoint(&networks(other));
+                    let both = |set: &BTreeSet<Ipv4Addr>| set.contains(&own.ip) && set.contains(&other.ip);
+                    if isolation.members.values().any(both) != wanted {
+                        let (own, other) = (&own.labels.replica, &other.labels.replica);
+                        return Err(format!("on m{index} {own} is to reach {other}: {wanted}"));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether all members run the release that counts, or some member or the operator is the reason why not.

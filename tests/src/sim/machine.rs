@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use hivemind_core::cluster::ContainerRange;
 use hivemind_core::event::{BatchId, ContainerId, NetworkPlan, NodeFacts, Note, RequestId};
+use hivemind_core::isolation::Isolation;
 use hivemind_core::node::{Node, Settings};
 use hivemind_core::time::Time;
 use hivemind_spec::api::{Accepted, Capacity, Release};
@@ -55,6 +56,8 @@ pub struct Machine {
     pub notes: Vec<Note>,
     /// The network plans its node handed out.
     pub plans: Vec<NetworkPlan>,
+    /// Whom its containers reach, as its node said last.
+    pub isolation: Isolation,
     /// Answers to pushes.
     pub replies: BTreeMap<RequestId, Result<Accepted, Problem>>,
     /// What its wall clock is off by, milliseconds.
@@ -133,6 +136,7 @@ impl Machine {
             fences: BTreeMap::new(),
             notes: Vec::new(),
             plans: Vec::new(),
+            isolation: Isolation::default(),
             replies: BTreeMap::new(),
             clock_offset_ms: 0,
             drift_ppm: 0,

@@ -577,7 +577,8 @@ impl World {
                     }
                 }
                 Action::StartRelease(release) => self.happen(index, 1, Happening::Start(release)),
-                Action::Isolate(_) | Action::Zone(_) | Action::HealthChecks(_) | Action::Secrets(_) => {}
+                Action::Isolate(isolation) => self.machines[index].isolation = isolation,
+                Action::Zone(_) | Action::HealthChecks(_) | Action::Secrets(_) => {}
             }
         }
     }

@@ -218,8 +218,13 @@ impl Node {
     /// the plan has none, so that a machine without a network runs its containers all the same;
     /// when an address is lost the network stays as it is.
     fn plan_network(&mut self, out: &mut Actions) {
-        let isolation = self.unplanned.isolation;
-        let changed = std::mem::replace(&mut self.unplanned, Unplanned { isolation, ..Unplanned::default() });
+        // What concerns who reaches whom waits until it is known which containers there are.
+        let left = Unplanned {
+            isolation: self.unplanned.isolation,
+            reached: std::mem::take(&mut self.unplanned.reached),
+            ..Unplanned::default()
+        };
+        let changed = std::mem::replace(&mut self.unplanned, left);
         let underlay = self.facts.as_ref().and_then(|facts| facts.address);
         let planned = self.network.as_ref().and_then(|plan| plan.local.as_ref()?.underlay);
         if changed.network && (underlay.is_some() || planned.is_none()) {
