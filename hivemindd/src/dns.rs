@@ -60,7 +60,7 @@ pub struct DnsError {
 /// - `upstreams`: the underlay's name servers; without any, what is not ours fails.
 pub async fn run(
     zone: watch::Receiver<Arc<Zone>>,
-    isolation: watch::Receiver<Isolation>,
+    isolation: watch::Receiver<Arc<Isolation>>,
     mut listen: watch::Receiver<BTreeSet<SocketAddr>>,
     upstreams: watch::Receiver<Vec<SocketAddr>>,
 ) {

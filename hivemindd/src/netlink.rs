@@ -30,7 +30,7 @@ pub(crate) enum Group {
 const READ_BYTES: usize = 8 * 1024;
 
 /// Bytes of `struct nlmsghdr`, which begins with length and type.
-const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 
 /// Message types about links, addresses and neighbours (`RTM_NEWLINK` and so on).
 const LINKS: std::ops::Range<u16> = 16..20;
@@ -98,22 +98,29 @@ impl Changes {
     }
 }
 
-/// The changes that a datagram of messages tells of.
-fn read_all(mut bytes: &[u8]) -> impl Iterator<Item = Change> {
+/// The messages of a datagram: the type of each, and what follows its header, up to the datagram's end.
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-        // `ifinfomsg`, `ifaddrmsg` and `ndmsg` all have the link's index at this place.
-        let index = bytes.get(HEADER_BYTES + 4..HEADER_BYTES + 8);
-        let index = index.and_then(|bytes| Some(u32::from_ne_bytes(bytes.try_into().ok()?)));
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         // Messages are aligned to four bytes.
         bytes = bytes.get(length.max(HEADER_BYTES).next_multiple_of(4)..).unwrap_or_default();
-        Some(match index {
+        Some((kind, body))
+    })
+}
+
+/// The changes that a datagram of messages tells of.
+fn read_all(bytes: &[u8]) -> impl Iterator<Item = Change> {
+    messages(bytes).map(|(kind, body)| {
+        // `ifinfomsg`, `ifaddrmsg` and `ndmsg` all have the link's index at this place.
+        let index = body.get(4..8).and_then(|bytes| Some(u32::from_ne_bytes(bytes.try_into().ok()?)));
+        match index {
             Some(index) if LINKS.contains(&kind) => Change::Link(index),
             Some(index) if ADDRESSES.contains(&kind) => Change::Address(index),
             Some(index) if NEIGHBOURS.contains(&kind) => Change::Neighbour(index),
             _ => Change::Other,
-        })
+        }
     })
 }
 

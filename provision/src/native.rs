@@ -16,7 +16,7 @@ const KINDS: [Kind; 2] = [Kind::Workload, Kind::Volume];
 pub fn is_native(text: &str) -> bool {
     let first = parts(text).into_iter().find_map(|part| yaml::parse(&part, 0).ok().flatten());
     let first = first.as_ref();
-    let has = |name| first.is_some_and(|node| find(node, name).is_some());
+    let has = |name| first.is_some_and(|node| node.get(name).is_some());
     has("apiVersion") || has("items") && !has("services")
 }
 
@@ -90,7 +90,7 @@ fn parts(text: &str) -> Vec<String> {
 
 fn document(node: &Node, namespace: &str) -> Result<Document, Fault> {
     let mut json = json(node)?;
-    let kind = find(node, "kind");
+    let kind = node.get("kind");
     let is_known = |kind: &Json| KINDS.iter().any(|known| *kind == known.to_string());
     if let (Some(at), Some(kind)) = (kind, json.get("kind"))
         && !is_known(kind)
@@ -103,7 +103,7 @@ fn document(node: &Node, namespace: &str) -> Result<Document, Fault> {
         metadata.insert("revision".to_owned(), 0.into());
         metadata.entry("namespace").or_insert_with(|| namespace.into());
         if metadata["namespace"] != namespace {
-            let at = find(node, "metadata").and_then(|metadata| find(metadata, "namespace")).unwrap_or(node);
+            let at = node.get("metadata").and_then(|metadata| metadata.get("namespace")).unwrap_or(node);
             let text = format!("the document is in another namespace than {namespace}; push it with -n");
             return Err(Fault::new(at.mark, text));
         }
@@ -119,7 +119,7 @@ fn place(node: &Node, pointer: &str) -> Mark {
         let name = part.replace("~1", "/").replace("~0", "~");
         let next = match &at.value {
             Value::Sequence(items) => name.parse().ok().and_then(|index: usize| items.get(index)),
-            _ => find(at, &name),
+            _ => at.get(&name),
         };
         match next {
             Some(next) => at = next,
@@ -127,11 +127,6 @@ fn place(node: &Node, pointer: &str) -> Mark {
         }
     }
     at.mark
-}
-
-fn find<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
-    let Value::Mapping(entries) = &node.value else { return None };
-    entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
 }
 
 fn json(node: &Node) -> Result<Json, Fault> {

@@ -36,8 +36,10 @@ pub fn barred<'a>(
 ) -> BTreeMap<WorkloadId, String> {
     let barred = workloads.filter_map(|(id, workload)| {
         let lacking = lacking(cluster, &id.namespace, &workload.spec.container);
-        let (detail, advice) = refusal(&id.namespace, &lacking);
-        (!lacking.is_empty()).then(|| (id.clone(), format!("{detail}; {advice}")))
+        (!lacking.is_empty()).then(|| {
+            let (detail, advice) = refusal(&id.namespace, &lacking);
+            (id.clone(), format!("{detail}; {advice}"))
+        })
     });
     barred.collect()
 }

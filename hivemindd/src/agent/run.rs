@@ -109,7 +109,7 @@ async fn serve() -> anyhow::Result<()> {
     let leaf = identity.mint_leaf(&[], &names(&config, &identity), now.wall_ms)?;
     let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PEER_PORT));
     let (transport, forwarded) = Transport::start(&identity, &leaf, listen, events.clone())?;
-    let (isolation_tx, isolation) = watch::channel(Isolation::default());
+    let (isolation_tx, isolation) = watch::channel(Arc::<Isolation>::default());
     let (in_force, keep_isolation) = network::isolation::keep(isolation.clone());
     let runtime = Runtime::connect(runtime::Settings {
         in_force: Some(in_force),
@@ -180,7 +180,7 @@ async fn keep_time(clock: Arc<Clock>, servers: Vec<String>, underlay: watch::Rec
 /// Answers DNS where containers ask, and asks whom the machine would ask.
 async fn serve_names(
     zone: watch::Receiver<Arc<Zone>>,
-    isolation: watch::Receiver<Isolation>,
+    isolation: watch::Receiver<Arc<Isolation>>,
     mut plan: watch::Receiver<NetworkPlan>,
     mut underlay: watch::Receiver<Option<Underlay>>,
 ) {

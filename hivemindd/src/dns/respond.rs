@@ -50,7 +50,7 @@ impl Reply {
 /// Answers from the zone, and has the rest forwarded.
 pub(super) struct Responder {
     zone: watch::Receiver<Arc<Zone>>,
-    isolation: watch::Receiver<Isolation>,
+    isolation: watch::Receiver<Arc<Isolation>>,
     forwarder: Arc<Forwarder>,
     /// Counts answers, so that each begins with another replica.
     turn: AtomicUsize,
@@ -98,7 +98,7 @@ fn failed(mut metadata: Metadata) -> ResponseInfo {
 impl Responder {
     pub(super) fn new(
         zone: watch::Receiver<Arc<Zone>>,
-        isolation: watch::Receiver<Isolation>,
+        isolation: watch::Receiver<Arc<Isolation>>,
         forwarder: Arc<Forwarder>,
     ) -> Self {
         Self { zone, isolation, forwarder, turn: AtomicUsize::new(0) }
@@ -111,19 +111,23 @@ impl Responder {
         }
         let name: &Name = info.query.name();
         let record_type = info.query.query_type();
-        // The zone is cloned out (a pointer), so that no borrow is held while something is awaited.
+        // Both are cloned out (pointers), so that no borrow is held while something is awaited.
         let zone = Arc::clone(&self.zone.borrow());
-        let asker = self.asker(request.src().ip());
-        if let Some(reply) = self.zone_answer(&zone, asker.as_ref(), name, record_type) {
+        let isolation = Arc::clone(&self.isolation.borrow());
+        let asker = match request.src().ip() {
+            IpAddr::V4(address) => isolation.container(address),
+            IpAddr::V6(_) => None,
+        };
+        if let Some(reply) = self.zone_answer(&zone, asker, name, record_type) {
             return reply;
         }
         if matches!(record_type, RecordType::AXFR | RecordType::IXFR) {
             return Reply::code(ResponseCode::Refused);
         }
-        if asker.as_ref().is_some_and(|asker| !asker.outside) {
+        if asker.is_some_and(|asker| !asker.outside) {
             return Reply::code(ResponseCode::NXDomain);
         }
-        let servers = asker.map(|asker| asker.name_servers).unwrap_or_default();
+        let servers = asker.map(|asker| asker.name_servers.clone()).unwrap_or_default();
         let forwarded = self.forwarder.ask(name, record_type, servers).await;
         Reply {
             code: forwarded.code,
@@ -132,12 +136,6 @@ impl Responder {
             soa: forwarded.soa,
             additionals: Vec::new(),
         }
-    }
-
-    /// The container that asks, if it is one.
-    fn asker(&self, address: IpAddr) -> Option<Endpoint> {
-        let IpAddr::V4(address) = address else { return None };
-        self.isolation.borrow().container(address).cloned()
     }
 
     /// The answer to a question about our zone; `None` when it is about another.

@@ -44,7 +44,7 @@ fn zone(replicas: u8) -> Arc<Zone> {
 struct Served {
     address: SocketAddr,
     zone: watch::Sender<Arc<Zone>>,
-    isolation: watch::Sender<Isolation>,
+    isolation: watch::Sender<Arc<Isolation>>,
     listen: watch::Sender<BTreeSet<SocketAddr>>,
     upstreams: watch::Sender<Vec<SocketAddr>>,
     task: JoinHandle<()>,
@@ -61,7 +61,7 @@ async fn serve(replicas: u8, upstreams: Vec<SocketAddr>) -> Served {
     let (zone, zones) = watch::channel(zone(replicas));
     let (listen, listens) = watch::channel(BTreeSet::from([address]));
     let (upstreams, upstreamss) = watch::channel(upstreams);
-    let (isolation, isolations) = watch::channel(Isolation::default());
+    let (isolation, isolations) = watch::channel(Arc::<Isolation>::default());
     let task = tokio::spawn(run(zones, isolations, listens, upstreamss));
     let served = Served { address, zone, isolation, listen, upstreams, task };
     served.wait_for(address).await;
@@ -249,7 +249,7 @@ fn asks_as(served: &Served, network: &str, outside: bool, name_servers: Vec<IpAd
     let networks = BTreeSet::from([NetworkId { namespace: "default".into(), name: network.into() }]);
     let endpoint = Endpoint { networks, outside, name_servers };
     let endpoints = [(Ipv4Addr::LOCALHOST, endpoint)].into();
-    served.isolation.send_replace(Isolation { endpoints, ..Isolation::default() });
+    served.isolation.send_replace(Arc::new(Isolation { endpoints, ..Isolation::default() }));
 }
 
 #[tokio::test]

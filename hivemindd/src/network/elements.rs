@@ -14,6 +14,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::nft::TABLE;
+use crate::netlink::{HEADER_BYTES, messages};
 
 /// Kinds of messages, their flags and their attributes (`linux/netlink.h`, `linux/netfilter/nfnetlink.h` and
 /// `nf_tables.h`).
@@ -34,9 +35,6 @@ const LIST_ELEMENTS: u16 = 3;
 const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const DATA_VALUE: u16 = 1;
-
-/// Bytes of `struct nlmsghdr`.
-const HEADER_BYTES: usize = 16;
 
 /// Bytes of an interface's name in a key (`IFNAMSIZ`).
 const NAME_BYTES: usize = 16;
@@ -103,16 +101,12 @@ fn acknowledged(socket: &OwnedFd, mut left: usize) -> io::Result<()> {
     let mut buffer = [0; 8 * 1024];
     while left > 0 {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..length];
-        while let Some(header) = rest.get(..HEADER_BYTES + 4) {
-            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-            if u16::from_ne_bytes([header[4], header[5]]) == ERROR {
-                match i32::from_ne_bytes([header[16], header[17], header[18], header[19]]) {
-                    0 => left = left.saturating_sub(1),
-                    code => return Err(io::Error::from_raw_os_error(code.saturating_neg())),
-                }
+        for (_, body) in messages(&buffer[..length]).filter(|(kind, _)| *kind == ERROR) {
+            match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+                Some(0) => left = left.saturating_sub(1),
+                Some(code) => return Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                None => {}
             }
-            rest = rest.get(length.max(HEADER_BYTES).next_multiple_of(4)..).unwrap_or_default();
         }
     }
     Ok(())

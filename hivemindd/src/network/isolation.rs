@@ -14,6 +14,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hivemind_core::isolation::Isolation;
@@ -38,8 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Which rules are in force.
 #[derive(Debug, Clone)]
 pub struct InForce {
-    wanted: watch::Receiver<Isolation>,
-    applied: watch::Receiver<Isolation>,
+    wanted: watch::Receiver<Arc<Isolation>>,
+    applied: watch::Receiver<Arc<Isolation>>,
 }
 
 impl InForce {
@@ -49,7 +50,7 @@ impl InForce {
     /// When they are not within half a minute.
     pub async fn wait_for(&self, address: Ipv4Addr) -> Result<(), String> {
         let (wanted, mut applied) = (self.wanted.clone(), self.applied.clone());
-        let is_known = |applied: &Isolation| {
+        let is_known = |applied: &Arc<Isolation>| {
             let endpoint = applied.endpoints.get(&address);
             endpoint.is_some() && endpoint == wanted.borrow().endpoints.get(&address)
         };
@@ -61,21 +62,21 @@ impl InForce {
 }
 
 /// Keeps the rules as they are wanted, and tells which are in force.
-pub fn keep(wanted: watch::Receiver<Isolation>) -> (InForce, impl Future<Output = ()> + Send) {
-    let (applied, applied_rx) = watch::channel(Isolation::default());
+pub fn keep(wanted: watch::Receiver<Arc<Isolation>>) -> (InForce, impl Future<Output = ()> + Send) {
+    let (applied, applied_rx) = watch::channel(Arc::default());
     let in_force = InForce { wanted: wanted.clone(), applied: applied_rx };
     (in_force, run(wanted, applied))
 }
 
-async fn run(mut wanted: watch::Receiver<Isolation>, applied: watch::Sender<Isolation>) {
+async fn run(mut wanted: watch::Receiver<Arc<Isolation>>, applied: watch::Sender<Arc<Isolation>>) {
     let mut last_error = String::new();
     // What the kernel has, if nothing but this agent changed it.
     let mut there = None;
     loop {
-        let isolation = wanted.borrow_and_update().clone();
-        match apply(there.take().as_ref(), &isolation).await {
+        let isolation = Arc::clone(&wanted.borrow_and_update());
+        match apply(there.take().as_deref(), &isolation).await {
             Ok(()) => {
-                there = Some(isolation.clone());
+                there = Some(Arc::clone(&isolation));
                 applied.send_replace(isolation);
                 last_error.clear();
                 if wanted.changed().await.is_err() {
@@ -118,6 +119,9 @@ fn changes(there: &Isolation, isolation: &Isolation) -> Option<Vec<Change>> {
         && there.range.is_some()
         && there.nodes == isolation.nodes
         && there.members.keys().eq(isolation.members.keys());
+    if !has_same_rules {
+        return None;
+    }
     let mut changes = Vec::new();
     let mut differ = |set: &str, before: &BTreeSet<Ipv4Addr>, after: &BTreeSet<Ipv4Addr>| {
         let element = |address: &Ipv4Addr| match set {
@@ -134,7 +138,7 @@ fn changes(there: &Isolation, isolation: &Isolation) -> Option<Vec<Change>> {
     for (index, (before, after)) in there.members.values().zip(isolation.members.values()).enumerate() {
         differ(&network(index), before, after);
     }
-    has_same_rules.then_some(changes)
+    Some(changes)
 }
 
 /// The names of the sets.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::SpecItem;
-use hivemind_spec::document::{Document, Kind, Spec, is_dns_label};
+use hivemind_spec::document::{Kind, Spec, is_dns_label};
 use hivemind_spec::namespace::{NamespaceSpec, Permission};
 use serde_json::json;
 
@@ -18,10 +18,8 @@ const UNCHANGED: &str = "stopped; look with `hivemind namespaces`";
 pub(super) fn run(global: &Global, command: Option<&Namespaces>) -> Result<Exit> {
     match command {
         None | Some(Namespaces::List) => list(global),
-        Some(Namespaces::Allow(change)) => {
-            want(global, change, "allows its containers", |allow| allow.extend(&change.permissions))
-        }
-        Some(Namespaces::Deny(change)) => want(global, change, "allows its containers", |allow| {
+        Some(Namespaces::Allow(change)) => want(global, change, |allow| allow.extend(&change.permissions)),
+        Some(Namespaces::Deny(change)) => want(global, change, |allow| {
             allow.retain(|permission| !change.permissions.contains(permission));
         }),
     }
@@ -83,7 +81,6 @@ fn known(items: &[SpecItem]) -> BTreeMap<String, (BTreeSet<Permission>, usize)> 
 fn want(
     global: &Global,
     change: &NamespaceChange,
-    what: &str,
     by: impl FnOnce(&mut BTreeSet<Permission>),
 ) -> Result<Exit> {
     let name = &change.namespace;
@@ -95,32 +92,24 @@ fn want(
     let (allow, accepted) = super::block_on(UNCHANGED, async {
         let items: Vec<SpecItem> = client.list(&format!("/v1/specs?kind={}", Kind::Namespace)).await?;
         let before = items.iter().find(|item| item.key.name == *name);
-        let document = document(name, before, client.now_ms(), by);
-        let allow = match &document.spec {
-            Some(Spec::Namespace(spec)) => spec.allow.clone(),
-            _ => BTreeSet::new(),
+        let mut spec = match before.and_then(SpecItem::document).and_then(|document| document.spec) {
+            Some(Spec::Namespace(spec)) => spec,
+            _ => NamespaceSpec::default(),
         };
+        by(&mut spec.allow);
+        let (allow, spec) = (spec.allow.clone(), Spec::Namespace(spec));
+        let document = deploy::of_cluster(Kind::Namespace, name.clone(), spec, before, client.now_ms());
         Ok((allow, send(&client, &document).await?))
     })?;
     if global.output == Output::Json {
         say_json(&json!({ "name": name, "allow": allow, "accepted": [accepted] }));
     } else {
-        say(&format!("Namespace {} {what}: {}; {}", paint(STRONG, name), words(&allow), held(&accepted)));
+        say(&format!(
+            "Namespace {} allows its containers: {}; {}",
+            paint(STRONG, name),
+            words(&allow),
+            held(&accepted)
+        ));
     }
     Ok(Exit::Success)
-}
-
-/// The next version of what a namespace allows.
-fn document(
-    name: &str,
-    before: Option<&SpecItem>,
-    now_ms: u64,
-    by: impl FnOnce(&mut BTreeSet<Permission>),
-) -> Document {
-    let mut spec = match before.and_then(SpecItem::document).and_then(|document| document.spec) {
-        Some(Spec::Namespace(spec)) => spec,
-        _ => NamespaceSpec::default(),
-    };
-    by(&mut spec.allow);
-    deploy::of_cluster(Kind::Namespace, name.to_owned(), Spec::Namespace(spec), before, now_ms)
 }

@@ -148,9 +148,9 @@ fn add(reader: &Reader<'_>, tree: &mut Node, part: Node) -> Option<()> {
 /// Puts into each service of a file what it extends.
 fn extend(reader: &Reader<'_>, tree: &mut Node) -> Option<()> {
     let mut others = BTreeMap::new();
-    let Some(services) = find(tree, "services") else { return Some(()) };
+    let Some(services) = tree.get("services") else { return Some(()) };
     let Value::Mapping(entries) = &services.value else { return Some(()) };
-    if !entries.iter().any(|(_, service)| find(service, "extends").is_some()) {
+    if !entries.iter().any(|(_, service)| service.get("extends").is_some()) {
         return Some(());
     }
     let mut extended = Vec::new();
@@ -176,7 +176,7 @@ fn with_base(
     name: &Key,
     chain: &mut Vec<(usize, String)>,
 ) -> Option<Node> {
-    let Some(service) = find(tree, "services").and_then(|services| find(services, &name.text)) else {
+    let Some(service) = tree.get("services").and_then(|services| services.get(&name.text)) else {
         reader.fault(name.mark, format!("there is no service {:?} to extend", name.text));
         return None;
     };
@@ -217,11 +217,6 @@ fn with_base(
         }
     };
     Some(merge::without_resets(merge::lay_over(Level::Service, base, service)))
-}
-
-fn find<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
-    let Value::Mapping(entries) = &node.value else { return None };
-    entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
 }
 
 /// Takes an entry out; one that `!reset` is on is as if it were not there.

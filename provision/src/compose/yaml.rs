@@ -130,6 +130,12 @@ impl Node {
         Self { mark, value, overlay: Overlay::Merge }
     }
 
+    /// What a map has under a key.
+    pub(crate) fn get(&self, name: &str) -> Option<&Self> {
+        let Value::Mapping(entries) = &self.value else { return None };
+        entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
+    }
+
     /// Whether it is null.
     pub fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.kind() == Type::Null)

@@ -1,19 +1,17 @@
 //! One life of a cluster: it forms, everything goes wrong for a while, then nothing more does, and
 //! everything must come right. All of it follows from the seed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+mod right;
 
-use hivemind_core::event::{ContainerPlan, Event, Message};
-use hivemind_core::isolation;
-use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
-use hivemind_core::state::Map;
+use std::collections::{BTreeMap, BTreeSet};
+
+use hivemind_core::event::{Event, Message};
+use hivemind_core::record::{Record, RecordKey};
 use hivemind_spec::document::{Ancestor, Document, Role};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::{NodeId, ReleaseId};
+use hivemind_spec::id::ReleaseId;
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
-use hivemind_spec::release::Architecture;
 use hivemind_spec::workload::{Exclusive, Resources, Takeover};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
@@ -675,134 +673,5 @@ impl Life {
         let mut members = others;
         members.extend(suspects.into_iter().filter(|index| !is_revoked(index)));
         members
-    }
-
-    /// Whether all members hold the same map, see each other alive, and run what it says.
-    fn is_right(&self) -> Broken {
-        let members = self.members();
-        let first = self.world.node(members[0]);
-        let ids: BTreeSet<NodeId> = members.iter().map(|index| self.world.machines[*index].id).collect();
-        for index in &members {
-            let node = self.world.node(*index);
-            if node.liveness().alive != ids {
-                return Err(format!(
-                    "m{index} sees {} of {} nodes alive",
-                    node.liveness().alive.len(),
-                    ids.len()
-                ));
-            }
-            if !node
-                .map()
-                .iter()
-                .map(|(k, e)| (k, &e.record))
-                .eq(first.map().iter().map(|(k, e)| (k, &e.record)))
-            {
-                let held = |map: &Map| -> BTreeMap<RecordKey, Record> {
-                    map.iter().map(|(key, entry)| (key.clone(), entry.record.clone())).collect()
-                };
-                let (here, there) = (held(node.map()), held(first.map()));
-                let keys: BTreeSet<_> = here.keys().chain(there.keys()).collect();
-                let differ = keys.into_iter().find(|key| here.get(key) != there.get(key));
-                return Err(format!("m{index} and m{} hold different maps: {differ:?}", members[0]));
-            }
-        }
-        if let Some(index) = members.iter().find(|index| self.world.machines[**index].on_trial) {
-            return Err(format!("the release of m{index} has not been called good"));
-        }
-        for index in &self.outsiders {
-            if ids.contains(&self.world.machines[*index].id) {
-                return Err(format!("m{index} got in without a token"));
-            }
-        }
-        self.is_rolled_out(&members)?;
-        self.runs_what_it_should(&members)?;
-        self.reaches_whom_it_should(&members)
-    }
-
-    /// Whether the containers of each member reach those in a network with them, wherever they run, and no others.
-    fn reaches_whom_it_should(&self, members: &[usize]) -> Broken {
-        let cluster = self.world.node(members[0]).cluster();
-        let running = |index: &usize| self.world.machines[*index].runtime.running();
-        let all: Vec<&ContainerPlan> = members.iter().flat_map(running).collect();
-        for index in members {
-            let isolation = &self.world.machines[*index].isolation;
-            for own in running(index) {
-                for other in &all {
-                    let networks =
-                        |plan: &ContainerPlan| isolation::networks(cluster, &plan.labels.replica.workload);
-                    let wanted = !networks(own).is_disjoint(&networks(other));
-                    let both = |set: &BTreeSet<Ipv4Addr>| set.contains(&own.ip) && set.contains(&other.ip);
-                    if isolation.members.values().any(both) != wanted {
-                        let (own, other) = (&own.labels.replica, &other.labels.replica);
-                        return Err(format!("on m{index} {own} is to reach {other}: {wanted}"));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether all members run the release that counts, or some member or the operator is the reason why not.
-    fn is_rolled_out(&self, members: &[usize]) -> Broken {
-        let cluster = self.world.node(members[0]).cluster();
-        let Some(wanted) = cluster.os_releases.get(&Architecture::Amd64) else { return Ok(()) };
-        let release = wanted.spec.release;
-        let rollout = cluster.rollouts.get(&Architecture::Amd64);
-        let of_members = || members.iter().map(|index| &self.world.machines[*index]);
-        let failed = of_members().any(|machine| machine.failed_releases.contains(&release));
-        let stopped = rollout.is_some_and(|rollout| !rollout.stopped.is_empty());
-        if wanted.spec.paused || failed {
-            return if stopped { Ok(()) } else { Err(format!("the rollout goes on: {rollout:?}")) };
-        }
-        match of_members().find(|machine| machine.release != release) {
-            None => Ok(()),
-            Some(machine) => Err(format!("{} waits for its release: {rollout:?}", machine.id.short())),
-        }
-    }
-
-    fn runs_what_it_should(&self, members: &[usize]) -> Broken {
-        let cluster = self.world.node(members[0]).cluster();
-        let mut found: BTreeMap<WorkloadId, BTreeMap<u32, usize>> = BTreeMap::new();
-        for (index, machine) in self.world.machines.iter().enumerate() {
-            for plan in machine.runtime.running() {
-                let replica = &plan.labels.replica;
-                if self.revoked == Some(index) && !members.contains(&index) {
-                    continue;
-                }
-                let Some(workload) = cluster.workloads.get(&replica.workload) else {
-                    return Err(format!("m{index} runs {replica}, which nobody wants"));
-                };
-                if workload.template != plan.labels.template {
-                    let status = cluster.replicas.get(&(replica.clone(), machine.id));
-                    let reason = status.map(|status| format!("{:?}: {}", status.phase, status.reason));
-                    return Err(format!("m{index} runs another version of {replica} ({reason:?})"));
-                }
-                let of_workload = found.entry(replica.workload.clone()).or_default();
-                if let Some(other) = of_workload.insert(replica.slot, index) {
-                    return Err(format!("{replica} runs twice, on m{other} and m{index}"));
-                }
-            }
-        }
-        for (id, workload) in &cluster.workloads {
-            let runs = found.get(id).map_or(0, BTreeMap::len);
-            let pending = cluster
-                .placements
-                .get(id)
-                .map_or(0, |placed| placed.pending.keys().filter(|s| !placed.slots.contains_key(s)).count());
-            let homeless = self.revoked.is_some() && id.name == HOMELY;
-            // Nobody knows any more who holds its lease: too many forgot what they granted, or were revoked.
-            let machines = self.world.machines.iter().enumerate();
-            let unable = machines.filter(|(index, m)| m.damaged_ms.is_some() || self.revoked == Some(*index));
-            let homeless = homeless || id.name == SINGLE && 2 * (unable.count() + 1) >= self.count();
-            if runs + pending != workload.spec.replicas as usize && !homeless {
-                let told =
-                    |(_, status): (_, &ReplicaStatus)| format!("{:?}: {}", status.phase, status.reason);
-                let statuses = cluster.replicas.iter().filter(|((replica, _), _)| replica.workload == *id);
-                let statuses: Vec<String> = statuses.map(told).collect();
-                let wanted = workload.spec.replicas;
-                return Err(format!("{runs} of {wanted} replicas of {} run ({statuses:?})", id.name));
-            }
-        }
-        Ok(())
     }
 }

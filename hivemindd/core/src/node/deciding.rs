@@ -258,10 +258,10 @@ impl Node {
     fn isolate(&mut self, out: &mut Actions) {
         let held = self.replicas.addresses();
         let changed = std::mem::take(&mut self.unplanned.reached);
-        let anew = std::mem::take(&mut self.unplanned.isolation) || self.reach.is_none();
+        let first = self.reach.is_none();
+        let anew = std::mem::take(&mut self.unplanned.isolation) || first;
         let view =
             View { cluster: &self.cluster, me: self.settings.me, range: self.settings.container_range };
-        let first = self.reach.is_none();
         let reach = self.reach.get_or_insert_default();
         let differs = if anew { reach.renew(view, held) } else { reach.follow(view, held, &changed) };
         if differs || first {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::{InFlight, Replicas};
+use super::Replicas;
 use crate::event::LocalNetwork;
 use crate::overlay::container_addresses;
 use crate::record::{ReplicaId, WorkloadId};
@@ -43,13 +43,7 @@ impl Replicas {
     /// An address for a replica's next container: the one it had if free, else the lowest one that
     /// no container has and, if possible, no other replica had.
     pub(super) fn address(&self, replica: &ReplicaId, network: &LocalNetwork) -> Option<Ipv4Addr> {
-        let held = self.observed.inventory().containers.values();
-        let starting = self.operations.values().filter_map(|op| match op {
-            InFlight::Start { labels, .. } => Some(labels.ip),
-            _ => None,
-        });
-        let taken: BTreeSet<Ipv4Addr> =
-            held.filter_map(|state| Some(state.labels.as_ref()?.ip)).chain(starting).collect();
+        let taken: BTreeSet<Ipv4Addr> = self.containers_here().map(|labels| labels.ip).collect();
         let remembered: BTreeSet<Ipv4Addr> = self
             .lives
             .iter()

@@ -13,18 +13,18 @@ fn of(name: &str) -> Isolation {
 
 #[tokio::test(start_paused = true)]
 async fn a_container_waits_for_its_own_rules_and_not_for_those_of_who_had_its_address() {
-    let (wanted_tx, wanted) = watch::channel(of("new"));
-    let (applied_tx, applied) = watch::channel(of("old"));
+    let (wanted_tx, wanted) = watch::channel(Arc::new(of("new")));
+    let (applied_tx, applied) = watch::channel(Arc::new(of("old")));
     let in_force = InForce { wanted, applied };
     let error = in_force.wait_for(ADDRESS).await.unwrap_err();
     assert!(error.contains("not in force"), "{error}");
     let (waited, _) = tokio::join!(in_force.wait_for(ADDRESS), async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        applied_tx.send_replace(of("new"));
+        applied_tx.send_replace(Arc::new(of("new")));
     });
     waited.unwrap();
-    wanted_tx.send_replace(Isolation::default());
-    applied_tx.send_replace(Isolation::default());
+    wanted_tx.send_replace(Arc::default());
+    applied_tx.send_replace(Arc::default());
     in_force.wait_for(ADDRESS).await.unwrap_err();
 }
 

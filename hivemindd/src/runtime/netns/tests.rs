@@ -1,6 +1,7 @@
 //! Real namespaces on a real bridge, in a network namespace of each test's own.
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 
 use hivemind_core::event::ContainerLabels;
 use hivemind_core::isolation::{Endpoint, Isolation, NetworkId};
@@ -298,7 +299,7 @@ fn containers_reach_those_in_their_networks_and_nobody_else() {
         assert_eq!(all.reached_from('a').await, "bcd");
         assert!(all.reaches('d', OUTSIDE).await);
 
-        let (wanted, rules_wanted) = watch::channel(rules(&[]));
+        let (wanted, rules_wanted) = watch::channel(Arc::new(rules(&[])));
         let (in_force, keep) = isolation::keep(rules_wanted);
         let keep = tokio::spawn(keep);
         in_force.wait_for(all.container('a').ip).await.unwrap();
@@ -309,7 +310,7 @@ fn containers_reach_those_in_their_networks_and_nobody_else() {
             assert_eq!(all.reaches(name, OUTSIDE).await, name != 'd', "{name} and the outside");
         }
 
-        wanted.send(rules(&["two"])).unwrap();
+        wanted.send(Arc::new(rules(&["two"]))).unwrap();
         in_force.wait_for(all.container('a').ip).await.unwrap();
         assert_eq!(all.reached_from('a').await, "bc");
         keep.abort();
@@ -337,7 +338,7 @@ fn a_container_gets_round_its_networks_neither_by_a_false_address_nor_by_another
         for (trick, from, to) in tricks {
             assert!(all.arrives('a', from, 'c', to).await, "without rules {trick} is no trick");
         }
-        let (_wanted, rules_wanted) = watch::channel(rules(&[]));
+        let (_wanted, rules_wanted) = watch::channel(Arc::new(rules(&[])));
         let (in_force, keep) = isolation::keep(rules_wanted);
         let keep = tokio::spawn(keep);
         in_force.wait_for(all.container('a').ip).await.unwrap();
