@@ -80,10 +80,29 @@ impl Pulse {
 
     /// Looks for a new sign of the process that is the agent now, no more often than there are any.
     pub(super) fn look(&mut self, agent: Option<Pid>, now: Instant) -> Verdict {
-        if now.saturating_duration_since(self.looked) < BEAT_EVERY {
+        self.look_at(agent, || fs::read_to_string(Path::new(FILE)).unwrap_or_default(), now)
+    }
+
+    fn look_at(&mut self, agent: Option<Pid>, sign: impl FnOnce() -> String, now: Instant) -> Verdict {
+        if now.saturating_duration_since(self.looked) < BEAT_EVERY.min(self.patience()) {
             return self.ended();
         }
-        self.listen(agent, &fs::read_to_string(Path::new(FILE)).unwrap_or_default(), now)
+        self.listen(agent, &sign(), now)
+    }
+
+    /// When to look at the latest, so that an agent that hangs is found when its time is over.
+    pub(super) fn due(&self) -> Instant {
+        self.looked + self.patience()
+    }
+
+    /// For how much longer the agent may be silent.
+    fn patience(&self) -> Duration {
+        let limit = match self.ending {
+            Some(_) => return FEED_EVERY,
+            None if self.begun => SILENT,
+            None => STARTING,
+        };
+        limit.saturating_sub(self.silent).min(FEED_EVERY)
     }
 
     /// Whether an agent that was killed has had long enough to end.
@@ -112,7 +131,7 @@ impl Pulse {
             return Verdict::Well;
         }
         self.silent += passed;
-        if self.silent <= if self.begun { SILENT } else { STARTING } {
+        if !self.patience().is_zero() {
             return Verdict::Well;
         }
         self.ending = Some(Duration::ZERO);
@@ -153,8 +172,8 @@ mod tests {
     #[test]
     fn an_agent_that_falls_silent_is_found_to_hang_once_and_to_be_stuck_if_it_does_not_end() {
         let mut look = Look::new();
-        let verdicts = ["1", "2", "2", "2", "2"].map(|sign| look.after(10, 7, sign));
-        assert_eq!(verdicts, [Verdict::Well; 5], "the first look only finds out whom to listen to");
+        let verdicts = ["1", "2", "2", "2"].map(|sign| look.after(10, 7, sign));
+        assert_eq!(verdicts, [Verdict::Well; 4], "the first look only finds out whom to listen to");
         let verdicts = [(); 5].map(|()| look.after(10, 7, "2"));
         assert_eq!(verdicts[0], Verdict::Hangs);
         assert_eq!(verdicts[1..4], [Verdict::Well; 3], "it is dying");
@@ -169,7 +188,31 @@ mod tests {
         let mut look = Look::new();
         look.after(10, 7, "");
         let first = (1..100).find(|_| look.after(10, 7, "") == Verdict::Hangs);
-        assert_eq!(first, Some(19));
+        assert_eq!(first, Some(18));
+    }
+
+    #[test]
+    fn whenever_an_agent_falls_silent_it_is_found_forty_seconds_later_at_the_latest() {
+        // Whatever else wakes PID 1 in between, and however often.
+        for woken_every in [1_000, 3_700, 7_300, 9_900, 60_000].map(Duration::from_millis) {
+            for silent_from in (40..60).map(Duration::from_secs) {
+                let begin = Instant::now();
+                let mut pulse = Pulse::new(begin);
+                let mut passed = Duration::ZERO;
+                let found = loop {
+                    let due = pulse.due().saturating_duration_since(begin);
+                    passed = due.max(passed + Duration::from_millis(1)).min(passed + woken_every);
+                    let sign = passed.min(silent_from).as_secs() / BEAT_EVERY.as_secs();
+                    let agent = Some(Pid::from_raw(7));
+                    match pulse.look_at(agent, || sign.to_string(), begin + passed) {
+                        Verdict::Well => assert!(passed < silent_from + FEED_EVERY + SILENT),
+                        verdict => break verdict,
+                    }
+                };
+                assert_eq!(found, Verdict::Hangs);
+                assert!(passed >= silent_from - BEAT_EVERY + SILENT, "patience of {passed:?}");
+            }
+        }
     }
 
     #[test]

@@ -199,11 +199,19 @@ impl<'a> Supervisor<'a> {
 
     fn next_due(&self) -> Duration {
         let now = Instant::now();
-        [self.containerd.due(), self.agent.due(), self.boot_ends, self.fences_due, self.trial_ends]
-            .into_iter()
-            .flatten()
-            .map(|due| due.saturating_duration_since(now))
-            .fold(FEED_EVERY, Duration::min)
+        let agent_hangs = Some(self.pulse.due());
+        [
+            self.containerd.due(),
+            self.agent.due(),
+            agent_hangs,
+            self.boot_ends,
+            self.fences_due,
+            self.trial_ends,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|due| due.saturating_duration_since(now))
+        .fold(FEED_EVERY, Duration::min)
     }
 
     /// Waits for something to happen, at most `limit`, and deals with it. Some when told to stop.

@@ -141,8 +141,7 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(api::serve_peers(forwarded, router));
     tasks.spawn(underlay::run(config.network.clone(), underlay_tx));
     tasks.spawn(serve_names(zone, isolation, network_plan.clone(), underlay.clone()));
-    tasks.spawn(network::run(network_plan));
-    tasks.spawn(keep_isolation);
+    tasks.spawn(network::run(network::load_modules(), network_plan, keep_isolation));
     tasks.spawn(discover(&identity, underlay.clone(), events.clone()));
     tasks.spawn(keep_time(clock.clone(), config.network.ntp.clone(), underlay.clone()));
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));

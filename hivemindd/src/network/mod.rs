@@ -93,10 +93,18 @@ pub enum NetworkError {
     Rules(String),
 }
 
-/// Keeps the kernel as the plan wants it, until the plan's sender is gone. Loads the kernel's modules
-/// for it first.
-pub async fn run(mut plan: watch::Receiver<NetworkPlan>) {
-    load_modules().await;
+/// Keeps the kernel as the plan wants it, until the plan's sender is gone, and the rules of networks beside it. Neither
+/// asks anything of the kernel before it has its modules for it.
+pub async fn run(
+    modules: impl Future<Output = ()>,
+    plan: watch::Receiver<NetworkPlan>,
+    rules: impl Future<Output = ()>,
+) {
+    modules.await;
+    tokio::join!(follow(plan), rules);
+}
+
+async fn follow(mut plan: watch::Receiver<NetworkPlan>) {
     let mut ports = Ports::default();
     let mut last_error = String::new();
     let mut repairing = false;
@@ -156,8 +164,8 @@ async fn told(changes: &std::io::Result<Changes>) {
     }
 }
 
-/// Loads the modules on a thread of their own, which ends with the lowest priority.
-async fn load_modules() {
+/// Loads the kernel's modules for container networks, on a thread of their own, which ends with the lowest priority.
+pub async fn load_modules() {
     let (loaded_tx, loaded) = tokio::sync::oneshot::channel();
     let load = move || {
         // Nobody waits any more when the agent stops.

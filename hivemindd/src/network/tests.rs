@@ -1,5 +1,6 @@
 //! The overlay in a real kernel, in a network namespace of the test's own.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
@@ -74,6 +75,22 @@ fn plan(peers: &[u8]) -> NetworkPlan {
 }
 
 #[test]
+fn nothing_is_asked_of_the_kernel_before_its_modules_are_loaded() {
+    in_own_namespace(|| async {
+        let loaded = Cell::new(false);
+        let has_bridge = || output("ip", "-brief link").contains(BRIDGE);
+        let modules = async {
+            tokio::time::sleep(SETTLE).await;
+            assert!(!has_bridge());
+            loaded.set(true);
+        };
+        let (_, last_plan) = watch::channel(plan(&[2]));
+        run(modules, last_plan, async { assert!(loaded.get()) }).await;
+        assert!(has_bridge());
+    });
+}
+
+#[test]
 fn the_kernel_takes_the_plan_and_a_second_application_changes_nothing() {
     in_own_namespace(|| async {
         let mut ports = Ports::default();
@@ -136,7 +153,7 @@ fn what_was_tampered_with_in_the_kernel_is_repaired() {
 fn what_was_tampered_with_is_noticed_by_itself_and_soon() {
     in_own_namespace(|| async {
         let (_plan, changes) = watch::channel(plan(&[2, 3]));
-        let keeping = tokio::spawn(run(changes));
+        let keeping = tokio::spawn(follow(changes));
         // Far below the interval of comparisons that nobody asked for.
         let soon = REPAIR_INTERVAL / 20;
         let healed = |program: &'static str, question: &'static str, part: &'static str| async move {
