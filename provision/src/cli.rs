@@ -151,6 +151,14 @@ pub enum Command {
     /// Show what a workload's containers print
     #[command(after_help = "Examples:\n  hivemind logs web -f\n  hivemind logs web/0 --tail 20")]
     Logs(Logs),
+    /// Run a command in a container of a workload
+    #[command(
+        long_about = "Run a command in a container of a workload, on whichever machine that is.\n\nOn a terminal the \
+            command has one too. Otherwise it reads what comes in, and what it prints to its two outputs is told apart. \
+            It ends when this command ends, and this one with its exit code.",
+        after_help = "Examples:\n  hivemind exec web sh\n  hivemind exec web/1 cat /etc/hostname\n  hivemind exec db psql -U postgres < dump.sql\n  hivemind exec web --output json nginx -v"
+    )]
+    Exec(Exec),
     /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
     #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
     Support(Support),
@@ -359,6 +367,13 @@ pub struct Convert {
     pub source: Source,
 }
 
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
 /// A workload's name, also as its Compose file has it.
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a result")]
 fn workload_name(text: &str) -> Result<String, std::convert::Infallible> {
@@ -394,6 +409,29 @@ pub struct Logs {
     /// Show when each line was printed
     #[arg(long, short)]
     pub timestamps: bool,
+}
+
+/// See [`Command::Exec`].
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// The workload, or one of its replicas as WORKLOAD/SLOT; the first that runs if there is no number
+    #[arg(value_parser = workload_name)]
+    pub workload: String,
+    /// The command and its arguments; no shell is in between
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// A variable of its environment; repeat for several
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// The directory it starts in; that of the container's own command if not given
+    #[arg(long, short, value_name = "DIRECTORY")]
+    pub workdir: Option<String>,
+    /// No terminal for the command, even on one
+    #[arg(long, short = 'T')]
+    pub no_terminal: bool,
 }
 
 /// See [`Command::Remove`].

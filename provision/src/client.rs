@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::HeaderValue;
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -21,6 +23,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use hivemind_spec::certificate::CLUSTER_NAME;
 use hivemind_spec::http_signature;
@@ -44,6 +50,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The largest answer read into memory: thousands of replicas and their documents.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
+/// A WebSocket to a node.
+pub type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
+
 /// A client of one cluster.
 pub struct Client {
     bundle: Bundle,
@@ -55,6 +64,17 @@ pub struct Client {
     clock_offset_ms: Cell<i64>,
     /// Whether nodes are asked whose certificates are not valid now: no others answered.
     any_clock: Cell<bool>,
+}
+
+/// What a node is asked.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    method: &'a Method,
+    /// With query.
+    path: &'a str,
+    body: &'a Bytes,
+    /// The key of the WebSocket that the connection is to become, if it is to become one.
+    web_socket: Option<&'a str>,
 }
 
 /// What came of asking one node.
@@ -158,10 +178,40 @@ impl Client {
     /// # Errors
     /// When no node answers or the cluster refuses.
     pub async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
+        self.answer(Question { method: &method, path, body: &body, web_socket: None }).await
+    }
+
+    /// Opens a WebSocket (RFC 6455).
+    ///
+    /// # Errors
+    /// When no node answers or the cluster refuses.
+    pub async fn web_socket(&self, path: &str, limits: WebSocketConfig) -> Result<WebSocket> {
+        let key = generate_key();
+        let question = Question { method: &Method::GET, path, body: &Bytes::new(), web_socket: Some(&key) };
+        let answer = self.answer(question).await?;
+        let accepted = answer.headers().get(header::SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
+        if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+            return Err(Failure::new(
+                Exit::Local,
+                "bad-answer",
+                format!("{path} does not become a WebSocket"),
+            )
+            .advice("use the `hivemind` of the cluster's version"));
+        }
+        let stream = hyper::upgrade::on(answer).await.map_err(|e| unreachable_failure(&[chain(&e)]))?;
+        Ok(WebSocketStream::from_raw_socket(TokioIo::new(stream), Role::Client, Some(limits)).await)
+    }
+
+    async fn answer(&self, question: Question<'_>) -> Result<Response<Incoming>> {
         let mut corrected = false;
         loop {
-            let response = self.ask_in_turn(&method, path, &body).await?;
-            if response.status().is_success() {
+            let response = self.ask_in_turn(question).await?;
+            let status = response.status();
+            let as_asked = match question.web_socket {
+                Some(_) => status == StatusCode::SWITCHING_PROTOCOLS,
+                None => status.is_success(),
+            };
+            if as_asked {
                 return Ok(response);
             }
             let problem = problem(response).await;
@@ -176,13 +226,13 @@ impl Client {
         }
     }
 
-    async fn ask_in_turn(&self, method: &Method, path: &str, body: &Bytes) -> Result<Response<Incoming>> {
+    async fn ask_in_turn(&self, question: Question<'_>) -> Result<Response<Incoming>> {
         loop {
             let nodes = self.nodes.borrow().clone();
             let mut reasons = Vec::new();
             let mut doubted = None;
             for (index, node) in nodes.iter().enumerate() {
-                match self.ask(node, method, path, body).await? {
+                match self.ask(node, question).await? {
                     Attempt::Answered(response) => {
                         if index > 0 {
                             self.nodes.borrow_mut()[..=index].rotate_right(1);
@@ -207,8 +257,8 @@ impl Client {
         }
     }
 
-    async fn ask(&self, node: &str, method: &Method, path: &str, body: &Bytes) -> Result<Attempt> {
-        let request = self.request(node, method, path, body)?;
+    async fn ask(&self, node: &str, question: Question<'_>) -> Result<Attempt> {
+        let request = self.request(node, question)?;
         let mut connected = match timeout(CONNECT_TIMEOUT, self.connect(node)).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(NoAnswer(reason))) => return Ok(Attempt::Failed(reason)),
@@ -239,11 +289,12 @@ impl Client {
             .map_err(|e| NoAnswer(chain(&e)))?;
         // Ends with the request: the sender is dropped once the answer is read, and what goes
         // wrong on the way shows there.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         Ok(Connected { sender, clock_doubt })
     }
 
-    fn request(&self, node: &str, method: &Method, path: &str, body: &Bytes) -> Result<Request<Full<Bytes>>> {
+    fn request(&self, node: &str, question: Question<'_>) -> Result<Request<Full<Bytes>>> {
+        let Question { method, path, body, web_socket } = question;
         let (bare, query) = path.split_once('?').map_or((path, None), |(bare, query)| (bare, Some(query)));
         let parts =
             http_signature::Request { method: method.as_str(), authority: node, path: bare, query, body };
@@ -259,6 +310,13 @@ impl Client {
         if let Some(digest) = fields.content_digest {
             request =
                 request.header("content-digest", digest).header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(key) = web_socket {
+            request = request
+                .header(header::CONNECTION, "upgrade")
+                .header(header::UPGRADE, "websocket")
+                .header(header::SEC_WEBSOCKET_VERSION, "13")
+                .header(header::SEC_WEBSOCKET_KEY, key);
         }
         request
             .body(Full::new(body.clone()))

@@ -1,6 +1,7 @@
 //! What the commands do: each reads what it needs, decides, and prints text or JSON.
 
 mod bars;
+mod exec;
 mod image;
 mod init;
 mod keys;
@@ -52,6 +53,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Upgrade(options) => upgrade::run(&global, &options),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
+        Command::Exec(options) => exec::run(&global, &options),
         Command::Support(options) => support::run(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),
         Command::Keys(command) => keys::run(&global, &command),
@@ -67,6 +69,16 @@ fn client(global: &Global) -> Result<Client> {
     let bundle = open_bundle(global)?;
     let key = bundle.operator_key(&global.key)?;
     Client::new(bundle, key, &global.node)
+}
+
+/// `WORKLOAD` or `WORKLOAD/SLOT`.
+fn replica(text: &str) -> Result<(&str, Option<u32>)> {
+    let Some((workload, slot)) = text.split_once('/') else { return Ok((text, None)) };
+    match slot.parse() {
+        Ok(slot) => Ok((workload, Some(slot))),
+        Err(_) => Err(Failure::input("bad-replica", format!("{slot:?} is not the number of a replica"))
+            .advice(format!("write for example {workload}/0; `hivemind ps {workload}` lists them"))),
+    }
 }
 
 /// Runs what talks to the cluster, until it ends or Ctrl-C is pressed. Every step of every command

@@ -9,31 +9,50 @@ use serde::Serialize;
 /// How the program ended. The numbers are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-#[repr(u8)]
 pub enum Exit {
     /// Done.
-    Success = 0,
+    Success,
     /// Something on this machine failed: a file, a device, a passphrase.
-    Local = 1,
+    Local,
     /// The command line, a Compose file or a configuration is wrong.
-    Input = 2,
+    Input,
     /// No node of the cluster answered.
-    Unreachable = 3,
+    Unreachable,
     /// The cluster refused: key, role, document.
-    Refused = 4,
+    Refused,
     /// Someone else changed the same thing in between.
-    Conflict = 5,
+    Conflict,
     /// What was pushed is accepted, but did not come up, or not in time.
-    NotRunning = 6,
+    NotRunning,
     /// `plan` found differences and was asked to say so.
-    Differs = 7,
+    Differs,
     /// Stopped by Ctrl-C.
-    Interrupted = 130,
+    Interrupted,
+    /// As the command that was run in a container ended, whose exit code it is.
+    OfCommand(u8),
+}
+
+impl Exit {
+    /// The exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Local => 1,
+            Self::Input => 2,
+            Self::Unreachable => 3,
+            Self::Refused => 4,
+            Self::Conflict => 5,
+            Self::NotRunning => 6,
+            Self::Differs => 7,
+            Self::Interrupted => 130,
+            Self::OfCommand(code) => code,
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 

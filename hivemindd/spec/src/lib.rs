@@ -8,6 +8,7 @@ pub mod api;
 pub mod certificate;
 pub mod document;
 pub mod dsse;
+pub mod exec;
 pub mod http_signature;
 pub mod id;
 pub mod key;

@@ -69,6 +69,8 @@ codes! {
     Busy = "busy", 429, "Too many requests are under way";
     /// The store is full or failed; the node's log says more.
     Storage = "storage", 507, "The change could not be stored";
+    /// A command cannot be run in its container: it is not there, or the container is not.
+    NotStarted = "not-started", 409, "The command does not start";
     /// The node concerned cannot be reached.
     Unreachable = "unreachable", 502, "The node cannot be reached";
     /// The node is about to stop or to start anew; another node, or the same one later, answers.

@@ -19,7 +19,7 @@ use hivemind_spec::dsse::Envelope;
 use hivemind_spec::key::PublicKey;
 use hivemind_spec::machine::{MachineConfig, MachineConfigError, PEER_PORT};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -136,6 +136,7 @@ async fn serve() -> anyhow::Result<()> {
         runtime: runtime.clone(),
         seen: Arc::new(api::Seen::since(now)),
         bodies: Arc::default(),
+        sessions: Arc::new(Semaphore::new(api::MAX_SESSIONS)),
     });
     tasks.spawn(api::serve(listener, api::tls_config(transport.leaf())?, router.clone()));
     tasks.spawn(api::serve_peers(forwarded, router));

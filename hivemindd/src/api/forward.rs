@@ -4,13 +4,16 @@
 
 use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, Request, Response};
+use axum::http::{HeaderName, Request, Response, StatusCode};
 use hivemind_core::event::Peer;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::machine::PEER_PORT;
 use hivemind_spec::problem::{Code, Problem};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Context;
 
@@ -68,7 +71,7 @@ pub(super) async fn forward(
         .map_err(|error| unreachable(&error))?;
     // Ends with the response's body or when the stream breaks.
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "forwarding ended");
         }
     });
@@ -79,4 +82,47 @@ pub(super) async fn forward(
     }
     let request = request.body(Body::from(body)).map_err(|error| unreachable(&error))?;
     sender.send_request(request).await.map_err(|error| unreachable(&error))
+}
+
+/// Sends a request for another protocol to `node`. If that agrees, whatever the two ends say passes through here until
+/// either is done, and `place` is kept for as long.
+pub(super) async fn forward_upgrade(
+    context: &Context,
+    node: NodeId,
+    parts: &mut Parts,
+    place: OwnedSemaphorePermit,
+) -> Result<axum::response::Response, Problem> {
+    let client = parts.extensions.remove::<OnUpgrade>();
+    let mut answer = forward(context, node, parts, Bytes::new()).await?;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = client
+    {
+        let peer = hyper::upgrade::on(&mut answer);
+        tokio::spawn(async move {
+            match tokio::try_join!(client, peer) {
+                Ok((client, peer)) => pass_through(TokioIo::new(client), TokioIo::new(peer)).await,
+                Err(error) => tracing::debug!(%error, "forwarding ended"),
+            }
+            drop(place);
+        });
+    }
+    Ok(answer.map(Body::new))
+}
+
+async fn pass_through<A, B>(one: A, other: B)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut from_one, mut to_one) = tokio::io::split(one);
+    let (mut from_other, mut to_other) = tokio::io::split(other);
+    // An end that is gone without a word must not keep this from ending.
+    let ended = tokio::select! {
+        ended = tokio::io::copy(&mut from_one, &mut to_other) => ended,
+        ended = tokio::io::copy(&mut from_other, &mut to_one) => ended,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "forwarding ended");
+    }
+    let _ = tokio::join!(to_one.shutdown(), to_other.shutdown());
 }

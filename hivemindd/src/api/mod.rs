@@ -7,6 +7,7 @@
 
 mod auth;
 mod body;
+mod exec;
 mod forward;
 mod logs;
 mod openapi;
@@ -24,9 +25,11 @@ use axum::Router;
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use hivemind_spec::problem::{Code, Problem};
+use tokio::sync::Semaphore;
 
 pub use self::auth::Seen;
 pub use self::body::Bodies;
+pub use self::exec::MAX_SESSIONS;
 pub use self::server::{listen_address, serve, serve_peers, tls_config};
 
 use self::refusal::Refusal;
@@ -53,6 +56,8 @@ pub struct Context {
     pub seen: Arc<Seen>,
     /// Room for requests' bodies.
     pub bodies: Arc<Bodies>,
+    /// Room for commands that people run in containers.
+    pub sessions: Arc<Semaphore>,
 }
 
 /// Every path of the API.
@@ -70,6 +75,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/recipients", get(reads::recipients))
         .route("/v1/status", get(reads::status))
         .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
+        .route("/v1/exec/{namespace}/{workload}", get(exec::exec))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));
     let open = Router::new()
         .route("/v1/specs", post(specs::push))

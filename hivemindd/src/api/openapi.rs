@@ -1,10 +1,11 @@
 //! The API's description, made from the handlers and types themselves.
 
 use axum::Json;
+use hivemind_spec::exec::{ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{logs, orders, reads, specs, support};
+use super::{exec, logs, orders, reads, specs, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -31,8 +32,10 @@ use super::{logs, orders, reads, specs, support};
         orders::order,
         support::support,
         logs::stream,
+        exec::exec,
         serve,
-    )
+    ),
+    components(schemas(ExecRequest, FromClient))
 )]
 struct Api;
 

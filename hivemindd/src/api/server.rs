@@ -156,6 +156,7 @@ where
         .header_read_timeout(PATIENCE)
         .max_buf_size(64 * 1024)
         .serve_connection(TokioIo::new(Box::pin(stream)), service)
+        .with_upgrades()
         .await
 }
 

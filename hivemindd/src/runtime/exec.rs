@@ -2,13 +2,17 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
+    WaitRequest,
 };
+use containerd_client::tonic::Status;
 use hivemind_core::event::{ContainerId, OperationError};
+use hivemind_spec::exec::TerminalSize;
 use hivemind_spec::workload::Hook;
 use nix::sys::signal::Signal;
 use prost_types::Any;
@@ -31,6 +35,109 @@ const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Pr
 /// Numbers the commands of this run of the agent, so that each has a name of its own.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
+/// A process beside a container's own.
+pub(super) struct Exec<'a> {
+    runtime: &'a Runtime,
+    container: &'a ContainerId,
+    name: String,
+}
+
+/// Named pipes of a process; empty: it has none.
+#[derive(Default)]
+pub(super) struct Stdio {
+    pub(super) stdin: String,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl<'a> Exec<'a> {
+    pub(super) fn new(runtime: &'a Runtime, container: &'a ContainerId) -> Self {
+        let name = format!("exec-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Self { runtime, container, name }
+    }
+
+    /// Where a file of its own may be.
+    pub(super) fn file(&self, suffix: &str) -> PathBuf {
+        self.runtime.files(self.container).join(format!("{}{suffix}", self.name))
+    }
+
+    /// Makes it, like the container's own process but for the command.
+    pub(super) async fn create(
+        &self,
+        hook: &Hook,
+        stdio: Stdio,
+        terminal: bool,
+    ) -> Result<(), OperationError> {
+        let process = self.runtime.process_like(self.container, hook, terminal).await?;
+        let exec = ExecProcessRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.name.clone(),
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            terminal,
+            spec: Some(Any { type_url: PROCESS_TYPE.into(), value: process }),
+        };
+        let created = self.runtime.containerd.tasks().exec(request(exec)).await;
+        created.map(drop).map_err(refused("running a command inside"))
+    }
+
+    /// Starts it. Returns the number of its process.
+    pub(super) async fn start(&self) -> Result<u32, Status> {
+        let start = StartRequest { container_id: self.container.0.clone(), exec_id: self.name.clone() };
+        Ok(self.runtime.containerd.tasks().start(request(start)).await?.into_inner().pid)
+    }
+
+    /// Waits for its end. Returns its exit code.
+    pub(super) async fn wait(&self) -> Result<u32, OperationError> {
+        let wait = WaitRequest { container_id: self.container.0.clone(), exec_id: self.name.clone() };
+        let ended = self.runtime.containerd.tasks().wait(request(wait)).await;
+        ended.map(|ended| ended.into_inner().exit_status).map_err(refused("running a command inside"))
+    }
+
+    pub(super) async fn kill(&self, signal: Signal) {
+        let kill = KillRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.name.clone(),
+            signal: signal as u32,
+            ..Default::default()
+        };
+        // It may have ended by itself.
+        let _ = self.runtime.containerd.tasks().kill(request(kill)).await;
+    }
+
+    pub(super) async fn resize(&self, size: TerminalSize) -> Result<(), Status> {
+        let resize = ResizePtyRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.name.clone(),
+            width: size.columns.into(),
+            height: size.rows.into(),
+        };
+        self.runtime.containerd.tasks().resize_pty(request(resize)).await.map(drop)
+    }
+
+    /// Has its input end once its pipe is written to no longer.
+    pub(super) async fn end_input(&self) -> Result<(), Status> {
+        let close = CloseIoRequest {
+            container_id: self.container.0.clone(),
+            exec_id: self.name.clone(),
+            stdin: true,
+        };
+        self.runtime.containerd.tasks().close_io(request(close)).await.map(drop)
+    }
+
+    /// Forgets it, when it has ended or never started. All its output is in its pipes then.
+    pub(super) async fn delete(&self) {
+        let delete =
+            DeleteProcessRequest { container_id: self.container.0.clone(), exec_id: self.name.clone() };
+        let deleted = self.runtime.containerd.tasks().delete_process(request(delete)).await;
+        if let Err(status) = if_there(deleted) {
+            let (container, error) = (&self.container.0, status.message());
+            tracing::debug!(container, error, "a command that ended is left behind");
+        }
+    }
+}
+
 impl Runtime {
     /// Runs a command inside a container. Returns its exit code and the start of its output.
     pub(super) async fn execute(
@@ -39,35 +146,22 @@ impl Runtime {
         hook: &Hook,
         limit: Duration,
     ) -> Result<(u32, String), OperationError> {
-        let process = self.process_like(container, hook).await?;
-        let name = format!("exec-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = self.files(container).join(&name);
+        let exec = Exec::new(self, container);
+        let path = exec.file("");
         let pipe = output::make_pipe(&path).and_then(|()| output::open_pipe(&path));
         let pipe = pipe.map_err(|error| transient(format!("its output pipe cannot be made: {error}")))?;
-        let output_path = path.to_string_lossy().into_owned();
-        let exec = ExecProcessRequest {
-            container_id: container.0.clone(),
-            exec_id: name.clone(),
-            stdout: output_path.clone(),
-            stderr: output_path,
-            spec: Some(Any { type_url: PROCESS_TYPE.into(), value: process }),
-            ..Default::default()
-        };
-        let exec =
-            self.containerd.tasks().exec(request(exec)).await.map_err(refused("running a command inside"));
-        let result = match exec {
+        let output = path.to_string_lossy().into_owned();
+        let stdio = Stdio { stdout: output.clone(), stderr: output, ..Stdio::default() };
+        let result = match exec.create(hook, stdio, false).await {
             Err(error) => Err(error),
-            Ok(_) => {
-                let result = self.run_to_end(container, &name, limit, &pipe).await;
-                let delete = DeleteProcessRequest { container_id: container.0.clone(), exec_id: name };
-                if let Err(status) = if_there(self.containerd.tasks().delete_process(request(delete)).await) {
-                    tracing::debug!(
-                        container = container.0,
-                        error = status.message(),
-                        "a command that ended is left behind"
-                    );
-                }
-                result
+            Ok(()) => {
+                let mut kept = Vec::new();
+                let code = run_to_end(&exec, limit, &pipe, &mut kept).await;
+                exec.delete().await;
+                code.and_then(|code| {
+                    while read_some(&pipe, &mut kept, output::read_now).map_err(unreadable)? {}
+                    Ok((code, String::from_utf8_lossy(&kept).trim().to_owned()))
+                })
             }
         };
         let _ = fs::remove_file(&path);
@@ -83,9 +177,14 @@ impl Runtime {
     }
 
     /// A process like the container's own, but with another command.
-    async fn process_like(&self, id: &ContainerId, hook: &Hook) -> Result<Vec<u8>, OperationError> {
+    async fn process_like(
+        &self,
+        id: &ContainerId,
+        hook: &Hook,
+        terminal: bool,
+    ) -> Result<Vec<u8>, OperationError> {
         let mut process = self.specification(id).await?["process"].take();
-        process["terminal"] = false.into();
+        process["terminal"] = terminal.into();
         process["args"] = hook.command.as_slice().into();
         if let Some(directory) = &hook.working_dir {
             process["cwd"] = directory.as_str().into();
@@ -124,45 +223,33 @@ impl Runtime {
         }
         Ok(())
     }
+}
 
-    async fn run_to_end(
-        &self,
-        container: &ContainerId,
-        name: &str,
-        limit: Duration,
-        pipe: &pipe::Receiver,
-    ) -> Result<(u32, String), OperationError> {
-        let mut tasks = self.containerd.tasks();
-        let start = StartRequest { container_id: container.0.clone(), exec_id: name.to_owned() };
-        tasks.start(request(start)).await.map_err(|status| super::container::start_failure(&status))?;
-        let wait = WaitRequest { container_id: container.0.clone(), exec_id: name.to_owned() };
-        let ended = tasks.wait(request(wait));
-        tokio::pin!(ended);
-        let deadline = sleep(limit);
-        tokio::pin!(deadline);
-        let mut kept = Vec::new();
-        let code = loop {
-            tokio::select! {
-                answer = &mut ended => break answer.map_err(refused("running a command inside"))?.into_inner().exit_status,
-                ready = pipe.readable() => {
-                    ready.and_then(|()| read_some(pipe, &mut kept, output::try_read)).map_err(unreadable)?;
-                }
-                () = &mut deadline => {
-                    let kill = KillRequest {
-                        container_id: container.0.clone(),
-                        exec_id: name.to_owned(),
-                        signal: Signal::SIGKILL as u32,
-                        ..Default::default()
-                    };
-                    let _ = self.containerd.tasks().kill(request(kill)).await;
-                    // Its end is waited for, so that it can be deleted.
-                    let _ = ended.await;
-                    return Err(transient(format!("no answer within {} ms", limit.as_millis())));
-                }
+/// Starts a command and waits for its end, keeping the start of its output. Returns its exit code.
+async fn run_to_end(
+    exec: &Exec<'_>,
+    limit: Duration,
+    pipe: &pipe::Receiver,
+    kept: &mut Vec<u8>,
+) -> Result<u32, OperationError> {
+    exec.start().await.map_err(|status| super::container::start_failure(&status))?;
+    let ended = exec.wait();
+    tokio::pin!(ended);
+    let deadline = sleep(limit);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            code = &mut ended => return code,
+            ready = pipe.readable() => {
+                ready.and_then(|()| read_some(pipe, kept, output::try_read)).map_err(unreadable)?;
             }
-        };
-        while read_some(pipe, &mut kept, output::read_now).map_err(unreadable)? {}
-        Ok((code, String::from_utf8_lossy(&kept).trim().to_owned()))
+            () = &mut deadline => {
+                exec.kill(Signal::SIGKILL).await;
+                // Its end is waited for, so that it can be deleted.
+                let _ = ended.await;
+                return Err(transient(format!("no answer within {} ms", limit.as_millis())));
+            }
+        }
     }
 }
 

@@ -39,6 +39,7 @@ mod output;
 mod quota;
 mod seccomp;
 pub mod secrets;
+pub mod session;
 mod user;
 mod volume;
 mod watch;

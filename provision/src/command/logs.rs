@@ -28,7 +28,7 @@ const MAX_RECONNECTS: u32 = 30;
 const RECONNECT_TAIL: u32 = 500;
 
 pub(super) fn run(global: &Global, options: &Logs) -> Result<Exit> {
-    let (workload, slot) = target(&options.workload)?;
+    let (workload, slot) = super::replica(&options.workload)?;
     let client = super::client(global)?;
     let mut printer =
         Printer { output: global.output, timestamps: options.timestamps, seen: BTreeMap::new() };
@@ -58,16 +58,6 @@ pub(super) fn run(global: &Global, options: &Logs) -> Result<Exit> {
         // Ctrl-C is how following ends.
         Err(failure) if failure.exit == Exit::Interrupted && options.follow => Ok(Exit::Success),
         ended => ended,
-    }
-}
-
-/// `WORKLOAD` or `WORKLOAD/SLOT`.
-fn target(text: &str) -> Result<(&str, Option<u32>)> {
-    let Some((workload, slot)) = text.split_once('/') else { return Ok((text, None)) };
-    match slot.parse() {
-        Ok(slot) => Ok((workload, Some(slot))),
-        Err(_) => Err(Failure::input("bad-replica", format!("{slot:?} is not the number of a replica"))
-            .advice(format!("write for example {workload}/0; `hivemind ps {workload}` lists them"))),
     }
 }
 
@@ -188,9 +178,9 @@ mod tests {
 
     #[test]
     fn the_target_may_name_one_replica() {
-        assert_eq!(target("web").unwrap(), ("web", None));
-        assert_eq!(target("web/2").unwrap(), ("web", Some(2)));
-        assert_eq!(target("web/x").unwrap_err().exit, Exit::Input);
+        assert_eq!(crate::command::replica("web").unwrap(), ("web", None));
+        assert_eq!(crate::command::replica("web/2").unwrap(), ("web", Some(2)));
+        assert_eq!(crate::command::replica("web/x").unwrap_err().exit, Exit::Input);
         assert_eq!(path("a", "web", Some(1), Some(5), true), "/v1/logs/a/web?slot=1&tail=5&follow=true");
         assert_eq!(path("a", "web", None, None, false), "/v1/logs/a/web");
     }

@@ -9,6 +9,7 @@ mod configuration;
 mod corruption;
 mod cuts;
 mod exclusive;
+mod exec;
 mod failover;
 mod faults;
 mod firmware;
