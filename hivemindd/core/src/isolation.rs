@@ -14,6 +14,7 @@ use hivemind_spec::id::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, ContainerRange};
+use crate::mutation::{Mutation, is_on};
 use crate::overlay;
 use crate::record::WorkloadId;
 
@@ -145,7 +146,7 @@ impl Reach {
             self.hold(view.cluster, held);
             differs = true;
         }
-        for id in changed {
+        for id in changed.iter().filter(|_| !is_on(Mutation::ReachIsNotFollowed)) {
             differs |= self.claim(view.cluster, id);
         }
         differs

@@ -40,6 +40,8 @@ pub enum Mutation {
     LeasesAreKeptPastTheirEnd,
     /// A new release of the operating system is called good as soon as the node is up.
     ReleasesAreGoodUnseen,
+    /// What containers elsewhere have come or gone is not passed on to the rules of networks.
+    ReachIsNotFollowed,
     /// Grantors grant again at once after a restart, without knowing to whom they granted before.
     GrantorsForget,
 }
@@ -47,7 +49,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that show within some hundred lives. That deletions are forgotten unheard takes weeks to show,
     /// and that grantors forget takes restarts at one moment: those have tests of their own.
-    pub const SOON_SEEN: [Self; 17] = [
+    pub const SOON_SEEN: [Self; 18] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
@@ -65,6 +67,7 @@ impl Mutation {
         Self::SecretsAreNotShared,
         Self::LeasesAreKeptPastTheirEnd,
         Self::ReleasesAreGoodUnseen,
+        Self::ReachIsNotFollowed,
     ];
 }
 
