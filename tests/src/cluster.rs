@@ -180,6 +180,17 @@ impl Cluster {
 
     /// Waits until `count` replicas of a workload run, and no more exist.
     pub fn wait_for_running(&self, workload: &str, count: usize, limit: Duration) -> Vec<Replica> {
+        self.poll_for_running(wait::POLL, workload, count, limit)
+    }
+
+    /// As [`Cluster::wait_for_running`], with `poll` between two looks, for times that are measured.
+    pub fn poll_for_running(
+        &self,
+        poll: Duration,
+        workload: &str,
+        count: usize,
+        limit: Duration,
+    ) -> Vec<Replica> {
         let look = || {
             let replicas = self.replicas(workload)?;
             let running = replicas.iter().filter(|r| r.phase == "running").count();
@@ -189,7 +200,7 @@ impl Cluster {
                 Err(format!("{replicas:#?}"))
             }
         };
-        wait::until(&format!("{count} replicas of {workload} running"), limit, look).0
+        wait::polling(poll, &format!("{count} replicas of {workload} running"), limit, look).0
     }
 
     /// Waits until a workload has printed all of these.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Between two looks. Each is a TLS handshake on a machine under emulation, which has other things to do.
-const POLL: Duration = Duration::from_millis(500);
+pub const POLL: Duration = Duration::from_millis(500);
 
 /// Looks again and again until `look` finds something; how long it took comes with it, and is printed.
 ///

@@ -28,6 +28,9 @@ const BOOT_POLL: Duration = Duration::from_millis(25);
 /// Between two looks at a service that moves: a fiftieth of what is measured.
 const SERVE_POLL: Duration = Duration::from_millis(200);
 
+/// Between two looks at a container that starts: a tenth of what is measured, and each costs the machine some of it.
+const START_POLL: Duration = Duration::from_millis(100);
+
 type Bench = fn();
 
 /// Every group of figures by the name that selects it; `scale` is a program of its own.
@@ -158,7 +161,7 @@ const IDLE: &str = "services:\n  idle:\n    image: registry.lab:5000/busybox:1\n
 fn scale(cluster: &Cluster, replicas: usize) -> Duration {
     let begin = Instant::now();
     cluster.push(&IDLE.replace("REPLICAS", &replicas.to_string())).ok();
-    cluster.wait_for_running("idle", replicas, STARTING);
+    cluster.poll_for_running(START_POLL, "idle", replicas, STARTING);
     begin.elapsed()
 }
 
@@ -184,6 +187,7 @@ fn containers() {
     let (starts, floors): (Vec<f64>, Vec<f64>) = (0..STARTS).map(pair).unzip();
     eprintln!("   through the API {starts:.2?} s, ctr run {floors:.2?} s");
     report("container_start_ratio", median(starts) / median(floors), "x", 1.0);
+    exec(&cluster, &ask);
     for n in 0..STARTS {
         ask(&["run", "/usr/bin/ctr", "-n", "bench", "task", "kill", "-s", "SIGKILL", &format!("floor{n}")]);
     }
@@ -199,6 +203,26 @@ fn containers() {
     let loggers = sum(&ask(&["memory", "hivemindd logger"]), 2);
     eprintln!("   KiB for 20: shims {shims}, processes {processes}, loggers {loggers}");
     report("container_pss", (shims + processes + loggers) as f64 / 20.0 / 1024.0, "MB", 3.0);
+}
+
+/// A command in a container that runs, from the operator's command line and by `ctr` on the machine itself.
+fn exec(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String) {
+    let ours = || {
+        let begin = Instant::now();
+        cluster.hivemind(["exec", "idle/0", "true"]).ok();
+        begin.elapsed().as_secs_f64() * 1000.0
+    };
+    let floor = |number| {
+        let id = format!("exec{number}");
+        let words =
+            ["run", "/usr/bin/ctr", "-n", "bench", "task", "exec", "--exec-id", &id, "floor0", "true"];
+        let answer = ask(&words);
+        assert!(answer.starts_with("0 "), "{answer}");
+        answer.split_whitespace().nth(1).and_then(|ms| ms.parse().ok()).unwrap_or(f64::NAN)
+    };
+    let (ours, floors): (Vec<f64>, Vec<f64>) = (0..STARTS).map(|n| (ours(), floor(n))).unzip();
+    eprintln!("   exec through the API {ours:.0?} ms, ctr exec {floors:.0?} ms");
+    tell("exec_ratio", median(ours) / median(floors), "x");
 }
 
 /// Containers that start at once.
