@@ -426,6 +426,9 @@ pub struct Exec {
     /// A variable of its environment; repeat for several
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
+    /// Whose it is: UID, UID:GID, NAME or NAME:GROUP of the image; as the container's own command if not given
+    #[arg(long, short)]
+    pub user: Option<String>,
     /// The directory it starts in; that of the container's own command if not given
     #[arg(long, short, value_name = "DIRECTORY")]
     pub workdir: Option<String>,

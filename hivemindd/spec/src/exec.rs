@@ -50,6 +50,10 @@ pub struct ExecRequest {
     /// The directory it starts in, absolute; absent: that of the container's own command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
+    /// Whose it is, as `uid`, `uid:gid`, `name` or `name:group` of the image's users and groups; absent: that of the
+    /// container's own command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The size of its terminal; absent: it has none, and what it prints to its two streams is told apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<TerminalSize>,

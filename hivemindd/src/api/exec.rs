@@ -349,7 +349,7 @@ mod tests {
         assert!(refused(r#"{"command":["a\u0000b"]}"#).contains("zero byte"));
         assert!(refused(r#"{"command":["a"],"env":{"A=B":"c"}}"#).contains("A=B"));
         assert!(refused(r#"{"command":["a"],"workingDir":"tmp"}"#).contains("not absolute"));
-        assert!(refused(r#"{"command":["a"],"user":"root"}"#).contains("user"));
+        assert!(refused(r#"{"command":["a"],"privileged":true}"#).contains("privileged"));
         let request = read(r#"{"command":["sh"],"terminal":{"columns":80,"rows":24}}"#).unwrap();
         assert_eq!((request.command.len(), request.terminal.is_some()), (1, true));
     }

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeInfo;
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::snapshots::{
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
     GetContainerRequest, GetRequest, KillRequest, StartRequest, UpdateContainerRequest, WaitRequest,
@@ -276,6 +278,14 @@ impl Runtime {
         };
         let answer = self.containerd.snapshots().prepare(request(prepare)).await;
         Ok(answer.map_err(refused("making a snapshot"))?.into_inner().mounts)
+    }
+
+    /// The users and groups of a container's image.
+    pub(super) async fn accounts(&self, id: &ContainerId) -> Result<Accounts, OperationError> {
+        let asked = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: id.0.clone() };
+        let answer = self.containerd.snapshots().mounts(request(asked)).await;
+        let mounts = answer.map_err(refused("looking at a snapshot"))?.into_inner().mounts;
+        Ok(Accounts::from_layers(&layer_directories(&mounts)))
     }
 
     async fn run_task(

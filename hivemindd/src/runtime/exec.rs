@@ -20,7 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{Instant, sleep};
 
 use super::client::{if_there, refused, request, transient};
-use super::{Runtime, output};
+use super::{Runtime, oci, output};
 
 /// Output that is kept, in bytes: what `hivemind ps` can show.
 const MAX_OUTPUT_BYTES: usize = 512;
@@ -65,10 +65,11 @@ impl<'a> Exec<'a> {
     pub(super) async fn create(
         &self,
         hook: &Hook,
+        user: Option<&str>,
         stdio: Stdio,
         terminal: bool,
     ) -> Result<(), OperationError> {
-        let process = self.runtime.process_like(self.container, hook, terminal).await?;
+        let process = self.runtime.process_like(self.container, hook, user, terminal).await?;
         let exec = ExecProcessRequest {
             container_id: self.container.0.clone(),
             exec_id: self.name.clone(),
@@ -152,7 +153,7 @@ impl Runtime {
         let pipe = pipe.map_err(|error| transient(format!("its output pipe cannot be made: {error}")))?;
         let output = path.to_string_lossy().into_owned();
         let stdio = Stdio { stdout: output.clone(), stderr: output, ..Stdio::default() };
-        let result = match exec.create(hook, stdio, false).await {
+        let result = match exec.create(hook, None, stdio, false).await {
             Err(error) => Err(error),
             Ok(()) => {
                 let mut kept = Vec::new();
@@ -181,6 +182,7 @@ impl Runtime {
         &self,
         id: &ContainerId,
         hook: &Hook,
+        user: Option<&str>,
         terminal: bool,
     ) -> Result<Vec<u8>, OperationError> {
         let mut process = self.specification(id).await?["process"].take();
@@ -189,12 +191,18 @@ impl Runtime {
         if let Some(directory) = &hook.working_dir {
             process["cwd"] = directory.as_str().into();
         }
+        let mut variables = hook.env.clone();
+        if let Some(user) = user {
+            let identity = self.accounts(id).await?.resolve(user, &[])?;
+            oci::run_as(&mut process, &identity);
+            variables.entry("HOME".to_owned()).or_insert_with(|| oci::home(&identity).to_owned());
+        }
         if let Some(env) = process["env"].as_array_mut() {
             env.retain(|entry| {
                 let name = entry.as_str().and_then(|entry| entry.split_once('=')).map(|(name, _)| name);
-                name.is_none_or(|name| !hook.env.contains_key(name))
+                name.is_none_or(|name| !variables.contains_key(name))
             });
-            env.extend(hook.env.iter().map(|(name, value)| format!("{name}={value}").into()));
+            env.extend(variables.iter().map(|(name, value)| format!("{name}={value}").into()));
         }
         Ok(process.to_string().into_bytes())
     }

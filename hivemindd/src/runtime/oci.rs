@@ -234,25 +234,38 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
         false => plan.spec.capabilities.granted(),
     };
     let bounding: Vec<String> = granted.into_iter().map(|name| format!("CAP_{name}")).collect();
-    let capabilities: &[String] = if identity.uid == 0 { &bounding } else { &[] };
-    Ok(json!({
+    let mut process = json!({
         "terminal": plan.spec.tty,
-        "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
         "args": args,
         "env": environment(plan, around),
         "cwd": directory,
-        "capabilities": {
-            "bounding": bounding,
-            "effective": capabilities,
-            "permitted": capabilities,
-        },
+        "capabilities": { "bounding": bounding },
         "rlimits": process_limits(plan, around.open_files),
         "noNewPrivileges": !access.privileged,
         "oomScoreAdj": match access.outlasts_memory {
             true => OOM_NEVER,
             false => plan.spec.oom_score_adj.unwrap_or(OOM_SCORE_ADJUSTMENT),
         },
-    }))
+    });
+    run_as(&mut process, identity);
+    Ok(process)
+}
+
+/// Makes a process one of a user. Only root has the capabilities that it may have.
+pub(super) fn run_as(process: &mut Value, identity: &Identity) {
+    process["user"] = json!({ "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups });
+    let capabilities = match identity.uid {
+        0 => process["capabilities"]["bounding"].clone(),
+        _ => json!([]),
+    };
+    for set in ["effective", "permitted"] {
+        process["capabilities"][set] = capabilities.clone();
+    }
+}
+
+/// The home directory of a user, whom the image may not know.
+pub(super) fn home(identity: &Identity) -> &str {
+    identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/")
 }
 
 /// The process limits, and of open files no more than this machine can give.
@@ -296,7 +309,7 @@ fn environment(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<String> {
     if plan.spec.tty {
         env.insert("TERM", "xterm");
     }
-    env.insert("HOME", around.identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/"));
+    env.insert("HOME", home(&around.identity));
     let image = around.execution.env.iter().flatten().filter_map(|variable| variable.split_once('='));
     env.extend(image);
     env.extend(plan.spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));

@@ -78,7 +78,7 @@ impl Runtime {
             env: asked.env.clone(),
             working_dir: asked.working_dir.clone(),
         };
-        exec.create(&hook, pipes.stdio(), asked.terminal.is_some()).await?;
+        exec.create(&hook, asked.user.as_deref(), pipes.stdio(), asked.terminal.is_some()).await?;
         let result = match exec.start().await {
             Err(status) => Err(does_not_start(status.message())),
             Ok(pid) => match pipes.open() {

@@ -72,7 +72,13 @@ fn request(options: &Exec, terminal: Option<TerminalSize>) -> ExecRequest {
     {
         env.entry("TERM".to_owned()).or_insert(kind);
     }
-    ExecRequest { command: options.command.clone(), env, working_dir: options.workdir.clone(), terminal }
+    ExecRequest {
+        command: options.command.clone(),
+        env,
+        working_dir: options.workdir.clone(),
+        user: options.user.clone(),
+        terminal,
+    }
 }
 
 fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {

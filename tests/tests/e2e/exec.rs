@@ -48,7 +48,12 @@ fn a_command_runs_in_the_container_it_is_meant_for_asked_through_any_node_and_en
     let killed = cluster.hivemind(["exec", "web", "sh", "-c", "kill -9 $$"]).failed();
     assert_eq!(killed.code(), Some(137));
 
+    let who =
+        cluster.hivemind(["exec", "-u", "1234:5678", "web", "sh", "-c", "echo $(id -u) $(id -g) $HOME"]).ok();
+    assert_eq!(who.stdout().trim(), "1234 5678 /");
+
     for (arguments, code, words) in [
+        (&["-u", "nemo", "web", "true"][..], "not-started", "has no user"),
         (&["web", "no-such-program"][..], "not-started", "no-such-program"),
         (&["web/9", "true"][..], "not-found", "default/web/9 is not there"),
         (&["nothing", "true"][..], "not-found", "default/nothing is not there"),
