@@ -9,6 +9,7 @@ use axum::extract::{FromRequestParts as _, Request, State};
 use axum::response::Response;
 use futures_util::{SinkExt as _, StreamExt as _};
 use hivemind_core::event::{ContainerId, OperationError};
+use hivemind_core::node::Node;
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_core::replica::container_id;
 use hivemind_spec::api::{Phase, Replica};
@@ -16,7 +17,7 @@ use hivemind_spec::document::Kind;
 use hivemind_spec::exec::{
     ExecRequest, FromClient, FromNode, MAX_DATA_BYTES, MAX_MESSAGE_BYTES, PING_EVERY, SILENT, WINDOW_BYTES,
 };
-use hivemind_spec::id::NodeId;
+use hivemind_spec::id::{KeyId, NodeId};
 use hivemind_spec::problem::{Code, Problem};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -65,26 +66,15 @@ pub(super) async fn exec(
     let workload = WorkloadId { namespace, name };
     let wanted = read(&asked.request)?;
     let from_peer = parts.extensions.get::<FromPeer>().is_some();
-    let (me, may, replicas) = context
-        .agent
-        .read({
-            let workload = workload.clone();
-            move |core, now| {
-                let holder = core.operators().find(|(id, _)| **id == key);
-                let may =
-                    holder.is_some_and(|(_, holder)| holder.allows(Kind::Workload, &workload.namespace));
-                let view = core.view(now, "");
-                (core.me(), may, view.replicas(Some(&workload.namespace), Some(&workload.name)))
-            }
-        })
-        .await?;
-    if !may {
-        let detail =
-            format!("key {key} may not run commands in containers of namespace {}", workload.namespace);
-        return Err(Problem::new(Code::Forbidden, detail)
-            .advice("sign with a key that may deploy there; `hivemind keys` shows what each may")
-            .into());
+    if !may_run(&context, key, &workload.namespace).await? {
+        return Err(forbidden(key, &workload.namespace).into());
     }
+    let (me, replicas) = {
+        let WorkloadId { namespace, name } = workload.clone();
+        let look =
+            move |core: &Node, now| (core.me(), core.view(now, "").replicas(Some(&namespace), Some(&name)));
+        context.agent.read(look).await?
+    };
     let here = from_peer.then_some(me);
     let (node, slot) =
         choose(&replicas, asked.slot, here).map_err(|why| not_running(&workload, asked.slot, &why))?;
@@ -114,10 +104,28 @@ pub(super) async fn exec(
     tracing::info!(code = "exec", %key, program, "a command is run in {namespace}/{name}-{slot}");
     Ok(upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES).on_upgrade(
         async move |socket| {
-            converse(&context, container, wanted, socket).await;
+            converse(&context, &replica.workload.namespace, key, container, wanted, socket).await;
             drop(place);
         },
     ))
+}
+
+/// Whether a key may run commands in containers of a namespace now.
+async fn may_run(context: &Context, key: KeyId, namespace: &str) -> Result<bool, Problem> {
+    let namespace = namespace.to_owned();
+    let allows = move |core: &Node, _| {
+        let holder = core.operators().find(|(id, _)| **id == key);
+        holder.is_some_and(|(_, holder)| holder.is_live() && holder.allows(Kind::Workload, &namespace))
+    };
+    context.agent.read(allows).await
+}
+
+fn forbidden(key: KeyId, namespace: &str) -> Problem {
+    Problem::new(
+        Code::Forbidden,
+        format!("key {key} may not run commands in containers of namespace {namespace}"),
+    )
+    .advice("sign with a key that may deploy there; `hivemind keys` shows what each may")
 }
 
 /// What is to run, if it can be.
@@ -175,8 +183,15 @@ fn not_running(workload: &WorkloadId, slot: Option<u32>, why: &str) -> Problem {
     )
 }
 
-/// Passes on between a client and a command until either is done.
-async fn converse(context: &Context, container: ContainerId, wanted: ExecRequest, socket: WebSocket) {
+/// Passes on between a client and a command until either is done, or the client may no longer.
+async fn converse(
+    context: &Context,
+    namespace: &str,
+    key: KeyId,
+    container: ContainerId,
+    wanted: ExecRequest,
+    socket: WebSocket,
+) {
     let (input, input_rx) = mpsc::channel(MAX_WAITING);
     let (taken_tx, mut taken) = watch::channel(0);
     let (output_tx, mut output) = mpsc::channel(1);
@@ -248,6 +263,11 @@ async fn converse(context: &Context, container: ContainerId, wanted: ExecRequest
             _ = ping.tick() => {
                 if heard.elapsed() > SILENT {
                     tracing::debug!("the client of a command is silent");
+                    return;
+                }
+                // Its key may have been revoked meanwhile.
+                if !matches!(may_run(context, key, namespace).await, Ok(true)) {
+                    let _ = said.try_send(words(&FromNode::Failed(forbidden(key, namespace))));
                     return;
                 }
                 Message::Ping(Bytes::new())

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use hivemind_spec::exec::PING_EVERY;
 use hivemind_spec::machine::API_PORT;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::Run;
@@ -130,6 +131,16 @@ fn only_who_may_deploy_may(cluster: &Cluster) {
         assert_eq!(run.is_ok(), key == "ci", "{run}");
         assert!(run.is_ok() || run.stderr().contains("may not run commands"), "{run}");
     }
+    // Nor does it go on when the key is revoked.
+    let mut command = cluster.command(["--key", "ci", "exec", "web", "sleep", "100000"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(child.try_wait().unwrap().is_none(), "it runs");
+    cluster.hivemind(["keys", "revoke", "--yes", "ci"]).ok();
+    let (ended, _) = wait::until("the command of a revoked key ends", 2 * PING_EVERY, || {
+        child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
+    });
+    assert_eq!(ended.code(), Some(4), "refused");
 }
 
 #[test]
