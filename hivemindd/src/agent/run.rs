@@ -149,6 +149,10 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
     tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
     tasks.spawn(taking.clone().run());
+    tasks.spawn({
+        let runtime = runtime.clone();
+        async move { runtime.end_orphans().await }
+    });
     let watch = NodeWatch { config, identity, release, clock: clock.clone(), transport: transport.clone() };
     tasks.spawn(watch.run(runtime.clone(), underlay, events.clone()));
 

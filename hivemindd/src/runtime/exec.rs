@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
-    WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, GetRequest, KillRequest, ResizePtyRequest,
+    StartRequest, WaitRequest,
 };
 use containerd_client::tonic::Status;
 use hivemind_core::event::{ContainerId, OperationError};
@@ -50,10 +50,41 @@ pub(super) struct Stdio {
     pub(super) stderr: String,
 }
 
+/// What the names of all commands begin with, and of nothing else that is in a container's folder.
+const PREFIX: &str = "exec-";
+
+/// What the names of this agent's commands begin with.
+fn own_prefix() -> String {
+    format!("{PREFIX}{}-", std::process::id())
+}
+
+/// The name of the command of another agent that a file belongs to, if it is one.
+pub(super) fn orphan(file: &str) -> Option<String> {
+    let number = file.strip_prefix(PREFIX)?;
+    let mut parts = number.splitn(3, '-');
+    let (agent, number) = (parts.next()?, parts.next()?);
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_other = is_number(agent) && is_number(number) && !file.starts_with(&own_prefix());
+    is_other.then(|| format!("{PREFIX}{agent}-{number}"))
+}
+
 impl<'a> Exec<'a> {
     pub(super) fn new(runtime: &'a Runtime, container: &'a ContainerId) -> Self {
-        let name = format!("exec-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{}{}", own_prefix(), NEXT.fetch_add(1, Ordering::Relaxed));
         Self { runtime, container, name }
+    }
+
+    /// One that is there already, by its name.
+    pub(super) fn known(runtime: &'a Runtime, container: &'a ContainerId, name: String) -> Self {
+        Self { runtime, container, name }
+    }
+
+    /// The number of its process. None: it is not there.
+    pub(super) async fn pid(&self) -> Result<Option<u32>, OperationError> {
+        let get = GetRequest { container_id: self.container.0.clone(), exec_id: self.name.clone() };
+        let found = if_there(self.runtime.containerd.tasks().get(request(get)).await);
+        let found = found.map_err(refused("looking for a command"))?;
+        Ok(found.and_then(|found| found.into_inner().process).map(|process| process.pid))
     }
 
     /// Where a file of its own may be.

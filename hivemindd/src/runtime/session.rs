@@ -7,6 +7,7 @@
 //!
 //! Whoever reads slowly slows the command, and nothing is kept of what it prints. When the other end is gone, it is ended.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::client::transient;
-use super::exec::{Exec, Stdio};
+use super::exec::{self, Exec, Stdio};
 use super::{Runtime, output};
 
 /// How long a command may go on once its other end is gone, after it was told so.
@@ -33,6 +34,14 @@ const GONE_GRACE: Duration = Duration::from_secs(2);
 /// How long a command that has ended is heard after its last output. Others may have its pipes, and write to them when
 /// they like.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How the names of a command's pipes end.
+const STDIN: &str = "-stdin";
+const STDOUT: &str = "-stdout";
+const STDERR: &str = "-stderr";
+
+/// How long to wait for a containerd that does not answer.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What comes from the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +103,48 @@ impl Runtime {
         }
         result
     }
+}
+
+impl Runtime {
+    /// Ends the commands that an agent before this one left running: nobody is at their other end any more.
+    pub async fn end_orphans(&self) {
+        for (container, commands) in orphans(&self.settings.run_dir) {
+            for name in commands {
+                tracing::info!(
+                    container = container.0,
+                    "a command that an agent before this one ran is ended"
+                );
+                let exec = Exec::known(self, &container, name);
+                while let Err(error) = end_orphan(&exec).await {
+                    tracing::debug!(%error, "it is tried again");
+                    tokio::time::sleep(RETRY).await;
+                }
+                for suffix in ["", STDIN, STDOUT, STDERR] {
+                    let _ = fs::remove_file(exec.file(suffix));
+                }
+            }
+        }
+    }
+}
+
+/// The commands of other agents, by container.
+fn orphans(run_dir: &Path) -> BTreeMap<ContainerId, BTreeSet<String>> {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let of = |folder: &fs::DirEntry| {
+        entries(&folder.path()).filter_map(|entry| exec::orphan(&name(&entry))).collect::<BTreeSet<_>>()
+    };
+    let found = entries(run_dir).map(|folder| (ContainerId(name(&folder)), of(&folder)));
+    found.filter(|(_, commands)| !commands.is_empty()).collect()
+}
+
+async fn end_orphan(exec: &Exec<'_>) -> Result<(), OperationError> {
+    let Some(pid) = exec.pid().await? else { return Ok(()) };
+    signal(exec, pid, Signal::SIGKILL).await;
+    // If it does not end now it never will.
+    let _ = timeout(GONE_GRACE, exec.wait()).await;
+    exec.delete().await;
+    Ok(())
 }
 
 /// Passes on what comes and goes until the command has ended and all its output is passed on.
@@ -248,11 +299,11 @@ impl Pipes {
     fn make(exec: &Exec<'_>, terminal: bool) -> io::Result<Self> {
         // What is printed on a terminal is one stream.
         let streams: &[_] = match terminal {
-            true => &[(OutputStream::Stdout, "-stdout")],
-            false => &[(OutputStream::Stdout, "-stdout"), (OutputStream::Stderr, "-stderr")],
+            true => &[(OutputStream::Stdout, STDOUT)],
+            false => &[(OutputStream::Stdout, STDOUT), (OutputStream::Stderr, STDERR)],
         };
         let outputs = streams.iter().map(|(stream, suffix)| (*stream, exec.file(suffix))).collect();
-        let mut made = Self { stdin: exec.file("-stdin"), outputs, holds: Vec::new() };
+        let mut made = Self { stdin: exec.file(STDIN), outputs, holds: Vec::new() };
         for path in made.paths().map(Path::to_owned).collect::<Vec<_>>() {
             output::make_pipe(&path)?;
             made.holds.push(output::open_pipe(&path)?);
@@ -295,5 +346,29 @@ impl Drop for Pipes {
         for path in self.paths() {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_of_agents_before_this_one_are_found_by_their_pipes() {
+        let run = tempfile::tempdir().unwrap();
+        let own = format!("exec-{}-5", std::process::id());
+        let container = |name: &str, files: &[&str]| {
+            fs::create_dir(run.path().join(name)).unwrap();
+            files.iter().for_each(|file| fs::write(run.path().join(name).join(file), "").unwrap());
+        };
+        container(
+            "hm-one",
+            &["stdout", "hosts", "exec-0-1-stdin", "exec-0-1-stdout", "exec-0-12", "exec-x-1"],
+        );
+        container("hm-two", &["stdout", "exec-", "exec-0", "exec-0--1", &own]);
+        let found = orphans(run.path());
+        let expected = ["exec-0-1", "exec-0-12"].map(str::to_owned);
+        assert_eq!(found, [(ContainerId("hm-one".to_owned()), expected.into())].into());
+        assert_eq!(orphans(&run.path().join("absent")), BTreeMap::new());
     }
 }

@@ -9,7 +9,7 @@ use hivemind_spec::exec::PING_EVERY;
 use hivemind_spec::machine::API_PORT;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::Run;
-use hivemind_tests::wait;
+use hivemind_tests::{probe, wait};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
@@ -110,6 +110,27 @@ fn a_command_ends_with_its_client(cluster: &Cluster) {
     wait::until("it is gone with all it started", ANSWER, || {
         if sleeping()? { Err("it sleeps".to_owned()) } else { Ok(()) }
     });
+}
+
+#[test]
+fn a_command_ends_when_the_agent_is_killed_that_ran_it() {
+    let cluster = Cluster::new("orphans", 1).with_probe().form(1);
+    let machine = &cluster.machines[0];
+    cluster
+        .push("services:\n  web:\n    image: registry.lab:5000/busybox:1\n    command: sleep 1000000\n")
+        .ok();
+    cluster.wait_for_running("web", 1, STARTING);
+    let asleep = || probe::ask(&cluster.lab, machine, &["pids", "sleep 4321"]).unwrap();
+    let mut client = cluster.command(["exec", "web", "sh", "-c", "sleep 4321; true"]);
+    let mut client = client.stdin(Stdio::piped()).spawn().unwrap();
+    wait::until("it sleeps", ANSWER, || if asleep().is_empty() { Err("no".to_owned()) } else { Ok(()) });
+    let killed = probe::ask(&cluster.lab, machine, &["kill", "SIGKILL", "hivemindd agent"]).unwrap();
+    assert!(!killed.is_empty());
+    wait::until("it is gone", ANSWER, || if asleep().is_empty() { Ok(()) } else { Err(asleep()) });
+    assert_eq!(client.wait().unwrap().code(), Some(3));
+    cluster.wait_for_ready(1);
+    let after = cluster.wait_for_running("web", 1, STARTING);
+    assert_eq!(after[0].restarts, 0, "its container runs on");
 }
 
 fn only_who_may_deploy_may(cluster: &Cluster) {
