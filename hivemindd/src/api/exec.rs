@@ -69,15 +69,25 @@ pub(super) async fn exec(
     if !may_run(&context, key, &workload.namespace).await? {
         return Err(forbidden(key, &workload.namespace).into());
     }
-    let (me, replicas) = {
-        let WorkloadId { namespace, name } = workload.clone();
-        let look =
-            move |core: &Node, now| (core.me(), core.view(now, "").replicas(Some(&namespace), Some(&name)));
-        context.agent.read(look).await?
-    };
-    let here = from_peer.then_some(me);
-    let (node, slot) =
-        choose(&replicas, asked.slot, here).map_err(|why| not_running(&workload, asked.slot, &why))?;
+    let (me, chosen) = context
+        .agent
+        .read({
+            let workload = workload.clone();
+            move |core, now| {
+                let me = core.me();
+                let replicas = core.view(now, "").replicas(Some(&workload.namespace), Some(&workload.name));
+                let chosen = choose(&replicas, asked.slot, from_peer.then_some(me));
+                let chosen = chosen.map(|(node, slot)| {
+                    let replica = ReplicaId { workload, slot };
+                    let status = core.cluster().replicas.get(&(replica.clone(), me));
+                    let container = status.map(|status| container_id(&replica, &status.template));
+                    (node, replica, container)
+                });
+                (me, chosen)
+            }
+        })
+        .await?;
+    let (node, replica, container) = chosen.map_err(|why| not_running(&workload, asked.slot, &why))?;
     let place = Arc::clone(&context.sessions).try_acquire_owned().map_err(|_| {
         Problem::new(Code::Busy, format!("{MAX_SESSIONS} commands are under way on this node"))
             .advice("end one, or ask another node with --node")
@@ -85,26 +95,17 @@ pub(super) async fn exec(
     if node != me {
         return Ok(forward_upgrade(&context, node, &mut parts, place).await?);
     }
-    let replica = ReplicaId { workload, slot };
-    let found = {
-        let replica = replica.clone();
-        context
-            .agent
-            .read(move |core, _| core.cluster().replicas.get(&(replica, me)).map(|s| s.template))
-            .await?
-    };
-    let container = found.map(|template| container_id(&replica, &template));
     let container =
-        container.ok_or_else(|| not_running(&replica.workload, Some(slot), "has no container"))?;
+        container.ok_or_else(|| not_running(&workload, Some(replica.slot), "has no container"))?;
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await.map_err(|rejection| {
         Problem::new(Code::Malformed, format!("this path speaks WebSocket: {}", rejection.body_text()))
     })?;
     let program = wanted.command.first().map(String::as_str).unwrap_or_default();
-    let (namespace, name) = (&replica.workload.namespace, &replica.workload.name);
+    let (namespace, name, slot) = (&workload.namespace, &workload.name, replica.slot);
     tracing::info!(code = "exec", %key, program, "a command is run in {namespace}/{name}-{slot}");
     Ok(upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES).on_upgrade(
         async move |socket| {
-            converse(&context, &replica.workload.namespace, key, container, wanted, socket).await;
+            converse(&context, &workload.namespace, key, container, wanted, socket).await;
             drop(place);
         },
     ))

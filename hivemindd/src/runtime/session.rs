@@ -103,9 +103,7 @@ impl Runtime {
         }
         result
     }
-}
 
-impl Runtime {
     /// Ends the commands that an agent before this one left running: nobody is at their other end any more.
     pub async fn end_orphans(&self) {
         for (container, commands) in orphans(&self.settings.run_dir) {
