@@ -13,6 +13,7 @@ mod container;
 mod environment;
 mod health;
 mod interpolate;
+mod job;
 pub mod keys;
 mod logging;
 mod machine;

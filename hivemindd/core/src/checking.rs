@@ -228,6 +228,7 @@ fn is_on(decision: &Decision, matter: &Matter) -> bool {
         (Decision::Placement(_), Matter::Placement(_))
             | (Decision::Forgotten(_), Matter::Forgotten)
             | (Decision::Rollout(_), Matter::Rollout(_))
+            | (Decision::Job(_), Matter::Job(_))
     )
 }
 

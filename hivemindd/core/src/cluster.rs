@@ -16,8 +16,8 @@ use hivemind_spec::workload::{Constraint, Operator, Protocol, Takeover, Workload
 use serde::{Deserialize, Serialize};
 
 use crate::record::{
-    Doubled, Enrolment, Forgotten, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus, Rollout,
-    SharedKey, VolumeId, VolumePart, VolumeStatus, WorkloadId,
+    Doubled, Enrolment, Forgotten, JobProgress, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus,
+    Rollout, SharedKey, VolumeId, VolumePart, VolumeStatus, WorkloadId,
 };
 use crate::time::{Hlc, Time};
 
@@ -45,6 +45,8 @@ pub struct Cluster {
     pub replicas: BTreeMap<(ReplicaId, NodeId), ReplicaStatus>,
     /// Where replicas were placed.
     pub placements: BTreeMap<WorkloadId, Placement>,
+    /// How far workloads are whose replicas come to an end.
+    pub jobs: BTreeMap<WorkloadId, JobProgress>,
     /// Versions of documents that lost their place to one whose signer did not know them.
     pub overtaken: BTreeMap<SpecKey, Overtaken>,
     /// Nodes that run on two machines at once.
@@ -93,8 +95,13 @@ pub struct Workload {
     pub revision: u64,
     /// Digest of its document.
     pub digest: Digest,
-    /// Digest of what each replica runs ([`WorkloadSpec::template`]).
+    /// Digest of what each replica runs ([`WorkloadSpec::template`]); of a job that is run at set times, of what
+    /// it runs this time.
     pub template: Digest,
+    /// Which of the times it is run for, if it is run at set times, wall milliseconds; absent before the first.
+    pub run_ms: Option<u64>,
+    /// The slots that have ended with success, and are not run again.
+    pub completed: BTreeSet<u32>,
     /// Its content.
     pub spec: WorkloadSpec,
 }
@@ -102,7 +109,24 @@ pub struct Workload {
 impl Workload {
     /// From a document's revision, digest and content.
     pub fn new(revision: u64, digest: Digest, spec: WorkloadSpec) -> Self {
-        Self { revision, digest, template: spec.template(), spec }
+        let template = spec.template();
+        Self { revision, digest, template, run_ms: None, completed: BTreeSet::new(), spec }
+    }
+
+    /// Takes up how far it is. One that is run at set times goes on with what it was begun with, also when its
+    /// document says something else by now: that is for the next time.
+    pub fn take(&mut self, progress: Option<&JobProgress>) {
+        let run = progress.filter(|_| self.spec.schedule().is_some());
+        let run = run.and_then(|progress| Some((progress.run_ms?, progress.template)));
+        self.run_ms = run.map(|(at_ms, _)| at_ms);
+        self.template = run.map_or_else(|| self.spec.template(), |(_, template)| template);
+        let same = progress.filter(|progress| self.spec.completes() && progress.template == self.template);
+        self.completed = same.map(|progress| progress.completed.clone()).unwrap_or_default();
+    }
+
+    /// Whether it is run at set times, and the first has not come.
+    pub fn waits_for_its_time(&self) -> bool {
+        self.spec.schedule().is_some() && self.run_ms.is_none()
     }
 
     /// Whether its replicas may go elsewhere when their node starts anew.
@@ -278,15 +302,31 @@ impl Cluster {
         let meets = |id: &NodeId, node: &Node| {
             first_unmet(&workload.spec.constraints, id, &self.hostname(id), &node.labels()).is_none()
         };
-        nodes.filter(move |(id, node)| meets(id, node)).map(|(id, _)| *id)
+        let waits = workload.waits_for_its_time();
+        nodes.filter(move |(id, node)| !waits && meets(id, node)).map(|(id, _)| *id)
     }
 
     /// How many replicas of a workload there are to be.
     pub fn wanted(&self, workload: &Workload) -> u32 {
+        if workload.waits_for_its_time() {
+            return 0;
+        }
         if !workload.spec.global {
             return workload.spec.replicas;
         }
         u32::try_from(self.eligible(workload).count()).unwrap_or(u32::MAX)
+    }
+
+    /// What a node says of a replica that runs what is wanted, or has run it.
+    pub fn current(
+        &self,
+        id: &WorkloadId,
+        workload: &Workload,
+        slot: u32,
+        node: &NodeId,
+    ) -> Option<&ReplicaStatus> {
+        let key = (ReplicaId { workload: id.clone(), slot }, *node);
+        self.replicas.get(&key).filter(|status| status.template == workload.template)
     }
 
     /// What nodes say about a workload's replicas.

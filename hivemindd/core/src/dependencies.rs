@@ -10,6 +10,7 @@ use hivemind_spec::id::NodeId;
 use hivemind_spec::workload::{Condition, Dependency};
 
 use crate::cluster::{Cluster, Workload};
+use crate::job;
 use crate::record::{ReplicaId, ReplicaStatus, WorkloadId};
 
 /// What the first dependency is, in words, that is not as the workload wants it; `None` when all are.
@@ -46,14 +47,14 @@ fn unmet(
     let statuses: Vec<&ReplicaStatus> = statuses.collect();
     let wanted = cluster.wanted(workload);
     let (met, wish) = match dependency.condition {
-        Condition::Started => (statuses.iter().any(|status| has_started(status)), "to start"),
+        Condition::Started => {
+            let any = statuses.iter().any(|status| has_started(status)) || !workload.completed.is_empty();
+            (any, "to start")
+        }
         Condition::Healthy => (statuses.iter().any(|status| status.phase == Phase::Running), "to be healthy"),
         Condition::Completed => {
-            let done = |status: &&ReplicaStatus| {
-                status.phase == Phase::Completed && status.template == workload.template
-            };
-            let all = usize::try_from(wanted).is_ok_and(|all| statuses.len() >= all);
-            (all && statuses.iter().all(done), "to complete")
+            let (completed, _) = job::counts(cluster, other, workload);
+            (completed >= wanted, "to complete")
         }
     };
     if met || wanted == 0 {

@@ -112,6 +112,7 @@ pub(crate) fn workload(replicas: u32) -> Workload {
         takeover: Takeover::default(),
         priority: 0,
         exclusive: None,
+        job: None,
     };
     Workload::new(1, Digest::of(b"revision 1"), spec)
 }

@@ -19,6 +19,7 @@ pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod isolation;
+pub mod job;
 pub mod leader;
 pub mod lease;
 pub mod membership;

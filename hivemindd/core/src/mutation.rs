@@ -42,6 +42,8 @@ pub enum Mutation {
     ReleasesAreGoodUnseen,
     /// What containers elsewhere have come or gone is not passed on to the rules of networks.
     ReachIsNotFollowed,
+    /// What ended with success is not written down.
+    EndsAreForgotten,
     /// Grantors grant again at once after a restart, without knowing to whom they granted before.
     GrantorsForget,
 }

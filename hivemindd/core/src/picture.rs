@@ -83,6 +83,9 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
     for id in cluster.workloads.keys().cloned().collect::<Vec<_>>() {
         place_undecided(&mut cluster, &id);
     }
+    for (id, workload) in &mut cluster.workloads {
+        workload.take(cluster.jobs.get(id));
+    }
     cluster
 }
 
@@ -141,6 +144,13 @@ fn follow_one(cluster: &mut Cluster, map: &Map, key: &RecordKey) -> bool {
             add_entry(cluster, key, entry);
         }
         (RecordKey::Decision(Matter::Placement(workload)), _) => place(cluster, map, workload),
+        (RecordKey::Decision(Matter::Job(id)), _) => {
+            cluster.jobs.remove(id);
+            add_entry(cluster, key, entry);
+            if let Some(workload) = cluster.workloads.get_mut(id) {
+                workload.take(cluster.jobs.get(id));
+            }
+        }
         (RecordKey::Decision(Matter::Forgotten), _) => {
             cluster.forgotten = Forgotten::default();
             add_entry(cluster, key, entry);
@@ -226,6 +236,11 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             Content::Decision(Some(Decision::Placement(placement))),
         ) if decides(cluster, entry) => {
             cluster.placements.insert(workload.clone(), placement.clone());
+        }
+        (RecordKey::Decision(Matter::Job(id)), Content::Decision(Some(Decision::Job(progress))))
+            if decides(cluster, entry) =>
+        {
+            cluster.jobs.insert(id.clone(), progress.clone());
         }
         (RecordKey::Decision(Matter::Forgotten), Content::Decision(Some(Decision::Forgotten(forgotten))))
             if decides(cluster, entry) =>

@@ -59,6 +59,8 @@ pub enum Matter {
     Forgotten,
     /// [`Decision::Rollout`] of the release for an architecture.
     Rollout(Architecture),
+    /// [`Decision::Job`] of a workload whose replicas come to an end.
+    Job(WorkloadId),
 }
 
 /// A workload's name.
@@ -320,6 +322,19 @@ pub enum Decision {
     Forgotten(Forgotten),
     /// Which nodes may take a release of the operating system.
     Rollout(Rollout),
+    /// How far a job is.
+    Job(JobProgress),
+}
+
+/// How far a workload is whose replicas come to an end. Outlives the nodes on which they ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobProgress {
+    /// What its replicas run: of a job that is run at set times, another one for each.
+    pub template: Digest,
+    /// Which of the times it is run for, wall milliseconds; absent when there are none set.
+    pub run_ms: Option<u64>,
+    /// The slots that have ended with success, and are not run again.
+    pub completed: BTreeSet<u32>,
 }
 
 /// How far a release of the operating system is rolled out.

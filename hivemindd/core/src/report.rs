@@ -13,6 +13,7 @@ use hivemind_spec::volume::Per;
 use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
+use crate::job;
 use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
 use crate::rollout::{self, Standing};
 use crate::time::Time;
@@ -50,8 +51,13 @@ impl View<'_> {
         let mut load: BTreeMap<NodeId, (Capacity, u32)> = BTreeMap::new();
         for (id, workload) in &self.cluster.workloads {
             let asks = &workload.spec.container.resources;
-            let placed = self.cluster.placements.get(id);
-            for node in placed.iter().flat_map(|placed| placed.slots.values()) {
+            let placed = self.cluster.placements.get(id).map(|placed| &placed.slots);
+            let is_done = |slot: u32, node: &NodeId| {
+                let status = self.cluster.current(id, workload, slot, node);
+                status.is_some_and(|status| status.phase == Phase::Completed)
+            };
+            let slots = placed.into_iter().flatten().filter(|(slot, node)| !is_done(**slot, node));
+            for node in slots.map(|(_, node)| node) {
                 let (requested, replicas) = load.entry(*node).or_default();
                 requested.cpu_millis = requested.cpu_millis.saturating_add(asks.cpu_millis());
                 requested.memory_bytes = requested.memory_bytes.saturating_add(asks.memory_bytes());
@@ -197,6 +203,7 @@ impl View<'_> {
                 running: u32::try_from(running).unwrap_or(u32::MAX),
                 revision: workload.revision,
                 digest: workload.digest,
+                job: workload.spec.job.as_ref().map(|_| self.job(id, workload)),
                 ports: ports
                     .filter_map(|port| {
                         let outside = port.published?;
@@ -206,6 +213,12 @@ impl View<'_> {
             }
         });
         workloads.collect()
+    }
+
+    fn job(&self, id: &WorkloadId, workload: &cluster::Workload) -> api::Job {
+        let (completed, failed) = job::counts(self.cluster, id, workload);
+        let next_ms = job::next_ms(workload, self.now);
+        api::Job { completed, failed, run_ms: workload.run_ms, next_ms }
     }
 
     /// A workload's placed slots: slot, node, and what the node says if it can be heard.
@@ -333,7 +346,10 @@ impl View<'_> {
         };
         let running = self.cluster.workloads.keys().flat_map(|id| self.placed(id));
         let running = running.filter(|(_, _, s)| s.is_some_and(|s| s.phase == Phase::Running)).count();
-        let wanted = self.cluster.workloads.values().map(|workload| self.cluster.wanted(workload));
+        let wanted = self.cluster.workloads.iter().map(|(id, workload)| {
+            let (completed, _) = job::counts(self.cluster, id, workload);
+            self.cluster.wanted(workload).saturating_sub(completed)
+        });
         api::Status {
             cluster: self.cluster_id,
             cluster_name: self.cluster_name.to_owned(),

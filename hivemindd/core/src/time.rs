@@ -9,7 +9,8 @@ pub struct Time {
     /// while the agent runs. Timers and timeouts use only this.
     pub mono_ms: u64,
     /// Milliseconds since 1970 by the node's best knowledge, never below the time floor (design,
-    /// section 5). May jump. Only revisions, enrolment windows and times for people use it.
+    /// section 5). May jump. Only revisions, enrolment windows, the times of
+    /// jobs and times for people use it.
     pub wall_ms: u64,
 }
 

@@ -516,6 +516,25 @@ pub struct Workload {
     pub digest: Digest,
     /// Published ports, `80/tcp -> 8080`.
     pub ports: Vec<String>,
+    /// How far it is, if it is a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Job {
+    /// Replicas that ended with success.
+    pub completed: u32,
+    /// Replicas that failed for good.
+    pub failed: u32,
+    /// Which of its times it was run for last, milliseconds since 1970, if it is run at set times and has been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_ms: Option<u64>,
+    /// When it is run next, milliseconds since 1970, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_ms: Option<u64>,
 }
 
 /// `GET /v1/status`: the cluster at a glance.

@@ -1,6 +1,7 @@
 //! The workload document: which containers to run, how many, and where.
 
 mod container;
+mod job;
 mod machine;
 mod networks;
 pub mod rights;
@@ -14,6 +15,7 @@ use utoipa::ToSchema;
 
 use self::container::is_domain;
 pub use self::container::*;
+pub use self::job::{Job, Missed, Overlap, Schedule};
 pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};
 pub use self::secrets::{SECRETS_FOLDER, SecretMount};
@@ -69,6 +71,9 @@ pub struct WorkloadSpec {
     /// Present when there must never be two instances, anywhere, whatever fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclusive: Option<Exclusive>,
+    /// Present when its replicas come to an end: `replicas` is how many times it is to end with success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
 }
 
 /// Another workload of the same namespace, and how it must be.
@@ -287,6 +292,7 @@ impl WorkloadSpec {
             return fail("/spec/links", format!("{name:?} for {to:?} is not a name and a workload"));
         }
         networks::validate(self)?;
+        job::validate(self)?;
         self.container.validate()
     }
 }

@@ -210,7 +210,12 @@ pub const SERVICE: &[Row] = &[
 pub const DEPLOY: &[Row] = &[
     ("endpoint_mode", Honoured("`dnsrr` only: names lead to the live replicas")),
     ("labels", Honoured("the workload's labels, as the service's `labels`")),
-    ("mode", Honoured("`replicated`, or `global`: one replica on each machine that the constraints allow")),
+    (
+        "mode",
+        Honoured(
+            "`replicated`, or `global`: one replica on each machine that the constraints allow; `replicated-job` and `global-job`: each replica is to end with success once",
+        ),
+    ),
     ("placement", Honoured("see below")),
     ("replicas", Honoured("how many replicas run")),
     ("resources", Honoured("see below")),
@@ -529,11 +534,36 @@ pub const EXTENSION: &[Row] = &[
             "`http://:PORT/PATH` or `tcp://:PORT`: a check without a command, at the times of `healthcheck`",
         ),
     ),
+    ("job", Honoured("a service whose containers come to an end; see below")),
     ("priority", Honoured("who goes without when capacity is short: lower numbers first")),
     (
         "takeover",
         Honoured("`majority`, `always` or `never`: who restarts replicas of machines that vanished"),
     ),
+];
+
+/// `x-hivemind.job`.
+pub const JOB: &[Row] = &[
+    ("deadline", Honoured("how long one attempt may take; it is stopped then, and has failed")),
+    ("parallelism", Honoured("the most replicas at the same time; all if not given")),
+    ("schedule", Honoured("when it is run: as in crontab(5), or with more, see below; once if not given")),
+];
+
+/// `x-hivemind.job.schedule`.
+pub const SCHEDULE: &[Row] = &[
+    ("cron", Honoured("minute, hour, day, month and weekday, or `@hourly`, `@daily`, `@weekly`, `@monthly`")),
+    (
+        "missed",
+        Honoured(
+            "`run`: the last time that was missed, while machines were off or the run before went on, is made up for; \
+             `skip`: it is not. `run` if not given",
+        ),
+    ),
+    (
+        "overlap",
+        Honoured("`wait`: a run ends before the next begins; `replace`: it is stopped. `wait` if not given"),
+    ),
+    ("time_zone", Honoured("as the IANA names them: `Europe/Berlin`. `UTC` if not given")),
 ];
 
 /// All tables with the place of their keys, in the order of the documentation.
@@ -574,6 +604,8 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("volumes.NAME.x-hivemind", VOLUME_EXTENSION),
     ("include", INCLUDE),
     ("services.NAME.x-hivemind", EXTENSION),
+    ("services.NAME.x-hivemind.job", JOB),
+    ("services.NAME.x-hivemind.job.schedule", SCHEDULE),
 ];
 
 /// Keys of a service that are refused, and all the same may be `false`, which is so.

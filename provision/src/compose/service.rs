@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, MAX_REPLICAS,
+    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, Job, MAX_REPLICAS,
     Operator, PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
 };
 
@@ -12,7 +12,7 @@ use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
-use super::{container, environment, health, keys};
+use super::{container, environment, health, job, keys};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -50,6 +50,8 @@ struct Draft {
     profiles: Vec<String>,
     replicas: Placed<u32>,
     global: Placed<bool>,
+    /// Whether `deploy.mode` says that it is a job.
+    ends: Placed<()>,
     max_per_node: Option<u32>,
     spread: Vec<String>,
     cpu_limit: Placed<u64>,
@@ -62,6 +64,8 @@ struct Draft {
     cpu_request: Placed<u64>,
     memory_request: Placed<u64>,
     restart: Placed<RestartPolicy>,
+    /// Whether `deploy.restart_policy` is there without its condition.
+    condition_unsaid: bool,
     constraints: Vec<Constraint>,
     depends_on: Vec<(Mark, Dependency)>,
     links: Pairs,
@@ -77,6 +81,7 @@ struct Draft {
     takeover: Takeover,
     priority: i32,
     exclusive: Placed<bool>,
+    job: Placed<Job>,
 }
 
 /// A service, read.
@@ -121,6 +126,9 @@ pub(super) fn service(
     if draft.attachments.is_empty() && !draft.container.offline {
         draft.attachments = networks::without_any(&shared.networks);
     }
+    if draft.job.is_some() || draft.ends.is_some() {
+        ends(reader, &mut draft);
+    }
     cpu_quota(reader, &mut draft);
     health_check(reader, &mut draft);
     check(reader, &draft);
@@ -138,6 +146,7 @@ impl Draft {
             profiles: Vec::new(),
             replicas: None,
             global: None,
+            ends: None,
             max_per_node: None,
             spread: Vec::new(),
             cpu_limit: None,
@@ -149,6 +158,7 @@ impl Draft {
             cpu_request: None,
             memory_request: None,
             restart: None,
+            condition_unsaid: false,
             constraints: Vec::new(),
             depends_on: Vec::new(),
             links: Pairs::new(),
@@ -163,6 +173,7 @@ impl Draft {
             takeover: Takeover::default(),
             priority: 0,
             exclusive: None,
+            job: None,
         }
     }
 
@@ -202,6 +213,7 @@ impl Draft {
             priority: self.priority,
             // Which nodes have a say is for whoever pushes it to find out.
             exclusive: exclusive.then(Exclusive::default),
+            job: self.job.map(|(_, job)| job),
         };
         let mut labels = self.label_files;
         labels.extend(self.labels);
@@ -281,6 +293,21 @@ fn health_check(reader: &Reader<'_>, draft: &mut Draft) {
         }
         (None, _) => {}
     }
+}
+
+/// Puts together what says that a service is a job, and when its containers are started again.
+fn ends(reader: &Reader<'_>, draft: &mut Draft) {
+    let at = draft.ends.map(|(mark, ())| mark);
+    let (mark, _) = draft.job.get_or_insert_with(|| (at.unwrap_or_default(), Job::default()));
+    let unsaid = draft.restart.is_none() || draft.condition_unsaid;
+    let (at, mut policy) = draft.restart.take().unwrap_or((*mark, RestartPolicy::default()));
+    if unsaid {
+        policy.condition = RestartCondition::OnFailure;
+    }
+    if policy.condition == RestartCondition::Always {
+        reader.fault(at, "a job that is always started again never ends; use on-failure, or none");
+    }
+    draft.restart = Some((at, policy));
 }
 
 /// Makes a CPU limit of a quota and its period.
@@ -559,6 +586,7 @@ fn hivemind_extension(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Op
                 let question = reader.ok(value.mark, health::question(&reader.text(value)?))?;
                 draft.question = Some((value.mark, question));
             }
+            "job" => draft.job = Some((value.mark, job::job(reader, value)?)),
             "takeover" => draft.takeover = reader.word(value, &takeovers)?,
             _ => {
                 let priority = reader.integer(value, i32::MIN.into(), i32::MAX.into())?;
@@ -573,16 +601,26 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
     for (key, value) in reader.entries(node, keys::DEPLOY)? {
         match key.text.as_str() {
             "mode" => {
-                let modes = [("replicated", false), ("global", true)];
-                reader.word(value, &modes).map(|global| draft.global = Some((value.mark, global)))
+                let modes = [
+                    ("replicated", (false, false)),
+                    ("global", (true, false)),
+                    ("replicated-job", (false, true)),
+                    ("global-job", (true, true)),
+                ];
+                reader.word(value, &modes).map(|(global, ends)| {
+                    draft.global = Some((value.mark, global));
+                    draft.ends = ends.then_some((value.mark, ()));
+                })
             }
             "replicas" => replicas(reader, value).map(|n| set(reader, &mut draft.replicas, value.mark, n)),
             "labels" => labels(reader, &mut draft.labels, value),
             "endpoint_mode" => reader.word(value, &[("dnsrr", ())]),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),
-            _ => restart_policy(reader, value)
-                .map(|policy| set(reader, &mut draft.restart, value.mark, policy)),
+            _ => restart_policy(reader, value).map(|(policy, said)| {
+                draft.condition_unsaid = !said;
+                set(reader, &mut draft.restart, value.mark, policy);
+            }),
         };
     }
     Some(())
@@ -613,21 +651,22 @@ fn resources(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> 
     Some(())
 }
 
-fn restart_policy(reader: &Reader<'_>, node: &Node) -> Option<RestartPolicy> {
+/// The policy, and whether it says after which ends.
+fn restart_policy(reader: &Reader<'_>, node: &Node) -> Option<(RestartPolicy, bool)> {
     let conditions = [
         ("any", RestartCondition::Always),
         ("on-failure", RestartCondition::OnFailure),
         ("none", RestartCondition::Never),
     ];
-    let mut policy = RestartPolicy::default();
+    let (mut policy, mut said) = (RestartPolicy::default(), false);
     for (key, value) in reader.entries(node, keys::RESTART_POLICY)? {
         match key.text.as_str() {
-            "condition" => policy.condition = reader.word(value, &conditions)?,
+            "condition" => (policy.condition, said) = (reader.word(value, &conditions)?, true),
             "delay" => policy.delay_ms = reader.duration_ms(value)?,
             _ => policy.max_attempts = u32::try_from(reader.integer(value, 0, u32::MAX.into())?).ok(),
         }
     }
-    Some(policy)
+    Some((policy, said))
 }
 
 fn placement(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {

@@ -17,12 +17,12 @@ use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NetworkPlan, VolumePlan};
 use crate::isolation::View;
 use crate::record::{
-    Decision, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Rollout, Topic,
-    VolumePart, WorkloadId,
+    Decision, JobProgress, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Rollout,
+    Topic, VolumePart, WorkloadId,
 };
 use crate::replica::Here;
 use crate::time::Time;
-use crate::{dependencies, dns, overlay, permission, rollout, scheduler, statement, volume};
+use crate::{dependencies, dns, job, overlay, permission, rollout, scheduler, statement, volume};
 
 /// How often a replica's status is written while nothing but its pull progress changes,
 /// milliseconds.
@@ -54,7 +54,7 @@ impl Unplanned {
         self.network = true;
         match key {
             RecordKey::Observation(_, Topic::Replica(ReplicaId { workload, .. }))
-            | RecordKey::Decision(Matter::Placement(workload)) => {
+            | RecordKey::Decision(Matter::Placement(workload) | Matter::Job(workload)) => {
                 self.workloads.insert(workload.clone());
                 self.reached.insert(workload.clone());
             }
@@ -171,12 +171,27 @@ impl Node {
         }
         // What the disk does not take now is to be decided again.
         self.unplaced = self.disk_pauses(now);
+        for (id, progress) in job::plan(&self.cluster, &self.liveness, now) {
+            self.note_run(now, &id, progress.as_ref(), out);
+            self.decide(now, Matter::Job(id), progress.map(Decision::Job));
+        }
         for (workload, placement) in scheduler::schedule(&self.cluster, &self.liveness, now) {
             self.decide(now, Matter::Placement(workload), placement.map(Decision::Placement));
         }
         for (architecture, rollout) in rollout::plan(&self.cluster, &self.liveness, self.settings.me, now) {
             self.note_rollout(now, architecture, rollout.as_ref(), out);
             self.decide(now, Matter::Rollout(architecture), rollout.map(Decision::Rollout));
+        }
+    }
+
+    /// Tells of a job that is run again.
+    fn note_run(&self, now: Time, id: &WorkloadId, progress: Option<&JobProgress>, out: &mut Actions) {
+        let before = self.cluster.jobs.get(id).and_then(|before| before.run_ms);
+        if let Some(run_ms) = progress.and_then(|progress| progress.run_ms).filter(|run| before != Some(*run))
+        {
+            let late_s = now.wall_ms.saturating_sub(run_ms) / 1000;
+            let text = format!("job {}/{} is run, {late_s} s after its time", id.namespace, id.name);
+            self.note(now, Level::Info, "job-run", text, out);
         }
     }
 
@@ -199,12 +214,14 @@ impl Node {
     }
 
     /// Whether placements follow from a record that changed: not from how replicas are where it was
-    /// decided where they are, and not from what this node decided itself.
+    /// decided where they are, unless they have ended, and not from what this node decided itself.
     pub(super) fn bears_on_placements(&self, key: &RecordKey) -> bool {
         match key {
-            RecordKey::Observation(_, Topic::Replica(replica)) => {
+            RecordKey::Observation(node, Topic::Replica(replica)) => {
                 let placed = self.cluster.placements.get(&replica.workload);
+                let said = self.cluster.replicas.get(&(replica.clone(), *node));
                 placed.is_none_or(|placement| placement.digest.is_none())
+                    || said.is_some_and(|said| matches!(said.phase, Phase::Completed | Phase::Failed))
             }
             RecordKey::Decision(_) => {
                 let decided = self.map.get(key).and_then(|entry| statement::of(&entry.record));

@@ -234,7 +234,10 @@ impl Node {
                 let VolumeId { namespace, name } = part.volume.clone();
                 return !self.map.has_document(&SpecKey { kind: Kind::Volume, namespace, name });
             }
-            (RecordKey::Decision(Matter::Placement(workload)), Content::Decision(None)) => workload,
+            (
+                RecordKey::Decision(Matter::Placement(workload) | Matter::Job(workload)),
+                Content::Decision(None),
+            ) => workload,
             (RecordKey::Decision(Matter::Rollout(architecture)), Content::Decision(None)) => {
                 return !self.map.has_document(&OsRelease::name(*architecture));
             }
@@ -625,6 +628,9 @@ pub(super) fn describe(key: &RecordKey) -> String {
         RecordKey::Observation(node, _) => format!("a statement of node {}", node.short()),
         RecordKey::Decision(Matter::Placement(workload)) => {
             format!("the placement of {}/{}", workload.namespace, workload.name)
+        }
+        RecordKey::Decision(Matter::Job(workload)) => {
+            format!("how far the job {}/{} is", workload.namespace, workload.name)
         }
         RecordKey::Decision(Matter::Rollout(architecture)) => {
             format!("the rollout of the release for {}", architecture.name())

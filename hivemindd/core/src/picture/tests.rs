@@ -8,8 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::checking::spec_key;
 use crate::fixture::{node, node_id, replica_id, workload_id};
-use crate::record::Rollout;
-use crate::record::{Overtaken, Record, Statement};
+use crate::record::{JobProgress, Overtaken, Record, Rollout, Statement};
 use crate::state::{Version, encode};
 use crate::time::Hlc;
 
@@ -48,6 +47,9 @@ fn document(json: &str, revision: u64) -> (RecordKey, Entry) {
 fn workload(name: &str, revision: u64) -> (RecordKey, Entry) {
     let json = r#"{"apiVersion":"hivemind/v1","kind":"Workload","metadata":{"name":"NAME","namespace":"default","revision":1},
         "spec":{"replicas":2,"container":{"image":"registry.test/app:1"}}}"#;
+    let job = r#","restart":{"condition":"never"},"job":{"schedule":{"cron":"@daily"}}}}"#;
+    let json =
+        if revision.is_multiple_of(3) { json.replace("}}}", &format!("}}{job}")) } else { json.to_owned() };
     document(&json.replace("NAME", name), revision)
 }
 
@@ -122,6 +124,14 @@ fn record(what: u8, n: u8, m: u8, says: bool, salt: u64) -> (RecordKey, Entry) {
                 salt,
             )
         }
+        10 => {
+            let progress = JobProgress {
+                template: Digest::of(b"run"),
+                run_ms: salt.is_multiple_of(2).then_some(salt),
+                completed: [u32::from(m)].into(),
+            };
+            decision(n, Matter::Job(workload_id(name)), says.then_some(Decision::Job(progress)), salt)
+        }
         _ => workload(name, salt),
     }
 }
@@ -139,7 +149,7 @@ struct Change {
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
-    let change = (0u8..11, 1u8..4, 1u8..4, any::<bool>(), 1u64..9, 0u8..4, any::<bool>()).prop_map(
+    let change = (0u8..12, 1u8..4, 1u8..4, any::<bool>(), 1u64..9, 0u8..4, any::<bool>()).prop_map(
         |(what, n, m, says, salt, drops, looks)| Change {
             what,
             n,

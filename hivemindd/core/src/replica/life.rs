@@ -31,8 +31,13 @@ pub(super) fn delay_ms(base_ms: u64, failures: u32) -> u64 {
 
 /// `after 0.5 s`, `after 300 s`.
 pub(super) fn after(delay_ms: u64) -> String {
-    let (seconds, tenths) = (delay_ms / 1000, delay_ms % 1000 / 100);
-    if tenths == 0 { format!("after {seconds} s") } else { format!("after {seconds}.{tenths} s") }
+    format!("after {}", span(delay_ms))
+}
+
+/// `0.5 s`, `300 s`.
+pub(super) fn span(ms: u64) -> String {
+    let (seconds, tenths) = (ms / 1000, ms % 1000 / 100);
+    if tenths == 0 { format!("{seconds} s") } else { format!("{seconds}.{tenths} s") }
 }
 
 /// How a task ended.
@@ -54,6 +59,8 @@ pub(super) enum StopCause {
     LeaseEnded,
     /// Its namespace does not allow what it is given of the machine.
     Barred,
+    /// It ran for longer than its job allows one attempt, milliseconds.
+    Deadline(u64),
 }
 
 /// What comes after an end.
@@ -145,13 +152,19 @@ impl Life {
         }
     }
 
-    /// Takes note that its container runs.
-    pub(super) fn runs(&mut self, now: Time) {
-        self.running_since_ms.get_or_insert(now.mono_ms);
+    /// Takes note that its container runs, and has for so long already as far as was said before the agent started,
+    /// milliseconds.
+    pub(super) fn runs(&mut self, now: Time, ran_ms: u64) {
+        self.running_since_ms.get_or_insert(now.mono_ms.saturating_sub(ran_ms));
         if let Some(ended) = self.ended.take() {
             // The judgement was about a container that turns out to run.
             self.restarts = ended.restarts;
         }
+    }
+
+    /// For how long its container has been running, milliseconds.
+    pub(super) fn ran_ms(&self, now: Time) -> u64 {
+        self.running_since_ms.map_or(0, |since| now.mono_ms.saturating_sub(since))
     }
 
     /// Takes note that a start begins.
@@ -175,6 +188,10 @@ impl Life {
             Some(StopCause::Barred) => self.goes_on(now, labels, "its namespace did not allow it"),
             Some(StopCause::Unhealthy(detail)) => {
                 self.end(now, labels.restarts, ago_ms, true, format!("health check failed: {detail}"));
+            }
+            Some(StopCause::Deadline(ms)) => {
+                let reason = format!("ran longer than its deadline of {}", span(ms));
+                self.end(now, labels.restarts, ago_ms, true, reason);
             }
             None => self.end(now, labels.restarts, ago_ms, end.code != 0, describe(end)),
         }
@@ -213,7 +230,8 @@ impl Life {
 
     /// Decides what follows the end, `ago_ms` ago, of the container with this number of restarts.
     fn end(&mut self, now: Time, restarts: u32, ago_ms: u64, failed: bool, reason: String) {
-        let ran_ms = self.running_since_ms.take().map_or(0, |since| now.mono_ms.saturating_sub(since));
+        let ran_ms = self.ran_ms(now);
+        self.running_since_ms = None;
         if ran_ms >= RECOVERED_AFTER_MS {
             self.streak = 0;
         }

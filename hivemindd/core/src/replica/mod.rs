@@ -521,6 +521,7 @@ impl Replicas {
             Some(StopCause::Renumbered) => Standing::new(Phase::Stopping, "its node's subnet changed"),
             Some(StopCause::LeaseEnded) => Standing::new(Phase::Stopping, "its lease ends"),
             Some(StopCause::Barred) => Standing::new(Phase::Stopping, "its namespace does not allow it"),
+            Some(StopCause::Deadline(_)) => Standing::new(Phase::Stopping, "is past its deadline"),
             None => Standing::new(Phase::Stopping, ""),
         }
     }
@@ -567,10 +568,11 @@ impl Replicas {
     ) -> Standing {
         self.dispose_others(now, &labels.replica, id, plan);
         let check = workload.spec.container.health.as_ref();
-        let was_healthy = self.said.get(&labels.replica).is_some_and(|said| {
-            let same = (said.template, said.restarts) == (labels.template, labels.restarts);
-            same && matches!(said.phase, Phase::Running | Phase::Unhealthy)
-        });
+        let said = self.said.get(&labels.replica);
+        let said = said.filter(|said| (said.template, said.restarts) == (labels.template, labels.restarts));
+        let was_healthy = said.is_some_and(|said| matches!(said.phase, Phase::Running | Phase::Unhealthy));
+        let ran = said.filter(|said| said.phase == Phase::Running);
+        let ran_ms = ran.map_or(0, |said| now.wall_ms.saturating_sub(said.since_ms));
         let health = check.map(|check| {
             let health = || Health::new(now, check, was_healthy);
             &*self.health.entry(id.clone()).or_insert_with(health)
@@ -578,19 +580,25 @@ impl Replicas {
         let verdict = health.and_then(Health::failing).map(str::to_owned);
         let is_unproven = health.is_some_and(|health| !health.has_passed());
         let misplaced = node.network.is_some_and(|network| !address::is_in(network, labels.ip));
+        let Some(life) = self.lives.get_mut(&labels.replica) else {
+            return Standing::new(Phase::Running, "");
+        };
+        life.runs(now, ran_ms);
+        let deadline_ms = workload.spec.job.as_ref().and_then(|job| job.deadline_ms);
+        let left_ms = deadline_ms.map(|deadline_ms| deadline_ms.saturating_sub(life.ran_ms(now)));
         let cause = match &verdict {
             _ if node.has_lost(&labels.replica) => Some(StopCause::LeaseEnded),
             _ if node.barred.contains_key(&labels.replica.workload) => Some(StopCause::Barred),
             _ if misplaced => Some(StopCause::Renumbered),
+            _ if left_ms == Some(0) => deadline_ms.map(StopCause::Deadline),
             Some(detail) if workload.spec.restart.condition != RestartCondition::Never => {
                 Some(StopCause::Unhealthy(detail.clone()))
             }
             _ => None,
         };
-        let Some(life) = self.lives.get_mut(&labels.replica) else {
-            return Standing::new(Phase::Running, "");
-        };
-        life.runs(now);
+        if let Some(left_ms) = left_ms {
+            plan.wake_at(now.mono_ms.saturating_add(left_ms));
+        }
         if let Some(cause) = cause {
             life.stop_cause = Some(cause);
             let waits = self.trouble.get(id).map(|t| t.retry_at_ms).filter(|at| now.mono_ms < *at);
@@ -648,6 +656,10 @@ impl Replicas {
             // Of a previous version it is not known here what it was given.
             self.dispose_others(now, replica, id, plan);
             return Standing::new(Phase::Assigned, reason.clone());
+        }
+        if workload.completed.contains(&replica.slot) {
+            self.dispose_others(now, replica, id, plan);
+            return Standing::new(Phase::Completed, "ended with success before, and is not run again");
         }
         let blocked = match self.after_end(now, replica, plan) {
             Some(standing) => Some(standing),

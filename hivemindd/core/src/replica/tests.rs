@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 mod data;
 mod happenings;
+mod jobs;
 
 use super::pull::MAX_PULLS;
 use super::*;

@@ -230,6 +230,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Leaves a replica that is done on its node, where it needs nothing any more.
+    pub(super) fn rest(&mut self, id: &'a WorkloadId, slot: u32, node: NodeId) {
+        self.slots.entry(id).or_default().insert(slot, node);
+    }
+
     /// Leaves a replica on its live node, unless the node's capacity or labels no longer allow it.
     /// Cordon and readiness do not matter to what is there already.
     pub(super) fn keep_if_it_may_stay(

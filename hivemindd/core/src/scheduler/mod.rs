@@ -12,6 +12,9 @@
 //! A replica with data is where that is, and nowhere else ([`crate::volume`]); before there is any, where its workload's
 //! others with the same data are. Nobody takes it over.
 //!
+//! A replica that has ended with success is done. It stays where it ended, for its logs, and needs no room there; when
+//! its node is gone nobody runs it again. Of a job no more are placed than are to run at the same time.
+//!
 //! From a node that is about to start a new release its replicas go where there is room, and stay where there is none.
 //! It will not rebalance: nothing moves because another node became emptier.
 
@@ -22,6 +25,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hivemind_spec::api::Phase;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::workload::Takeover;
 
@@ -125,11 +129,15 @@ fn keep<'a>(
     let before = cluster.placements.get(id).unwrap_or(&none);
     let mut open = Open::default();
     let slots = if workload.spec.global {
-        slots_of_nodes(before, &cluster.eligible(workload).collect())
+        slots_of_nodes(before, workload, &cluster.eligible(workload).collect())
     } else {
-        chosen_slots(before, workload.spec.replicas, cluster, liveness)
+        chosen_slots(before, workload, cluster.wanted(workload), cluster, liveness)
     };
-    for slot in slots {
+    let held = held_back(cluster, id, workload, before, &slots);
+    for slot in slots.difference(&held).copied() {
+        if is_done(draft, cluster, liveness, id, workload, (slot, before.slots.get(&slot))) {
+            continue;
+        }
         // A node that is not known here is away like any other: its enrolment has not come yet.
         let revoked = |node: &NodeId| cluster.nodes.get(node).is_some_and(crate::cluster::Node::is_revoked);
         match before.slots.get(&slot) {
@@ -157,6 +165,57 @@ fn keep<'a>(
     open
 }
 
+/// Those of a job's replicas whose turn has not come: only so many run at the same time.
+fn held_back(
+    cluster: &Cluster,
+    id: &WorkloadId,
+    workload: &Workload,
+    before: &Placement,
+    slots: &BTreeSet<u32>,
+) -> BTreeSet<u32> {
+    let Some(most) = workload.spec.job.as_ref().and_then(|job| job.parallelism) else {
+        return BTreeSet::new();
+    };
+    let (mut running, mut waiting) = (0, Vec::new());
+    for slot in slots {
+        let placed = before.slots.get(slot);
+        let status = placed.and_then(|node| cluster.current(id, workload, *slot, node));
+        match status.map(|status| status.phase) {
+            Some(Phase::Completed | Phase::Failed) => {}
+            Some(_) => running += 1,
+            None if workload.completed.contains(slot) => {}
+            None => waiting.push((placed.is_none(), *slot)),
+        }
+    }
+    waiting.sort_unstable();
+    let free = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(running);
+    waiting.into_iter().skip(free).map(|(_, slot)| slot).collect()
+}
+
+/// Leaves a replica that is done where it is, if it is anywhere still, and says whether it is. What two sides of a
+/// partition have both begun goes on.
+fn is_done<'a>(
+    draft: &mut Draft<'a>,
+    cluster: &Cluster,
+    liveness: &Liveness,
+    id: &'a WorkloadId,
+    workload: &Workload,
+    (slot, node): (u32, Option<&NodeId>),
+) -> bool {
+    let Some(node) = node else { return workload.completed.contains(&slot) };
+    match cluster.current(id, workload, slot, node).map(|status| status.phase) {
+        Some(Phase::Completed) => {
+            draft.rest(id, slot, *node);
+            true
+        }
+        Some(_) if workload.completed.contains(&slot) && cluster.is_live(liveness, node) => {
+            draft.keep_if_it_may_stay(id, workload, slot, node);
+            true
+        }
+        _ => workload.completed.contains(&slot),
+    }
+}
+
 /// Whether a replica is to leave its node if there is room elsewhere.
 fn may_leave(cluster: &Cluster, node: &NodeId, workload: &Workload) -> bool {
     workload.may_leave() && cluster.is_leaving(node)
@@ -164,15 +223,23 @@ fn may_leave(cluster: &Cluster, node: &NodeId, workload: &Workload) -> bool {
 
 /// The numbers of the replicas to have. Surplus ones go: pending before placed, on dead nodes
 /// before live ones, high before low. New ones take the lowest free numbers.
-fn chosen_slots(before: &Placement, replicas: u32, cluster: &Cluster, liveness: &Liveness) -> BTreeSet<u32> {
+fn chosen_slots(
+    before: &Placement,
+    workload: &Workload,
+    replicas: u32,
+    cluster: &Cluster,
+    liveness: &Liveness,
+) -> BTreeSet<u32> {
     let replicas = replicas as usize;
-    let known: BTreeSet<u32> = before.slots.keys().chain(before.pending.keys()).copied().collect();
+    let placed = before.slots.keys().chain(before.pending.keys());
+    let known: BTreeSet<u32> = placed.chain(&workload.completed).copied().collect();
     if known.len() <= replicas {
         let fresh = (0..).filter(|slot| !known.contains(slot)).take(replicas - known.len());
         return known.iter().copied().chain(fresh).collect();
     }
     let mut by_worth: Vec<u32> = known.into_iter().collect();
     by_worth.sort_by_cached_key(|slot| match before.slots.get(slot) {
+        _ if workload.completed.contains(slot) => (0, *slot),
         Some(node) if cluster.is_live(liveness, node) => (0, *slot),
         Some(_) => (1, *slot),
         None => (2, *slot),
@@ -183,14 +250,16 @@ fn chosen_slots(before: &Placement, replicas: u32, cluster: &Cluster, liveness: 
 
 /// The numbers of a global workload's replicas: each node keeps the one it has, and the others take the lowest
 /// free numbers.
-fn slots_of_nodes(before: &Placement, nodes: &BTreeSet<NodeId>) -> BTreeSet<u32> {
+fn slots_of_nodes(before: &Placement, workload: &Workload, nodes: &BTreeSet<NodeId>) -> BTreeSet<u32> {
     let mut kept = BTreeMap::new();
     for (slot, node) in before.slots.iter().filter(|(_, node)| nodes.contains(node)) {
         kept.entry(*node).or_insert(*slot);
     }
     let kept: BTreeSet<u32> = kept.into_values().collect();
     // A number that another node had is free only for one that has none yet.
-    let taken = |slot: &u32| kept.contains(slot) || before.slots.contains_key(slot);
+    let taken = |slot: &u32| {
+        kept.contains(slot) || before.slots.contains_key(slot) || workload.completed.contains(slot)
+    };
     let fresh = (0..).filter(|slot| !taken(slot)).take(nodes.len() - kept.len());
     kept.iter().copied().chain(fresh).collect()
 }
