@@ -15,6 +15,7 @@ use hivemind_spec::volume::VolumeSpec;
 use hivemind_spec::workload::{Constraint, Operator, Protocol, Takeover, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
+use crate::mutation::{Mutation, is_on};
 use crate::record::{
     Doubled, Enrolment, Forgotten, JobProgress, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus,
     Rollout, SharedKey, VolumeId, VolumePart, VolumeStatus, WorkloadId,
@@ -127,6 +128,11 @@ impl Workload {
     /// Whether it is run at set times, and the first has not come.
     pub fn waits_for_its_time(&self) -> bool {
         self.spec.schedule().is_some() && self.run_ms.is_none()
+    }
+
+    /// Whether a replica has ended with success, and is not run again.
+    pub fn is_done(&self, slot: u32) -> bool {
+        self.completed.contains(&slot) && !is_on(Mutation::EndsAreForgotten)
     }
 
     /// Whether its replicas may go elsewhere when their node starts anew.

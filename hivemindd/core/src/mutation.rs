@@ -42,7 +42,7 @@ pub enum Mutation {
     ReleasesAreGoodUnseen,
     /// What containers elsewhere have come or gone is not passed on to the rules of networks.
     ReachIsNotFollowed,
-    /// What ended with success is not written down.
+    /// What ended with success is run again when its node is gone.
     EndsAreForgotten,
     /// Grantors grant again at once after a restart, without knowing to whom they granted before.
     GrantorsForget,
@@ -51,7 +51,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that show within some hundred lives. That deletions are forgotten unheard takes weeks to show,
     /// and that grantors forget takes restarts at one moment: those have tests of their own.
-    pub const SOON_SEEN: [Self; 18] = [
+    pub const SOON_SEEN: [Self; 19] = [
         Self::MergeTakesWhatArrives,
         Self::TheFirstOfEqualsStays,
         Self::AntiEntropySeesNoDifference,
@@ -70,6 +70,7 @@ impl Mutation {
         Self::LeasesAreKeptPastTheirEnd,
         Self::ReleasesAreGoodUnseen,
         Self::ReachIsNotFollowed,
+        Self::EndsAreForgotten,
     ];
 }
 

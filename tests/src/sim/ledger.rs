@@ -91,6 +91,10 @@ pub struct Ledger {
     deletable: BTreeSet<VolumePart>,
     /// Workloads of which there must never be two.
     exclusive: BTreeSet<WorkloadId>,
+    /// Replicas that are done, as all have heard, and where they ended.
+    done: BTreeMap<ReplicaId, NodeId>,
+    /// Nodes that lost their stores.
+    forgetful: BTreeSet<NodeId>,
     /// Nodes cut off for good, as everybody would know who had heard of everything.
     cut_off: BTreeSet<NodeId>,
 }
@@ -110,6 +114,8 @@ impl Default for Ledger {
             data: BTreeMap::new(),
             deletable: BTreeSet::new(),
             exclusive: BTreeSet::new(),
+            done: BTreeMap::new(),
+            forgetful: BTreeSet::new(),
             cut_off: BTreeSet::new(),
         };
         let public = cast::root_key().public();
@@ -180,6 +186,11 @@ impl Ledger {
         self.never.insert(workload);
     }
 
+    /// All have heard that this replica is done, which ended there.
+    pub fn is_done(&mut self, replica: ReplicaId, node: NodeId) {
+        self.done.insert(replica, node);
+    }
+
     /// Somebody orders this data to be discarded.
     pub fn may_be_deleted(&mut self, part: VolumePart) {
         self.deletable.insert(part);
@@ -244,6 +255,7 @@ impl Ledger {
         for acknowledged in &mut self.acknowledged {
             acknowledged.holders.remove(&node);
         }
+        self.forgetful.insert(node);
     }
 
     /// A node wants something done to its containers.
@@ -253,6 +265,7 @@ impl Ledger {
                 self.nothing_unsigned_runs(index, machine, plan);
                 self.stays_at_home(machine.id, plan);
                 self.stays_with_its_data(machine.id, plan);
+                self.is_not_done(index, plan);
             }
             RuntimeOp::DeleteVolume { part } => {
                 let ordered = self.deletable.contains(part);
@@ -340,6 +353,18 @@ impl Ledger {
         });
         self.must(rightful, "nothing unsigned, revoked, or outside its signer's role runs", || {
             format!("m{index} starts {} of template {}", plan.labels.replica, plan.labels.template)
+        });
+    }
+
+    /// *What has ended with success, as all have heard, is not run again.* That is not promised of one of which two
+    /// told, and no longer do: the leader, which was cut off, and its node, which was too or lost its store (decision
+    /// 0100).
+    fn is_not_done(&mut self, index: usize, plan: &ContainerPlan) {
+        let ended_on = self.done.get(&plan.labels.replica);
+        let silent = |node| self.cut_off.contains(node) || self.forgetful.contains(node);
+        let done = ended_on.is_some_and(|node| self.cut_off.is_empty() || !silent(node));
+        self.must(!done, "what has ended with success is not run again", || {
+            format!("m{index} starts {}", plan.labels.replica)
         });
     }
 

@@ -12,7 +12,7 @@ use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::ReleaseId;
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
-use hivemind_spec::workload::{Exclusive, Resources, Takeover};
+use hivemind_spec::workload::{Exclusive, Job, Resources, RestartCondition, Takeover};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
 use super::trace::Trace;
@@ -55,6 +55,9 @@ const HOMELY: &str = "homely";
 
 /// The workload with data, and its volume.
 const KEEPER: &str = "keeper";
+
+/// The job that is done before the trouble begins.
+const HARVEST: &str = "harvest";
 
 /// The workload of which there must never be two.
 const SINGLE: &str = "single";
@@ -271,6 +274,7 @@ impl Life {
         if !self.world.run_until(HEALING_MS, written) {
             return Err("the disks never came to rest".to_owned());
         }
+        self.harvest()?;
         self.begin_single()?;
         for index in &self.calm {
             let here = self.world.machines[*index].runtime.running().map(|plan| &plan.labels.replica);
@@ -278,6 +282,45 @@ impl Life {
             self.world.ledger.undisturbed.extend(steady.map(|replica| (*index, replica.clone())));
         }
         self.kept()
+    }
+
+    /// A job that is done before the trouble begins, so that all have heard of it.
+    fn harvest(&mut self) -> Broken {
+        let count = u32::try_from(self.count()).unwrap_or(u32::MAX);
+        let revision = self.next_revision();
+        let envelope = cast::workload_with(HARVEST, revision, &cast::root_key(), |spec| {
+            (spec.replicas, spec.priority) = (count, 100);
+            spec.restart.condition = RestartCondition::OnFailure;
+            spec.job = Some(Job { parallelism: Some(2), ..Job::default() });
+            spec.container.resources.cpu_request_millis = Some(100);
+        });
+        self.push_now(0, envelope)?;
+        for _ in 0..20 * count {
+            self.world.run(1000);
+            for index in 0..self.count() {
+                let wall_ms = self.world.time(index).wall_ms;
+                let runtime = &mut self.world.machines[index].runtime;
+                let of_job = runtime.running().find(|plan| plan.labels.replica.workload.name == HARVEST);
+                if let Some(container) = of_job.map(|plan| plan.id.clone()) {
+                    runtime.end(&container, 0, wall_ms);
+                }
+            }
+            let done = |node: &hivemind_core::node::Node| {
+                node.cluster()
+                    .workloads
+                    .get(&workload_id(HARVEST))
+                    .is_some_and(|w| w.completed.len() as u32 == count)
+            };
+            let machines = || self.world.machines.iter();
+            if machines().all(|m| m.node.as_ref().is_some_and(done) && m.unsynced.is_empty()) {
+                let cluster = self.world.node(0).cluster().clone();
+                for ((replica, node), _) in cluster.replicas_of(&workload_id(HARVEST)) {
+                    self.world.ledger.is_done(replica.clone(), *node);
+                }
+                return Ok(());
+            }
+        }
+        Err("the job was never done".to_owned())
     }
 
     /// A workload of which there must never be two, begun while all machines are there.
@@ -431,10 +474,11 @@ impl Life {
 
     fn kill_a_container(&mut self, victim: usize) {
         let wall_ms = self.world.time(victim).wall_ms;
+        let code = u32::from(self.world.chance(50));
         let runtime = &mut self.world.machines[victim].runtime;
         let first = runtime.running().next().map(|plan| plan.id.clone());
         if let Some(container) = first {
-            runtime.end(&container, 1, wall_ms);
+            runtime.end(&container, code, wall_ms);
         }
     }
 
@@ -577,9 +621,13 @@ impl Life {
         let priority = self.world.dice(3) as i32;
         let takeover = [Takeover::Majority, Takeover::Majority, Takeover::Always][self.world.dice(3)];
         let only_scaled = self.world.chance(30);
+        let ends = self.world.chance(25);
         let mut document = cast::workload_document(name, revision, |spec| {
             (spec.replicas, spec.priority, spec.takeover) = (replicas, priority, takeover);
             spec.container.resources = Resources { cpu_request_millis: Some(cpu), ..Resources::default() };
+            if ends {
+                spec.restart.condition = RestartCondition::OnFailure;
+            }
             if !only_scaled {
                 let env = [("VERSION".to_owned(), format!("{revision}-{replicas}-{cpu}"))];
                 spec.container.env = BTreeMap::from(env);

@@ -657,7 +657,7 @@ impl Replicas {
             self.dispose_others(now, replica, id, plan);
             return Standing::new(Phase::Assigned, reason.clone());
         }
-        if workload.completed.contains(&replica.slot) {
+        if workload.is_done(replica.slot) {
             self.dispose_others(now, replica, id, plan);
             return Standing::new(Phase::Completed, "ended with success before, and is not run again");
         }

@@ -183,7 +183,7 @@ fn held_back(
         match status.map(|status| status.phase) {
             Some(Phase::Completed | Phase::Failed) => {}
             Some(_) => running += 1,
-            None if workload.completed.contains(slot) => {}
+            None if workload.is_done(*slot) => {}
             None => waiting.push((placed.is_none(), *slot)),
         }
     }
@@ -202,17 +202,17 @@ fn is_done<'a>(
     workload: &Workload,
     (slot, node): (u32, Option<&NodeId>),
 ) -> bool {
-    let Some(node) = node else { return workload.completed.contains(&slot) };
+    let Some(node) = node else { return workload.is_done(slot) };
     match cluster.current(id, workload, slot, node).map(|status| status.phase) {
         Some(Phase::Completed) => {
             draft.rest(id, slot, *node);
             true
         }
-        Some(_) if workload.completed.contains(&slot) && cluster.is_live(liveness, node) => {
+        Some(_) if workload.is_done(slot) && cluster.is_live(liveness, node) => {
             draft.keep_if_it_may_stay(id, workload, slot, node);
             true
         }
-        _ => workload.completed.contains(&slot),
+        _ => workload.is_done(slot),
     }
 }
 
@@ -239,7 +239,7 @@ fn chosen_slots(
     }
     let mut by_worth: Vec<u32> = known.into_iter().collect();
     by_worth.sort_by_cached_key(|slot| match before.slots.get(slot) {
-        _ if workload.completed.contains(slot) => (0, *slot),
+        _ if workload.is_done(*slot) => (0, *slot),
         Some(node) if cluster.is_live(liveness, node) => (0, *slot),
         Some(_) => (1, *slot),
         None => (2, *slot),
@@ -257,9 +257,8 @@ fn slots_of_nodes(before: &Placement, workload: &Workload, nodes: &BTreeSet<Node
     }
     let kept: BTreeSet<u32> = kept.into_values().collect();
     // A number that another node had is free only for one that has none yet.
-    let taken = |slot: &u32| {
-        kept.contains(slot) || before.slots.contains_key(slot) || workload.completed.contains(slot)
-    };
+    let taken =
+        |slot: &u32| kept.contains(slot) || before.slots.contains_key(slot) || workload.is_done(*slot);
     let fresh = (0..).filter(|slot| !taken(slot)).take(nodes.len() - kept.len());
     kept.iter().copied().chain(fresh).collect()
 }

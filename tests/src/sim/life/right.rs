@@ -120,7 +120,9 @@ impl Life {
             }
         }
         for (id, workload) in &cluster.workloads {
-            let runs = found.get(id).map_or(0, BTreeMap::len);
+            let empty = BTreeMap::new();
+            let slots = found.get(id).unwrap_or(&empty).keys();
+            let runs = slots.filter(|slot| !workload.completed.contains(slot)).count();
             let pending = cluster
                 .placements
                 .get(id)
@@ -130,13 +132,13 @@ impl Life {
             let machines = self.world.machines.iter().enumerate();
             let unable = machines.filter(|(index, m)| m.damaged_ms.is_some() || self.revoked == Some(*index));
             let homeless = homeless || id.name == SINGLE && 2 * (unable.count() + 1) >= self.count();
-            if runs + pending != workload.spec.replicas as usize && !homeless {
+            let left = (workload.spec.replicas as usize).saturating_sub(workload.completed.len());
+            if runs + pending != left && !homeless {
                 let told =
                     |(_, status): (_, &ReplicaStatus)| format!("{:?}: {}", status.phase, status.reason);
                 let statuses = cluster.replicas.iter().filter(|((replica, _), _)| replica.workload == *id);
                 let statuses: Vec<String> = statuses.map(told).collect();
-                let wanted = workload.spec.replicas;
-                return Err(format!("{runs} of {wanted} replicas of {} run ({statuses:?})", id.name));
+                return Err(format!("{runs} of {left} replicas of {} run ({statuses:?})", id.name));
             }
         }
         Ok(())
