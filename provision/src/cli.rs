@@ -104,7 +104,10 @@ pub enum Command {
     Schema,
     /// List replicas: where they run and why they do not
     #[command(after_help = "Example:\n  hivemind ps web")]
-    Ps(Ps),
+    Ps(Chosen),
+    /// List jobs: how far each has come, and when it is run next
+    #[command(after_help = "Example:\n  hivemind jobs --output json")]
+    Jobs(Chosen),
     /// List the machines of the cluster, cordon them, or cut them off
     #[command(after_help = "Examples:\n  hivemind nodes --output json\n  hivemind nodes cordon edge-3")]
     Nodes {
@@ -380,10 +383,10 @@ fn workload_name(text: &str) -> Result<String, std::convert::Infallible> {
     Ok(fitted(text))
 }
 
-/// See [`Command::Ps`].
+/// See [`Command::Ps`] and [`Command::Jobs`].
 #[derive(Debug, Args)]
-pub struct Ps {
-    /// Only this workload's replicas
+pub struct Chosen {
+    /// Only this workload
     #[arg(value_parser = workload_name)]
     pub workload: Option<String>,
     /// Only this namespace; all if not given

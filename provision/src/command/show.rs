@@ -4,7 +4,7 @@ use anstyle::Style;
 use hivemind_spec::api::{Node, NodeState, Phase, Replica, Status, Update, UpdatePhase};
 
 use super::watch::phase_name;
-use crate::cli::{Global, Output, Ps};
+use crate::cli::{Chosen, Global, Output};
 use crate::client::percent;
 use crate::failure::{Exit, Result};
 use crate::quantity::{show_bytes, show_span};
@@ -12,7 +12,7 @@ use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, Table, paint, printabl
 
 const UNCHANGED: &str = "nothing was changed";
 
-pub(super) fn ps(global: &Global, options: &Ps) -> Result<Exit> {
+pub(super) fn ps(global: &Global, options: &Chosen) -> Result<Exit> {
     let client = super::client(global)?;
     let mut filters = Vec::new();
     filters.extend(options.namespace.iter().map(|name| format!("namespace={}", percent(name))));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hivemind_spec::api::{Accepted, Phase, Replica};
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::Digest;
+use hivemind_spec::workload::WorkloadSpec;
 
 use super::bars::Bars;
 use crate::client::{Client, percent};
@@ -25,6 +26,10 @@ pub(super) struct Target {
     key: SpecKey,
     /// How many there are to be; absent: one on each node, of which the cluster knows.
     replicas: Option<u32>,
+    /// Whether there are more, of which those follow that end.
+    in_turns: bool,
+    /// Whether it is run at set times, and so not now.
+    waits: bool,
     /// The document its replicas must be at.
     digest: Option<Digest>,
 }
@@ -33,9 +38,16 @@ impl Target {
     /// What a change leads to.
     pub(super) fn new(change: &Change, accepted: &[Accepted]) -> Self {
         let digest = accepted.iter().find(|answer| answer.key == change.key).map(|answer| answer.digest);
+        let workload = change.document.workload();
+        let at_once = |workload: &WorkloadSpec| {
+            let most = workload.job.as_ref().and_then(|job| job.parallelism);
+            workload.replicas.min(most.unwrap_or(u32::MAX))
+        };
         Self {
             key: change.key.clone(),
-            replicas: change.document.workload().filter(|w| !w.global).map(|workload| workload.replicas),
+            replicas: workload.filter(|workload| !workload.global).map(at_once),
+            in_turns: workload.and_then(|workload| workload.job.as_ref()?.parallelism).is_some(),
+            waits: workload.is_some_and(|workload| workload.schedule().is_some()),
             // One that was kept runs what it ran before, which is what it replaces.
             digest: digest.or(change.document.metadata.replaces),
         }
@@ -136,6 +148,9 @@ impl Target {
     }
 
     fn progress(&self, replicas: &[&Replica]) -> Progress {
+        if self.waits {
+            return Progress::Running;
+        }
         let current = |replica: &&&Replica| self.digest.is_none_or(|digest| replica.digest == Some(digest));
         for replica in replicas.iter().filter(current) {
             let given_up = replica.phase == Phase::Failed;
@@ -151,7 +166,8 @@ impl Target {
         let up = |replica: &&&Replica| matches!(replica.phase, Phase::Running | Phase::Completed);
         let running = replicas.iter().filter(current).filter(up).count();
         // Replicas of the version before, and those over the number, must be gone too.
-        if running == self.wanted(replicas) && running == replicas.len() {
+        let enough = running == self.wanted(replicas) || self.in_turns && running > self.wanted(replicas);
+        if enough && running == replicas.len() {
             return Progress::Running;
         }
         let mut counts: BTreeMap<Phase, usize> = BTreeMap::new();
@@ -174,6 +190,7 @@ pub(super) fn phase_name(phase: Phase) -> String {
 fn show_one(bars: &mut Bars<SpecKey>, target: &Target, replicas: &[&Replica], progress: &Progress) {
     let running = replicas.iter().filter(|replica| replica.phase == Phase::Running).count();
     let message = match progress {
+        Progress::Running if target.waits => paint(GOOD, "is run at its times"),
         Progress::Running => paint(GOOD, "running"),
         Progress::Hopeless(reason) => paint(BAD, reason),
         Progress::Waiting(phases) => match pulling(replicas) {
@@ -229,7 +246,13 @@ mod tests {
             namespace: "default".into(),
             name: "web".into(),
         };
-        let target = Target { key, replicas: Some(2), digest: Some(Digest::of(b"new")) };
+        let target = Target {
+            key,
+            replicas: Some(2),
+            in_turns: false,
+            waits: false,
+            digest: Some(Digest::of(b"new")),
+        };
         target.progress(&replicas.iter().collect::<Vec<_>>())
     }
 

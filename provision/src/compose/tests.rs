@@ -1,4 +1,5 @@
 mod every_key;
+mod jobs;
 mod networks;
 mod secrets;
 mod volumes;

@@ -16,6 +16,7 @@ mod firmware;
 mod health;
 mod input;
 mod integrity;
+mod jobs;
 mod joining;
 mod networks;
 mod orders;

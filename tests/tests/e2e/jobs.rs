@@ -1,0 +1,106 @@
+//! Jobs: containers that come to an end, once or at set times.
+
+use std::time::Duration;
+
+use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::command::items;
+use hivemind_tests::wait;
+use serde_json::Value;
+
+/// Until the next full minute, and a start on an emulated machine.
+const A_MINUTE_AND_A_START: Duration = Duration::from_secs(150);
+
+/// Longer than it takes to notice that a machine is gone, and to start what it ran.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What `hivemind jobs` says of one.
+fn job(cluster: &Cluster, name: &str) -> Result<Value, String> {
+    items(&cluster.json(&["jobs", name])?).first().cloned().ok_or_else(|| format!("no job {name}"))
+}
+
+fn wait_for_completed(cluster: &Cluster, name: &str, count: u64, within: Duration) -> Value {
+    wait::until(&format!("{name} is done {count} times"), within, || {
+        let job = job(cluster, name)?;
+        if job["job"]["completed"] == count { Ok(job) } else { Err(job.to_string()) }
+    })
+    .0
+}
+
+/// Four that end, one that fails at first, one that takes too long, and one that waits for the four.
+const JOBS: &str = "services:
+  import:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'sleep 2; echo ended']
+    deploy: {mode: replicated-job, replicas: 4}
+    x-hivemind: {job: {parallelism: 2}}
+  flaky:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'test -e /state/tried || { touch /state/tried; exit 3; }']
+    volumes: [/state]
+    deploy: {mode: replicated-job, restart_policy: {max_attempts: 3}}
+  hang:
+    image: registry.lab:5000/busybox:1
+    command: sleep 1000000
+    restart: 'no'
+    stop_grace_period: 1s
+    x-hivemind: {job: {deadline: 8s}}
+  after:
+    image: registry.lab:5000/busybox:1
+    command: sleep 1000000
+    depends_on: {import: {condition: service_completed_successfully}}
+";
+
+#[test]
+fn each_replica_of_a_job_ends_once_and_is_not_run_again_though_a_machine_is_gone() {
+    let cluster = Cluster::formed("jobs", 3);
+    cluster.push(JOBS).ok();
+    wait_for_completed(&cluster, "import", 4, STARTING);
+    cluster.wait_for_words("import", &["ended"], STARTING);
+    assert_eq!(cluster.hivemind(["logs", "import"]).ok().stdout().matches("ended").count(), 4);
+    wait_for_completed(&cluster, "flaky", 1, STARTING);
+    let rows = items(&cluster.json(&["ps", "flaky"]).unwrap());
+    assert_eq!(rows[0]["restarts"], 1, "what failed is tried again");
+
+    // What waits for it starts; what takes too long is stopped, and has failed.
+    cluster.wait_for_running("after", 1, STARTING);
+    wait::until("the deadline is kept", STARTING, || {
+        let job = job(&cluster, "hang")?;
+        if job["job"]["failed"] == 1 { Ok(()) } else { Err(job.to_string()) }
+    });
+    let status = cluster.hivemind(["status"]).ok().stdout();
+    assert!(status.contains("ran longer than its deadline of 8 s"), "{status}");
+
+    // A machine on which some of it ran goes for good: nobody runs it again, and it is still done.
+    let replicas = cluster.replicas("import").unwrap();
+    let gone = cluster.machine_of(&replicas[0]);
+    let node = replicas[0].node.clone();
+    gone.power_cut();
+    cluster.hivemind(["nodes", "revoke", "--yes", &node]).ok();
+    wait::throughout("it is still done, and nothing of it runs", QUIET, || {
+        let rows = items(&cluster.json(&["ps", "import"])?);
+        let job = job(&cluster, "import")?;
+        let right = job["job"]["completed"] == 4 && rows.iter().all(|row| row["phase"] == "completed");
+        if right { Ok(()) } else { Err(format!("{job}\n{rows:#?}")) }
+    });
+    let rows = items(&cluster.json(&["ps", "import"]).unwrap());
+    assert!(rows.len() < 4 && rows.iter().all(|row| row["node"] != node.as_str()), "{rows:#?}");
+}
+
+#[test]
+fn a_job_is_run_at_its_times_and_each_run_is_another() {
+    let cluster = Cluster::formed("schedule", 1);
+    cluster.push(
+        "services:\n  tick:\n    image: registry.lab:5000/busybox:1\n    command: [sh, -c, 'echo tick $$(date +%H:%M)']\n    \
+         x-hivemind: {job: {schedule: {cron: '* * * * *', time_zone: Asia/Kathmandu}}}\n",
+    );
+    let first = wait_for_completed(&cluster, "tick", 1, A_MINUTE_AND_A_START)["job"]["runMs"].clone();
+    let (next, _) = wait::until("it is run again", A_MINUTE_AND_A_START, || {
+        let job = job(&cluster, "tick")?;
+        let again = job["job"]["runMs"] != first && job["job"]["completed"] == 1;
+        if again { Ok(job["job"]["runMs"].as_u64().unwrap()) } else { Err(job.to_string()) }
+    });
+    assert_eq!(next % 60_000, 0, "at a full minute");
+    assert!(next >= first.as_u64().unwrap() + 60_000);
+    let logs = cluster.hivemind(["logs", "tick"]).ok();
+    assert!(logs.stdout().matches("tick").count() >= 2, "what the run before printed is kept: {logs}");
+}
