@@ -1,5 +1,7 @@
 //! The command line: what can be typed. What it does is in [`crate::command`].
 
+mod workloads;
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
@@ -7,8 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hivemind_spec::api::Wipe;
 use hivemind_spec::namespace::Permission;
 
-use crate::compose::fitted;
 use crate::quantity;
+
+pub use self::workloads::{Chosen, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove};
 
 /// Runs containers on a cluster of Hivemind machines.
 #[derive(Debug, Parser)]
@@ -105,9 +108,12 @@ pub enum Command {
     /// List replicas: where they run and why they do not
     #[command(after_help = "Example:\n  hivemind ps web")]
     Ps(Chosen),
-    /// List jobs: how far each has come, and when it is run next
-    #[command(after_help = "Example:\n  hivemind jobs --output json")]
-    Jobs(Chosen),
+    /// List jobs, how far each has come, and when it is run next; or run one once more
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  hivemind jobs --output json\n  hivemind jobs run import"
+    )]
+    Jobs(Jobs),
     /// List the machines of the cluster, cordon them, or cut them off
     #[command(after_help = "Examples:\n  hivemind nodes --output json\n  hivemind nodes cordon edge-3")]
     Nodes {
@@ -375,86 +381,6 @@ fn variable(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
-}
-
-/// A workload's name, also as its Compose file has it.
-#[allow(clippy::unnecessary_wraps, reason = "clap wants a result")]
-fn workload_name(text: &str) -> Result<String, std::convert::Infallible> {
-    Ok(fitted(text))
-}
-
-/// See [`Command::Ps`] and [`Command::Jobs`].
-#[derive(Debug, Args)]
-pub struct Chosen {
-    /// Only this workload
-    #[arg(value_parser = workload_name)]
-    pub workload: Option<String>,
-    /// Only this namespace; all if not given
-    #[arg(long, short)]
-    pub namespace: Option<String>,
-}
-
-/// See [`Command::Logs`].
-#[derive(Debug, Args)]
-pub struct Logs {
-    /// The workload, or one of its replicas as WORKLOAD/SLOT
-    #[arg(value_parser = workload_name)]
-    pub workload: String,
-    /// The workload's namespace
-    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
-    pub namespace: String,
-    /// Go on with what is printed from now on
-    #[arg(long, short)]
-    pub follow: bool,
-    /// Only the last lines of each replica
-    #[arg(long, value_name = "N")]
-    pub tail: Option<u32>,
-    /// Show when each line was printed
-    #[arg(long, short)]
-    pub timestamps: bool,
-}
-
-/// See [`Command::Exec`].
-#[derive(Debug, Args)]
-pub struct Exec {
-    /// The workload, or one of its replicas as WORKLOAD/SLOT; the first that runs if there is no number
-    #[arg(value_parser = workload_name)]
-    pub workload: String,
-    /// The command and its arguments; no shell is in between
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-    /// The workload's namespace
-    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
-    pub namespace: String,
-    /// A variable of its environment; repeat for several
-    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
-    pub env: Vec<(String, String)>,
-    /// Whose it is: UID, UID:GID, NAME or NAME:GROUP of the image; as the container's own command if not given
-    #[arg(long, short)]
-    pub user: Option<String>,
-    /// The directory it starts in; that of the container's own command if not given
-    #[arg(long, short, value_name = "DIRECTORY")]
-    pub workdir: Option<String>,
-    /// No terminal for the command, even on one
-    #[arg(long, short = 'T')]
-    pub no_terminal: bool,
-}
-
-/// See [`Command::Remove`].
-#[derive(Debug, Args)]
-pub struct Remove {
-    /// The workloads
-    #[arg(required_unless_present = "file", value_parser = workload_name)]
-    pub names: Vec<String>,
-    /// The services of this Compose file
-    #[arg(long, short, conflicts_with = "names")]
-    pub file: Option<PathBuf>,
-    /// The workloads' namespace
-    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
-    pub namespace: String,
-    /// Do not ask
-    #[arg(long, short)]
-    pub yes: bool,
 }
 
 /// See [`Command::Namespaces`].

@@ -47,7 +47,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Convert(options) => plan::convert(&global, &options),
         Command::Schema => Ok(plan::schema()),
         Command::Ps(options) => show::ps(&global, &options),
-        Command::Jobs(options) => jobs::list(&global, &options),
+        Command::Jobs(options) => jobs::run(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),
         Command::Volumes { command } => volumes::run(&global, command.as_ref()),

@@ -112,7 +112,7 @@ pub fn compare(
             let key = document.key();
             let item = held.get(&key);
             succeed(&mut document, item.copied(), now_ms);
-            name_voters(&mut document, item.copied(), enrolled);
+            repeat(&mut document, item.copied(), enrolled);
             let before =
                 item.filter(|item| !item.deleted).and_then(|item| content(&item.envelope.payload().ok()?));
             let after = content(&document.to_json()).unwrap_or_default();
@@ -152,13 +152,18 @@ pub fn succeed(document: &mut Document, before: Option<&SpecItem>, now_ms: u64) 
     metadata.ancestors = Some(before.map(SpecItem::lineage).unwrap_or_default());
 }
 
-/// Says who has a say in where an exclusive workload runs: as before, or else all nodes.
-fn name_voters(document: &mut Document, before: Option<&SpecItem>, enrolled: &BTreeSet<NodeId>) {
+/// Repeats what the version before says and no file does: who has a say in where an exclusive workload runs, all nodes
+/// if it is new; and since when a job is wanted once more.
+fn repeat(document: &mut Document, before: Option<&SpecItem>, enrolled: &BTreeSet<NodeId>) {
     let revision = document.metadata.revision;
     let Some(Spec::Workload(spec)) = &mut document.spec else { return };
+    let before = before.filter(|item| !item.deleted).and_then(SpecItem::document);
+    let before = before.as_ref().and_then(Document::workload);
+    if let Some(job) = &mut spec.job {
+        job.again_ms = job.again_ms.or_else(|| before?.job.as_ref()?.again_ms);
+    }
     if let Some(exclusive) = &mut spec.exclusive {
-        let before = before.filter(|item| !item.deleted).and_then(SpecItem::document);
-        let kept = before.and_then(|document| document.workload()?.exclusive.clone());
+        let kept = before.and_then(|workload| workload.exclusive.clone());
         *exclusive = kept.unwrap_or_else(|| Exclusive { since: revision, voters: enrolled.clone() });
     }
 }
@@ -235,6 +240,8 @@ fn differ(before: Option<&Value>, after: Option<&Value>, pointer: String, out: &
 
 #[cfg(test)]
 mod tests {
+    use hivemind_spec::workload::{Job, RestartCondition};
+
     use hivemind_spec::dsse::Envelope;
     use hivemind_spec::key::SigningKey;
 
@@ -311,6 +318,21 @@ mod tests {
         assert!(left_over("other", &[], &items).is_empty());
         let changes = compare(vec![document("a", 1)], &items, &BTreeSet::new(), 1);
         assert!(left_over("shop", &changes, &items).is_empty());
+    }
+
+    #[test]
+    fn that_a_job_is_wanted_once_more_is_repeated_by_what_is_pushed_later() {
+        let job = |again_ms| {
+            let mut document = document("a", 1);
+            if let Some(Spec::Workload(spec)) = &mut document.spec {
+                spec.restart.condition = RestartCondition::OnFailure;
+                spec.job = Some(Job { again_ms, ..Job::default() });
+            }
+            document
+        };
+        let changes = compare(vec![job(None)], &[held(job(Some(7)), 1000)], &BTreeSet::new(), 2000);
+        assert_eq!(changes[0].action, Action::Keep, "pushing its file again runs nothing");
+        assert_eq!(changes[0].document.workload().unwrap().job, job(Some(7)).workload().unwrap().job);
     }
 
     #[test]

@@ -46,15 +46,20 @@ pub fn plan(cluster: &Cluster, liveness: &Liveness, now: Time) -> BTreeMap<Workl
 /// A new run, if it is time for one.
 fn begin(cluster: &Cluster, id: &WorkloadId, workload: &Workload, now: Time) -> Option<JobProgress> {
     let schedule = workload.spec.schedule()?;
-    let due_ms = due(schedule, workload, now)?;
-    if schedule.missed == Missed::Skip && now.wall_ms.saturating_sub(due_ms) > LATE_MS {
-        return None;
-    }
+    let in_time =
+        |due_ms: &u64| schedule.missed == Missed::Run || now.wall_ms.saturating_sub(*due_ms) <= LATE_MS;
+    let due_ms = again(workload).or_else(|| due(schedule, workload, now).filter(in_time))?;
     if schedule.overlap == Overlap::Wait && !is_over(cluster, id, workload) {
         return None;
     }
     let template = Digest::of(format!("{}\n{due_ms}", workload.spec.template()).as_bytes());
     Some(JobProgress { template, run_ms: Some(due_ms), completed: BTreeSet::new() })
+}
+
+/// Since when an operator wants it to be run, if it was not.
+fn again(workload: &Workload) -> Option<u64> {
+    let again_ms = workload.spec.job.as_ref()?.again_ms?;
+    (again_ms > workload.run_ms.unwrap_or(0)).then_some(again_ms)
 }
 
 /// The last time at which it was to be run and was not.
@@ -265,6 +270,30 @@ mod tests {
         assert_ne!(bench.job().template, first);
         assert_eq!(bench.job().completed, BTreeSet::new(), "and then it is run again");
         assert_eq!(bench.slots().len(), 1);
+    }
+
+    #[test]
+    fn a_job_is_run_once_more_when_an_operator_wants_it() {
+        let mut bench = Bench::at_noon(Missed::Skip, Overlap::Wait);
+        bench.at(0).says(0, Phase::Completed);
+        let mut again = bench.job().clone();
+        again.spec.job.as_mut().unwrap().again_ms = Some(NOON_MS + 60_000);
+        again.take(bench.cluster.jobs.get(&workload_id("backup")));
+        bench.cluster.workloads.insert(workload_id("backup"), again);
+        bench.at(3600);
+        assert_eq!(bench.job().run_ms, Some(NOON_MS + 60_000));
+        bench.says(0, Phase::Completed);
+        bench.at(7200);
+        assert_eq!(bench.job().run_ms, Some(NOON_MS + 60_000), "once");
+        bench.at(86_400);
+        assert_eq!(bench.job().run_ms, Some(NOON_MS + 86_400_000), "and at its times as before");
+
+        let mut once = Bench::new(1, Job::default());
+        let before = once.job().template;
+        let mut spec = once.job().spec.clone();
+        spec.job = Some(Job { again_ms: Some(7), ..Job::default() });
+        assert_ne!(spec.template(), before);
+        once.lead();
     }
 
     #[test]

@@ -228,10 +228,14 @@ impl WorkloadSpec {
     /// Over the JSON of both. A field added later must be left out when it has its default, or the
     /// first start of a newer daemon would restart every container.
     pub fn template(&self) -> Digest {
-        let json = match self.exclusive {
-            None => serde_json::to_vec(&(&self.container, &self.restart)),
-            // Its containers have a deadline.
-            Some(_) => serde_json::to_vec(&(&self.container, &self.restart, "exclusive")),
+        // At set times, each run has a template of its own anyway.
+        let again = self.job.as_ref().filter(|job| job.schedule.is_none()).and_then(|job| job.again_ms);
+        // Containers of an exclusive workload have a deadline.
+        let exclusive = self.exclusive.as_ref().map(|_| "exclusive");
+        let json = match (exclusive, again) {
+            (None, None) => serde_json::to_vec(&(&self.container, &self.restart)),
+            (Some(exclusive), None) => serde_json::to_vec(&(&self.container, &self.restart, exclusive)),
+            (exclusive, Some(_)) => serde_json::to_vec(&(&self.container, &self.restart, exclusive, again)),
         };
         // Strings, numbers and maps with string keys: nothing here that JSON cannot write.
         Digest::of(&json.unwrap_or_default())

@@ -1,16 +1,27 @@
 //! `hivemind jobs`: workloads that come to an end.
 
-use hivemind_spec::api::{Job, Workload};
+use hivemind_spec::api::{Job, SpecItem, Workload};
+use hivemind_spec::document::{Document, Kind, Spec, SpecKey};
+use serde_json::json;
 
-use crate::cli::{Chosen, Global, Output};
+use super::push::{held, send};
+use crate::cli::{Chosen, Global, Jobs, JobsCommand, JobsRun, Output};
 use crate::client::percent;
-use crate::failure::{Exit, Result};
+use crate::deploy;
+use crate::failure::{Exit, Failure, Result};
 use crate::quantity::show_span;
 use crate::terminal::{BAD, CHANGING, GOOD, Table, say, say_json, styled};
 
 const UNCHANGED: &str = "nothing was changed";
 
-pub(super) fn list(global: &Global, options: &Chosen) -> Result<Exit> {
+pub(super) fn run(global: &Global, options: &Jobs) -> Result<Exit> {
+    match &options.command {
+        None => list(global, &options.chosen),
+        Some(JobsCommand::Run(again)) => run_again(global, again),
+    }
+}
+
+fn list(global: &Global, options: &Chosen) -> Result<Exit> {
     let client = super::client(global)?;
     let filter = options.namespace.as_deref().map(|name| format!("?namespace={}", percent(name)));
     let path = format!("/v1/workloads{}", filter.unwrap_or_default());
@@ -26,6 +37,47 @@ pub(super) fn list(global: &Global, options: &Chosen) -> Result<Exit> {
         say(&table(&jobs, client.now_ms()));
     }
     Ok(Exit::Success)
+}
+
+fn run_again(global: &Global, options: &JobsRun) -> Result<Exit> {
+    let client = super::client(global)?;
+    let (namespace, name) = (options.namespace.clone(), options.job.clone());
+    let key = SpecKey { kind: Kind::Workload, namespace, name };
+    let accepted = super::block_on("stopped; look with `hivemind jobs`", async {
+        let path = format!("/v1/specs?kind={}&namespace={}", Kind::Workload, percent(&key.namespace));
+        let items: Vec<SpecItem> = client.list(&path).await?;
+        let item = items.iter().find(|item| item.key == key && !item.deleted);
+        let Some(document) = item.and_then(SpecItem::document) else {
+            let text = format!("there is no job {}/{}", key.namespace, key.name);
+            return Err(Failure::new(Exit::Refused, "not-found", text)
+                .advice("`hivemind jobs` lists them; --namespace says where to look"));
+        };
+        send(&client, &once_more(document, item, client.now_ms())?).await
+    })?;
+    if global.output == Output::Json {
+        say_json(&json!({ "accepted": [accepted] }));
+    } else {
+        let name = &options.job;
+        say(&format!("{name} is run once more, {}; `hivemind logs {name} -f` follows it", held(&accepted)));
+    }
+    Ok(Exit::Success)
+}
+
+/// The next version of a job, which is run once more.
+fn once_more(mut document: Document, item: Option<&SpecItem>, now_ms: u64) -> Result<Document> {
+    deploy::succeed(&mut document, item, now_ms);
+    let revision = document.metadata.revision;
+    let job = match &mut document.spec {
+        Some(Spec::Workload(workload)) => workload.job.as_mut(),
+        _ => None,
+    };
+    let Some(job) = job else {
+        let text = format!("{} is no job: its containers are not to come to an end", document.metadata.name);
+        return Err(Failure::input("no-job", text)
+            .advice("a service with `deploy: {mode: replicated-job}` is one; see docs/jobs.md"));
+    };
+    job.again_ms = Some(revision);
+    Ok(document)
 }
 
 fn table(jobs: &[Workload], now_ms: u64) -> String {

@@ -61,6 +61,21 @@ fn each_replica_of_a_job_ends_once_and_is_not_run_again_though_a_machine_is_gone
     let rows = items(&cluster.json(&["ps", "flaky"]).unwrap());
     assert_eq!(rows[0]["restarts"], 1, "what failed is tried again");
 
+    // Once more when somebody wants it, and not because the same file is pushed again.
+    cluster.hivemind(["jobs", "run", "flaky"]).ok();
+    let once_more = || items(&cluster.json(&["ps", "flaky"])?).first().cloned().ok_or("nothing".to_owned());
+    let (again, _) = wait::until("it has been run once more", STARTING, || {
+        let row = once_more()?;
+        if row["phase"] == "completed" && row["restarts"] == 0 { Ok(row) } else { Err(row.to_string()) }
+    });
+    cluster.push(JOBS).ok();
+    wait::throughout("it rests", Duration::from_secs(5), || {
+        let row = once_more()?;
+        if row["sinceMs"] == again["sinceMs"] { Ok(()) } else { Err(row.to_string()) }
+    });
+    let refused = cluster.hivemind(["jobs", "run", "after"]).failed();
+    assert!(refused.stderr().contains("no-job"), "{refused}");
+
     // What waits for it starts; what takes too long is stopped, and has failed.
     cluster.wait_for_running("after", 1, STARTING);
     wait::until("the deadline is kept", STARTING, || {

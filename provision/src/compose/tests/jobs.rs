@@ -18,7 +18,7 @@ fn a_service_is_a_job_by_its_mode_or_by_what_is_said_of_the_job() {
 
     let never = workload(&service("restart: 'no'\nx-hivemind: {job: {parallelism: 2, deadline: 10m}}"));
     assert_eq!(never.restart.condition, RestartCondition::Never);
-    let job = Job { parallelism: Some(2), deadline_ms: Some(600_000), schedule: None };
+    let job = Job { parallelism: Some(2), deadline_ms: Some(600_000), schedule: None, again_ms: None };
     assert_eq!(never.job, Some(job));
     assert_eq!(workload(&service("restart: on-failure")).job, None, "a service that may end is no job yet");
 }

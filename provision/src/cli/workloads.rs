@@ -1,0 +1,118 @@
+//! What to do with workloads that are there.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::variable;
+use crate::compose::fitted;
+
+/// A workload's name, also as its Compose file has it.
+#[allow(clippy::unnecessary_wraps, reason = "clap wants a result")]
+fn workload_name(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(fitted(text))
+}
+
+/// See [`super::Command::Jobs`].
+#[derive(Debug, Args)]
+pub struct Jobs {
+    /// What to do; lists them if not given
+    #[command(subcommand)]
+    pub command: Option<JobsCommand>,
+    /// Which to list.
+    #[command(flatten)]
+    pub chosen: Chosen,
+}
+
+/// See [`Jobs::command`].
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Run all replicas of a job once more: now, or when a run that goes on has ended
+    #[command(after_help = "Example:\n  hivemind jobs run import && hivemind logs import -f")]
+    Run(JobsRun),
+}
+
+/// See [`JobsCommand::Run`].
+#[derive(Debug, Args)]
+pub struct JobsRun {
+    /// The job
+    #[arg(value_parser = workload_name)]
+    pub job: String,
+    /// Its namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+}
+
+/// See [`super::Command::Ps`].
+#[derive(Debug, Args)]
+pub struct Chosen {
+    /// Only this workload
+    #[arg(value_parser = workload_name)]
+    pub workload: Option<String>,
+    /// Only this namespace; all if not given
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+}
+
+/// See [`super::Command::Logs`].
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The workload, or one of its replicas as WORKLOAD/SLOT
+    #[arg(value_parser = workload_name)]
+    pub workload: String,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// Go on with what is printed from now on
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last lines of each replica
+    #[arg(long, value_name = "N")]
+    pub tail: Option<u32>,
+    /// Show when each line was printed
+    #[arg(long, short)]
+    pub timestamps: bool,
+}
+
+/// See [`super::Command::Exec`].
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// The workload, or one of its replicas as WORKLOAD/SLOT; the first that runs if there is no number
+    #[arg(value_parser = workload_name)]
+    pub workload: String,
+    /// The command and its arguments; no shell is in between
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// A variable of its environment; repeat for several
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Whose it is: UID, UID:GID, NAME or NAME:GROUP of the image; as the container's own command if not given
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// The directory it starts in; that of the container's own command if not given
+    #[arg(long, short, value_name = "DIRECTORY")]
+    pub workdir: Option<String>,
+    /// No terminal for the command, even on one
+    #[arg(long, short = 'T')]
+    pub no_terminal: bool,
+}
+
+/// See [`super::Command::Remove`].
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// The workloads
+    #[arg(required_unless_present = "file", value_parser = workload_name)]
+    pub names: Vec<String>,
+    /// The services of this Compose file
+    #[arg(long, short, conflicts_with = "names")]
+    pub file: Option<PathBuf>,
+    /// The workloads' namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
