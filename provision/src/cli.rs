@@ -11,7 +11,7 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
-pub use self::workloads::{Chosen, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove};
+pub use self::workloads::{Chosen, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce};
 
 /// Runs containers on a cluster of Hivemind machines.
 #[derive(Debug, Parser)]
@@ -157,6 +157,11 @@ pub enum Command {
     /// Show the cluster at a glance
     #[command(after_help = "Example:\n  hivemind status")]
     Status,
+    /// Run a container once, show what it prints, and end with its exit code
+    #[command(
+        after_help = "Examples:\n  hivemind run registry.example.org/shop:7 -- ./migrate --check\n  hivemind run --detach --name import registry.example.org/import:2"
+    )]
+    Run(RunOnce),
     /// Show what a workload's containers print
     #[command(after_help = "Examples:\n  hivemind logs web -f\n  hivemind logs web/0 --tail 20")]
     Logs(Logs),

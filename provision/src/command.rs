@@ -13,6 +13,7 @@ mod plan;
 mod push;
 mod remove;
 mod rollout;
+mod run;
 mod secrets;
 mod show;
 mod source;
@@ -47,6 +48,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Convert(options) => plan::convert(&global, &options),
         Command::Schema => Ok(plan::schema()),
         Command::Ps(options) => show::ps(&global, &options),
+        Command::Run(options) => run::run(&global, &options),
         Command::Jobs(options) => jobs::run(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),

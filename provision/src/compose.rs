@@ -28,6 +28,8 @@ mod service;
 mod volumes;
 pub mod yaml;
 
+pub(crate) use service::constraint;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::document::{Document, Kind, Metadata, Spec, is_dns_label};

@@ -85,6 +85,9 @@ fn is_over(cluster: &Cluster, id: &WorkloadId, workload: &Workload) -> bool {
 
 /// How many of its replicas are done, and how many have failed for good.
 pub fn counts(cluster: &Cluster, id: &WorkloadId, workload: &Workload) -> (u32, u32) {
+    if !workload.spec.completes() {
+        return (0, 0);
+    }
     let placed = cluster.placements.get(id).map(|placed| &placed.slots);
     let failed = placed.into_iter().flatten().filter(|(slot, node)| {
         let status = cluster.current(id, workload, **slot, node);

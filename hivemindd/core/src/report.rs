@@ -15,6 +15,7 @@ use hivemind_spec::workload::{Protocol, Takeover};
 use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
 use crate::job;
 use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
+use crate::replica::exit_code;
 use crate::rollout::{self, Standing};
 use crate::time::Time;
 use crate::volume;
@@ -56,7 +57,8 @@ impl View<'_> {
                 let status = self.cluster.current(id, workload, slot, node);
                 status.is_some_and(|status| status.phase == Phase::Completed)
             };
-            let slots = placed.into_iter().flatten().filter(|(slot, node)| !is_done(**slot, node));
+            let ends = workload.spec.completes();
+            let slots = placed.into_iter().flatten().filter(|(slot, node)| !ends || !is_done(**slot, node));
             for node in slots.map(|(_, node)| node) {
                 let (requested, replicas) = load.entry(*node).or_default();
                 requested.cpu_millis = requested.cpu_millis.saturating_add(asks.cpu_millis());
@@ -332,6 +334,9 @@ impl View<'_> {
                 .unwrap_or_default(),
             restarts: status.map_or(0, |status| status.restarts),
             since_ms: status.map_or(0, |status| status.since_ms),
+            exit_code: status
+                .filter(|status| matches!(status.phase, Phase::Completed | Phase::Failed))
+                .and_then(|status| exit_code(&status.reason)),
             pull: status.and_then(|status| status.pull),
             digest: current.map(|workload| workload.digest),
         }

@@ -475,6 +475,9 @@ pub struct Replica {
     pub restarts: u32,
     /// When it entered the phase.
     pub since_ms: u64,
+    /// What its container ended with, if it has ended and is not started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u32>,
     /// Pull progress in bytes: done and total, when pulling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use hivemind_spec::workload::Constraint;
+
 use super::variable;
 use crate::compose::fitted;
+use crate::quantity;
 
 /// A workload's name, also as its Compose file has it.
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a result")]
@@ -52,6 +55,57 @@ pub struct Chosen {
     /// Only this namespace; all if not given
     #[arg(long, short)]
     pub namespace: Option<String>,
+}
+
+/// See [`super::Command::Run`].
+#[derive(Debug, Args)]
+pub struct RunOnce {
+    /// The image
+    pub image: String,
+    /// The command and its arguments; the image's own if not given
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+    /// Its name; one that nothing else has if not given
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// A variable of its environment; repeat for several
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Whose it is: UID, UID:GID, NAME or NAME:GROUP of the image
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// The directory it starts in
+    #[arg(long, short, value_name = "DIRECTORY")]
+    pub workdir: Option<String>,
+    /// A network to be in; repeat for several
+    #[arg(long = "network", value_name = "NAME")]
+    pub networks: Vec<String>,
+    /// Where it may run, as in a Compose file: `node.labels.disk == ssd`
+    #[arg(long = "constraint", value_name = "CONSTRAINT", value_parser = constraint)]
+    pub constraints: Vec<Constraint>,
+    /// The most memory it may use: 512m
+    #[arg(long, value_parser = quantity::size_bytes)]
+    pub memory: Option<u64>,
+    /// The most of a processor it may use: 0.5
+    #[arg(long, value_parser = quantity::cpu_millis)]
+    pub cpus: Option<u64>,
+    /// How long it may take
+    #[arg(long, value_parser = quantity::duration_ms)]
+    pub deadline: Option<u64>,
+    /// Print its name and do not wait for it; it stays until it is removed
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Leave it there when it has ended
+    #[arg(long)]
+    pub keep: bool,
+}
+
+fn constraint(text: &str) -> Result<Constraint, String> {
+    let example = "write for example \"node.labels.disk == ssd\" or \"node.hostname == edge-1\"";
+    crate::compose::constraint(text).ok_or_else(|| format!("{text:?} is not a constraint; {example}"))
 }
 
 /// See [`super::Command::Logs`].

@@ -30,19 +30,22 @@ const RECONNECT_TAIL: u32 = 500;
 pub(super) fn run(global: &Global, options: &Logs) -> Result<Exit> {
     let (workload, slot) = super::replica(&options.workload)?;
     let client = super::client(global)?;
-    let mut printer =
-        Printer { output: global.output, timestamps: options.timestamps, seen: BTreeMap::new() };
+    let mut seen = Seen::default();
+    let print = |line: LogLine| match global.output {
+        Output::Json => say(&serde_json::to_string(&line).unwrap_or_default()),
+        Output::Text => say(&render(&line, options.timestamps)),
+    };
     let work = async {
         let mut tail = options.tail;
         let mut misses = 0;
         loop {
             let path = path(&options.namespace, workload, slot, tail, options.follow);
-            let before = printer.seen.clone();
-            let ended = stream(&client, &path, &mut printer).await;
+            let before = seen.latest.clone();
+            let ended = stream(&client, &path, &mut seen, print).await;
             if !options.follow {
                 return ended.map(|()| Exit::Success);
             }
-            misses = if printer.seen == before { misses + 1 } else { 0 };
+            misses = if seen.latest == before { misses + 1 } else { 0 };
             match ended {
                 Err(failure) if failure.exit != Exit::Unreachable || misses > MAX_RECONNECTS => {
                     return Err(failure);
@@ -61,7 +64,13 @@ pub(super) fn run(global: &Global, options: &Logs) -> Result<Exit> {
     }
 }
 
-fn path(namespace: &str, workload: &str, slot: Option<u32>, tail: Option<u32>, follow: bool) -> String {
+pub(super) fn path(
+    namespace: &str,
+    workload: &str,
+    slot: Option<u32>,
+    tail: Option<u32>,
+    follow: bool,
+) -> String {
     let mut query = Vec::new();
     query.extend(slot.map(|slot| format!("slot={slot}")));
     query.extend(tail.map(|tail| format!("tail={tail}")));
@@ -70,8 +79,14 @@ fn path(namespace: &str, workload: &str, slot: Option<u32>, tail: Option<u32>, f
     format!("/v1/logs/{}/{}{query}", percent(namespace), percent(workload))
 }
 
-/// Prints a stream to its end.
-async fn stream(client: &Client, path: &str, printer: &mut Printer) -> Result<()> {
+/// Prints the new lines of a stream, to its end.
+pub(super) async fn stream(
+    client: &Client,
+    path: &str,
+    seen: &mut Seen,
+    mut print: impl FnMut(LogLine),
+) -> Result<()> {
+    seen.begin_again();
     let broke = |what: String| {
         Failure::new(Exit::Unreachable, "broken-stream", format!("the log stream broke off: {what}"))
             .advice("run the command again")
@@ -84,72 +99,79 @@ async fn stream(client: &Client, path: &str, printer: &mut Printer) -> Result<()
         rest.extend_from_slice(data);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
-            printer.line(&line);
+            seen.line(&line).map(&mut print);
         }
         if rest.len() > MAX_LINE_BYTES {
             return Err(broke("a line is too long".to_owned()));
         }
     }
-    printer.line(&rest);
+    seen.line(&rest).map(&mut print);
     Ok(())
 }
 
-struct Printer {
-    output: Output,
-    timestamps: bool,
-    /// The latest line of each replica and how many lines had its time, so that a stream that is
-    /// taken up again repeats nothing.
-    seen: BTreeMap<(u32, String), (u64, u32)>,
+/// What was printed, so that a stream that is taken up again repeats nothing.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The latest time of each replica's outputs, and how many lines had it.
+    latest: BTreeMap<(u32, String), (u64, u32)>,
+    /// How many lines of that time come again.
+    again: BTreeMap<(u32, String), u32>,
 }
 
-impl Printer {
-    fn line(&mut self, json: &[u8]) {
+impl Seen {
+    fn begin_again(&mut self) {
+        self.again = self.latest.iter().map(|(from, (_, lines))| (from.clone(), *lines)).collect();
+    }
+
+    /// A line of the stream, if it is new.
+    fn line(&mut self, json: &[u8]) -> Option<LogLine> {
         let json = json.trim_ascii();
         if json.is_empty() {
-            return;
+            return None;
         }
         let Ok(line) = serde_json::from_slice::<LogLine>(json) else {
             note(&paint(BAD, &format!("not a log line: {}", printable(&String::from_utf8_lossy(json)))));
-            return;
+            return None;
         };
-        if self.is_new(&line) {
-            match self.output {
-                Output::Json => say(&String::from_utf8_lossy(json)),
-                Output::Text => say(&self.render(&line)),
-            }
-        }
+        self.is_new(&line).then_some(line)
     }
 
     fn is_new(&mut self, line: &LogLine) -> bool {
-        let latest = self.seen.entry((line.slot, line.stream.clone())).or_default();
-        if line.time_ms < latest.0 {
+        let from = (line.slot, line.stream.clone());
+        let (time_ms, lines) = self.latest.entry(from.clone()).or_default();
+        if line.time_ms < *time_ms {
             return false;
         }
-        *latest = (line.time_ms, if line.time_ms == latest.0 { latest.1 + 1 } else { 1 });
+        if line.time_ms == *time_ms
+            && let Some(again) = self.again.get_mut(&from).filter(|again| **again > 0)
+        {
+            *again -= 1;
+            return false;
+        }
+        *lines = if line.time_ms == *time_ms { lines.saturating_add(1) } else { 1 };
+        *time_ms = line.time_ms;
         true
     }
+}
 
-    fn render(&self, line: &LogLine) -> String {
-        const COLOURS: [AnsiColor; 6] = [
-            AnsiColor::Cyan,
-            AnsiColor::Yellow,
-            AnsiColor::Green,
-            AnsiColor::Magenta,
-            AnsiColor::Blue,
-            AnsiColor::BrightCyan,
-        ];
-        let colour = COLOURS[line.slot as usize % COLOURS.len()];
-        let slot = paint(Style::new().fg_color(Some(Color::Ansi(colour))), &format!("{} |", line.slot));
-        let time = if self.timestamps {
-            paint(FAINT, &format!("{} ", timestamp(line.time_ms)))
-        } else {
-            String::new()
-        };
-        // Containers may colour their output; what moves the cursor is not let through.
-        let text: String =
-            line.line.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\u{1b}')).collect();
-        format!("{slot} {time}{text}")
-    }
+/// A line for people: which replica printed it, when if that is asked for, and what.
+fn render(line: &LogLine, timestamps: bool) -> String {
+    const COLOURS: [AnsiColor; 6] = [
+        AnsiColor::Cyan,
+        AnsiColor::Yellow,
+        AnsiColor::Green,
+        AnsiColor::Magenta,
+        AnsiColor::Blue,
+        AnsiColor::BrightCyan,
+    ];
+    let colour = COLOURS[line.slot as usize % COLOURS.len()];
+    let slot = paint(Style::new().fg_color(Some(Color::Ansi(colour))), &format!("{} |", line.slot));
+    let time =
+        if timestamps { paint(FAINT, &format!("{} ", timestamp(line.time_ms))) } else { String::new() };
+    // Containers may colour their output; what moves the cursor is not let through.
+    let text: String =
+        line.line.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\u{1b}')).collect();
+    format!("{slot} {time}{text}")
 }
 
 /// RFC 3339 in UTC, to the millisecond.
@@ -195,11 +217,15 @@ mod tests {
 
     #[test]
     fn a_stream_taken_up_again_repeats_nothing_older() {
-        let mut printer = Printer { output: Output::Text, timestamps: false, seen: BTreeMap::new() };
+        let mut seen = Seen::default();
         let line = |time_ms, slot| LogLine { time_ms, slot, stream: "stdout".into(), line: "x".into() };
-        assert!(printer.is_new(&line(5, 0)));
-        assert!(printer.is_new(&line(5, 0)), "two lines may have one time");
-        assert!(!printer.is_new(&line(4, 0)));
-        assert!(printer.is_new(&line(4, 1)), "another replica has times of its own");
+        assert!(seen.is_new(&line(5, 0)));
+        assert!(seen.is_new(&line(5, 0)), "two lines may have one time");
+        assert!(!seen.is_new(&line(4, 0)));
+        assert!(seen.is_new(&line(4, 1)), "another replica has times of its own");
+        seen.begin_again();
+        let again =
+            [line(5, 0), line(5, 0), line(5, 0), line(6, 0), line(4, 1)].map(|line| seen.is_new(&line));
+        assert_eq!(again, [false, false, true, true, false], "one of its time came meanwhile");
     }
 }

@@ -187,6 +187,7 @@ mod tests {
             ip: String::new(),
             restarts: 0,
             since_ms: 1000,
+            exit_code: None,
             pull: None,
             digest: None,
         };

@@ -235,6 +235,7 @@ mod tests {
             ip: String::new(),
             restarts,
             since_ms: 0,
+            exit_code: None,
             pull: None,
             digest,
         }

@@ -751,7 +751,8 @@ fn architecture(name: &str) -> Option<&'static str> {
     }
 }
 
-fn constraint(text: &str) -> Option<Constraint> {
+/// `node.labels.KEY == VALUE`, or another of a node's properties.
+pub(crate) fn constraint(text: &str) -> Option<Constraint> {
     let (operator, sign) =
         if text.contains("!=") { (Operator::NotEqual, "!=") } else { (Operator::Equal, "==") };
     let (left, value) = text.split_once(sign)?;

@@ -101,9 +101,32 @@ fn each_replica_of_a_job_ends_once_and_is_not_run_again_though_a_machine_is_gone
     assert!(rows.len() < 4 && rows.iter().all(|row| row["node"] != node.as_str()), "{rows:#?}");
 }
 
+/// `hivemind run` ends as its container ends, which leaves nothing behind.
+fn one_container_runs_once(cluster: &Cluster) {
+    const IMAGE: &str = "registry.lab:5000/busybox:1";
+    let script = "echo $COLOUR; echo complaint >&2; exit 7";
+    let ran = cluster.hivemind(["run", "-e", "COLOUR=blue", IMAGE, "sh", "-c", script]).failed();
+    assert_eq!((ran.code(), ran.stdout().trim()), (Some(7), "blue"), "{ran}");
+    assert!(ran.stderr().contains("complaint"), "{ran}");
+    let ran =
+        cluster.hivemind(["run", "--output", "json", "--name", "once", IMAGE, "sh", "-c", "seq 3000"]).ok();
+    let json: Value = serde_json::from_str(&ran.stdout()).unwrap();
+    assert_eq!((&json["workload"], &json["exitCode"]), (&"once".into(), &0.into()));
+    assert_eq!(json["stdout"].as_str().unwrap().lines().count(), 3000, "all of it, each line once");
+    let refused = cluster.hivemind(["run", IMAGE, "no-such-program"]).failed();
+    assert!(refused.stderr().contains("no-such-program"), "{refused}");
+    let late = cluster.hivemind(["run", "--deadline", "2s", IMAGE, "sh", "-c", "sleep 1000000"]).failed();
+    assert!(late.stderr().contains("ran longer than its deadline"), "{late}");
+    wait::until("nothing is left", STARTING, || {
+        let left = items(&cluster.json(&["ps"])?).into_iter().filter(|row| row["workload"] != "tick");
+        if left.count() == 0 { Ok(()) } else { Err("something".to_owned()) }
+    });
+}
+
 #[test]
 fn a_job_is_run_at_its_times_and_each_run_is_another() {
     let cluster = Cluster::formed("schedule", 1);
+    one_container_runs_once(&cluster);
     cluster.push(
         "services:\n  tick:\n    image: registry.lab:5000/busybox:1\n    command: [sh, -c, 'echo tick $$(date +%H:%M)']\n    \
          x-hivemind: {job: {schedule: {cron: '* * * * *', time_zone: Asia/Kathmandu}}}\n",

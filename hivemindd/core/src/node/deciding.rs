@@ -219,9 +219,13 @@ impl Node {
         match key {
             RecordKey::Observation(node, Topic::Replica(replica)) => {
                 let placed = self.cluster.placements.get(&replica.workload);
-                let said = self.cluster.replicas.get(&(replica.clone(), *node));
+                let ended = || {
+                    let said = self.cluster.replicas.get(&(replica.clone(), *node));
+                    said.is_some_and(|said| matches!(said.phase, Phase::Completed | Phase::Failed))
+                };
+                let workload = self.cluster.workloads.get(&replica.workload);
                 placed.is_none_or(|placement| placement.digest.is_none())
-                    || said.is_some_and(|said| matches!(said.phase, Phase::Completed | Phase::Failed))
+                    || workload.is_some_and(|workload| workload.spec.completes()) && ended()
             }
             RecordKey::Decision(_) => {
                 let decided = self.map.get(key).and_then(|entry| statement::of(&entry.record));

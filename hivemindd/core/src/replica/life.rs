@@ -262,6 +262,17 @@ fn rest(status: &ReplicaStatus) -> Ended {
     Ended { restarts: status.restarts, next: Next::Never(status.phase), reason: status.reason.clone() }
 }
 
+/// What a container ended with, out of the words that [`describe`] gave it: the record has no other place for it, and
+/// cannot get one while older nodes read it.
+pub fn exit_code(reason: &str) -> Option<u32> {
+    let said = reason.strip_prefix(ENDED).or_else(|| reason.strip_prefix(KILLED_FOR_MEMORY))?;
+    let end = said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len());
+    said[..end].parse().ok()
+}
+
+const ENDED: &str = "ended with code ";
+const KILLED_FOR_MEMORY: &str = "was killed for using more memory than its limit, code ";
+
 fn describe(end: &End) -> String {
     let code = end.code;
     let signal = match code {
@@ -278,9 +289,24 @@ fn describe(end: &End) -> String {
         143 => " (SIGTERM)",
         _ => "",
     };
-    if end.oom {
-        format!("was killed for using more memory than its limit, code {code}")
-    } else {
-        format!("ended with code {code}{signal}")
+    if end.oom { format!("{KILLED_FOR_MEMORY}{code}") } else { format!("{ENDED}{code}{signal}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_container_ended_with_is_read_from_the_words_that_say_so() {
+        for (code, oom) in [(0, false), (3, false), (137, false), (137, true), (255, false)] {
+            let words = describe(&End { code, at_ms: 0, oom });
+            assert_eq!(exit_code(&words), Some(code), "{words}");
+            assert_eq!(exit_code(&format!("{words}; gave up after 3 restarts")), Some(code));
+        }
+        for other in
+            ["ran longer than its deadline of 8 s", "cannot start: no such image", "", "ended with code "]
+        {
+            assert_eq!(exit_code(other), None, "{other}");
+        }
     }
 }

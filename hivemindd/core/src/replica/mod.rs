@@ -50,6 +50,7 @@ use crate::time::Time;
 use crate::volume::Order;
 
 use health::Health;
+pub use life::exit_code;
 use life::{Life, Next, StopCause};
 use observed::Observed;
 use pull::Pulls;

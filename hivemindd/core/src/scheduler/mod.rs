@@ -135,7 +135,8 @@ fn keep<'a>(
     };
     let held = held_back(cluster, id, workload, before, &slots);
     for slot in slots.difference(&held).copied() {
-        if is_done(draft, cluster, liveness, id, workload, (slot, before.slots.get(&slot))) {
+        let ends = workload.spec.completes();
+        if ends && is_done(draft, cluster, liveness, id, workload, (slot, before.slots.get(&slot))) {
             continue;
         }
         // A node that is not known here is away like any other: its enrolment has not come yet.

@@ -24,6 +24,15 @@ fn a_service_is_a_job_by_its_mode_or_by_what_is_said_of_the_job() {
 }
 
 #[test]
+fn the_example_of_the_documentation_is_read() {
+    let page = include_str!("../../../../docs/jobs.md");
+    let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let jobs =
+        compiled(example).documents.iter().filter(|d| d.workload().is_some_and(|w| w.job.is_some())).count();
+    assert_eq!(jobs, 3);
+}
+
+#[test]
 fn a_job_is_run_at_times_of_a_crontab() {
     let schedule = |text: &str| {
         let spec = workload(&service(&format!("x-hivemind: {{job: {{schedule: {text}}}}}")));
