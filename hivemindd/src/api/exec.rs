@@ -339,6 +339,7 @@ mod tests {
             ip: String::new(),
             restarts: 0,
             since_ms: 0,
+            exit_code: None,
             pull: None,
             digest: None,
         }

@@ -74,7 +74,7 @@ fn each_replica_of_a_job_ends_once_and_is_not_run_again_though_a_machine_is_gone
         if row["sinceMs"] == again["sinceMs"] { Ok(()) } else { Err(row.to_string()) }
     });
     let refused = cluster.hivemind(["jobs", "run", "after"]).failed();
-    assert!(refused.stderr().contains("no-job"), "{refused}");
+    assert!(refused.stderr().contains("is no job"), "{refused}");
 
     // What waits for it starts; what takes too long is stopped, and has failed.
     cluster.wait_for_running("after", 1, STARTING);
