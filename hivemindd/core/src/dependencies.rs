@@ -79,6 +79,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use hivemind_spec::id::Digest;
+    use hivemind_spec::workload::RestartCondition;
 
     use super::*;
     use crate::fixture::{cluster, node_id, workload, workload_id};
@@ -99,7 +100,10 @@ mod tests {
         }
 
         fn db(mut self, replicas: u32) -> Self {
-            self.cluster.workloads.insert(workload_id("db"), workload(replicas));
+            let mut db = workload(replicas);
+            db.spec.restart.condition = RestartCondition::OnFailure;
+            db.take(None);
+            self.cluster.workloads.insert(workload_id("db"), db);
             let slots: BTreeMap<_, _> = (0..replicas).map(|slot| (slot, node_id(2))).collect();
             let placement = Placement { digest: None, slots, pending: BTreeMap::new() };
             self.cluster.placements.insert(workload_id("db"), placement);
