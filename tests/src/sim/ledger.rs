@@ -82,6 +82,9 @@ pub struct Ledger {
     asked: BTreeMap<RequestId, Asked>,
     /// What every document says it was made from.
     ancestors: BTreeMap<Digest, Vec<Ancestor>>,
+    /// The newest version of each document of which some version that was made later cannot tell whether it was known:
+    /// more came in between than a document tells of.
+    untold: BTreeMap<SpecKey, u64>,
     /// Where replicas of workloads with `takeover: never` belong: where they were started first.
     homes: BTreeMap<ReplicaId, NodeId>,
     never: BTreeSet<WorkloadId>,
@@ -109,6 +112,7 @@ impl Default for Ledger {
             signed: BTreeMap::new(),
             asked: BTreeMap::new(),
             ancestors: BTreeMap::new(),
+            untold: BTreeMap::new(),
             homes: BTreeMap::new(),
             never: BTreeSet::new(),
             data: BTreeMap::new(),
@@ -142,6 +146,10 @@ impl Ledger {
         let place = RecordKey::Spec(document.key(), signer);
         let rightful = self.is_rightful(envelope, &document, &signer);
         let ancestors = document.metadata.ancestors.clone().unwrap_or_default();
+        if let Some(oldest) = ancestors.get(MAX_ANCESTORS - 1) {
+            let untold = self.untold.entry(document.key()).or_default();
+            *untold = oldest.revision.max(*untold);
+        }
         self.ancestors.insert(Digest::of(&payload), ancestors);
         match &document.spec {
             Some(Spec::Workload(spec)) => {
@@ -422,9 +430,8 @@ impl Ledger {
             let told = machine.notes.iter().any(|note| told(&note));
             let stands = current.digest == push.digest || current.revision < push.revision;
             let ended = self.operators.get(signer).is_some_and(|operator| operator.ended_by.is_some());
-            // More versions came in between than a document tells of, or it was an old one when it came.
-            let known = self.ancestors.get(&current.digest).map(Vec::as_slice).unwrap_or_default();
-            let untold = known.get(MAX_ANCESTORS - 1).is_some_and(|oldest| push.revision <= oldest.revision);
+            // More versions came in between than a document tells of, when it was found; or it was an old one when it came.
+            let untold = self.untold.get(name).is_some_and(|untold| push.revision <= *untold);
             let untold = untold || push.revision < cast::START_MS;
             let lost = !stands && !superseded.contains(&push.digest) && !ended && !untold;
             if lost && !told && push.holders.contains(&push.by) {

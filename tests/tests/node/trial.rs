@@ -2,6 +2,7 @@
 
 use hivemind_core::event::Event;
 use hivemind_core::node::STEADY_MS;
+use hivemind_spec::workload::RestartCondition;
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
@@ -80,4 +81,25 @@ fn a_release_that_does_not_run_what_ran_before_is_not_good() {
     (0..3).filter(|other| *other != updated).for_each(|other| world.power_on(other));
     world.run(LONG_MS);
     assert!(world.machines[updated].on_trial);
+}
+
+#[test]
+fn a_job_that_ends_with_success_on_a_new_release_is_no_reason_to_leave_it() {
+    let mut world = World::with_machines(79, 3);
+    assert!(world.run_until(8000, World::agrees));
+    let job = workload_with("web", 5, &root_key(), |spec| {
+        spec.replicas = 3;
+        spec.restart.condition = RestartCondition::OnFailure;
+    });
+    world.push(0, job).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 3)));
+    world.run(3000);
+    world.power_off(1);
+    world.machines[1].on_trial = true;
+    world.power_on(1);
+    assert!(world.run_until(LONG_MS, |world| world.machines[1].runtime.running().next().is_some()));
+    let container = world.machines[1].runtime.running().next().unwrap().id.clone();
+    let wall_ms = world.time(1).wall_ms;
+    world.machines[1].runtime.end(&container, 0, wall_ms);
+    assert!(world.run_until(LONG_MS, |world| !world.machines[1].on_trial));
 }

@@ -10,6 +10,7 @@ use hivemind_spec::id::NodeId;
 
 use super::Node;
 use super::replication::SAVE_SEEN_EVERY_MS;
+use crate::cluster::Workload;
 use crate::event::{Action, Actions, Level, NodeFacts};
 use crate::mutation::{Mutation, is_on};
 use crate::record::ReplicaId;
@@ -83,15 +84,20 @@ impl Node {
         let back = self.trial.met.iter().filter(|id| self.liveness.alive.contains(id)).count();
         let revoked = self.trial.met.iter().filter(|id| self.is_revoked(id)).count();
         let met = self.trial.met.len() - revoked;
-        let runs = |id: &ReplicaId| {
+        let runs = |(id, workload): (&ReplicaId, &&Workload)| {
             let status = self.cluster.replicas.get(&(id.clone(), self.settings.me));
-            status.is_some_and(|status| status.phase == Phase::Running)
+            status.is_some_and(|status| match status.phase {
+                Phase::Running | Phase::Completed => true,
+                // It has what it needs but for a lease, which others have to give.
+                Phase::Assigned => workload.spec.exclusive.is_some(),
+                _ => false,
+            })
         };
         let wanted = self.cluster.assignments(&self.settings.me);
         facts.problems.is_empty()
             && facts.address.is_some()
             && self.inventory_known
             && 2 * back >= met
-            && wanted.keys().filter(|id| self.trial.ran.contains(id)).all(runs)
+            && wanted.iter().filter(|(id, _)| self.trial.ran.contains(id)).all(runs)
     }
 }
