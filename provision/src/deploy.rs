@@ -152,15 +152,26 @@ pub fn succeed(document: &mut Document, before: Option<&SpecItem>, now_ms: u64) 
     metadata.ancestors = Some(before.map(SpecItem::lineage).unwrap_or_default());
 }
 
+/// Has all of a job run once more. False when it is none.
+pub fn want_again(document: &mut Document) -> bool {
+    let revision = document.metadata.revision;
+    let Some(Spec::Workload(spec)) = &mut document.spec else { return false };
+    let Some(job) = &mut spec.job else { return false };
+    job.again_ms = Some(revision);
+    true
+}
+
 /// Repeats what the version before says and no file does: who has a say in where an exclusive workload runs, all nodes
-/// if it is new; and since when a job is wanted once more.
+/// if it is new; and since when a job is wanted.
 fn repeat(document: &mut Document, before: Option<&SpecItem>, enrolled: &BTreeSet<NodeId>) {
     let revision = document.metadata.revision;
     let Some(Spec::Workload(spec)) = &mut document.spec else { return };
     let before = before.filter(|item| !item.deleted).and_then(SpecItem::document);
     let before = before.as_ref().and_then(Document::workload);
     if let Some(job) = &mut spec.job {
-        job.again_ms = job.again_ms.or_else(|| before?.job.as_ref()?.again_ms);
+        // A new one is not taken for one of its name that was removed just now, and whose containers are still there.
+        let new = (before.is_none() && job.schedule.is_none()).then_some(revision);
+        job.again_ms = job.again_ms.or_else(|| before?.job.as_ref()?.again_ms).or(new);
     }
     if let Some(exclusive) = &mut spec.exclusive {
         let kept = before.and_then(|workload| workload.exclusive.clone());
@@ -321,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn that_a_job_is_wanted_once_more_is_repeated_by_what_is_pushed_later() {
+    fn since_when_a_job_is_wanted_is_repeated_by_what_is_pushed_later() {
         let job = |again_ms| {
             let mut document = document("a", 1);
             if let Some(Spec::Workload(spec)) = &mut document.spec {
@@ -332,7 +343,12 @@ mod tests {
         };
         let changes = compare(vec![job(None)], &[held(job(Some(7)), 1000)], &BTreeSet::new(), 2000);
         assert_eq!(changes[0].action, Action::Keep, "pushing its file again runs nothing");
-        assert_eq!(changes[0].document.workload().unwrap().job, job(Some(7)).workload().unwrap().job);
+        let wanted_since = |changes: &[Change]| changes[0].document.workload()?.job.as_ref()?.again_ms;
+        assert_eq!(wanted_since(&changes), Some(7));
+        let mut removed = held(job(Some(7)), 1000);
+        removed.deleted = true;
+        let anew = compare(vec![job(None)], &[removed], &BTreeSet::new(), 2000);
+        assert_eq!(wanted_since(&anew), Some(2000), "one that is made anew is another");
     }
 
     #[test]

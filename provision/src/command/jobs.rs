@@ -1,7 +1,7 @@
 //! `hivemind jobs`: workloads that come to an end.
 
 use hivemind_spec::api::{Job, SpecItem, Workload};
-use hivemind_spec::document::{Document, Kind, Spec, SpecKey};
+use hivemind_spec::document::{Document, Kind, SpecKey};
 use serde_json::json;
 
 use super::push::{held, send};
@@ -66,17 +66,11 @@ fn run_again(global: &Global, options: &JobsRun) -> Result<Exit> {
 /// The next version of a job, which is run once more.
 fn once_more(mut document: Document, item: Option<&SpecItem>, now_ms: u64) -> Result<Document> {
     deploy::succeed(&mut document, item, now_ms);
-    let revision = document.metadata.revision;
-    let job = match &mut document.spec {
-        Some(Spec::Workload(workload)) => workload.job.as_mut(),
-        _ => None,
-    };
-    let Some(job) = job else {
+    if !deploy::want_again(&mut document) {
         let text = format!("{} is no job: its containers are not to come to an end", document.metadata.name);
         return Err(Failure::input("no-job", text)
             .advice("a service with `deploy: {mode: replicated-job}` is one; see docs/jobs.md"));
-    };
-    job.again_ms = Some(revision);
+    }
     Ok(document)
 }
 

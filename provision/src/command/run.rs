@@ -42,6 +42,7 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
         }
         let mut document = document(&key, options);
         deploy::succeed(&mut document, before.as_ref(), client.now_ms());
+        deploy::want_again(&mut document);
         send(&client, &document).await
     })?;
     let text = global.output == Output::Text;

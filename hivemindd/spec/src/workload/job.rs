@@ -26,7 +26,8 @@ pub struct Job {
     /// When all replicas are run, again and again; absent: once, when the document is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
-    /// Since when an operator wants all replicas to be run once more, milliseconds since 1970; later versions repeat it.
+    /// Since when an operator wants all replicas to be run, milliseconds since 1970: since it was made, or once more
+    /// later. Versions that want nothing else repeat it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again_ms: Option<u64>,
 }
