@@ -33,6 +33,11 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// As a container's command ended.
+    pub fn of_command(code: u32) -> Self {
+        Self::OfCommand(u8::try_from(code).unwrap_or(u8::MAX))
+    }
+
     /// The exit code.
     pub fn code(self) -> u8 {
         match self {

@@ -323,16 +323,13 @@ impl Cluster {
         u32::try_from(self.eligible(workload).count()).unwrap_or(u32::MAX)
     }
 
-    /// What a node says of a replica that runs what is wanted, or has run it.
-    pub fn current(
-        &self,
-        id: &WorkloadId,
-        workload: &Workload,
-        slot: u32,
-        node: &NodeId,
-    ) -> Option<&ReplicaStatus> {
+    /// Where a replica is in its life according to a node, if that is the life of what is wanted now.
+    pub fn phase(&self, id: &WorkloadId, workload: &Workload, slot: u32, node: &NodeId) -> Option<Phase> {
         let key = (ReplicaId { workload: id.clone(), slot }, *node);
-        self.replicas.get(&key).filter(|status| status.template == workload.template)
+        self.replicas
+            .get(&key)
+            .filter(|status| status.template == workload.template)
+            .map(|status| status.phase)
     }
 
     /// What nodes say about a workload's replicas.

@@ -6,7 +6,7 @@ use hivemind_spec::api::{Capacity, Phase};
 use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
-use hivemind_spec::workload::{ContainerSpec, RestartPolicy, Takeover, VolumeMount, WorkloadSpec};
+use hivemind_spec::workload::{ContainerSpec, VolumeMount, WorkloadSpec};
 
 use crate::cluster::{Cluster, LastSeen, Liveness, Node, OsRelease, Workload};
 use crate::record::{
@@ -97,23 +97,7 @@ pub(crate) fn cluster(nodes: u8) -> (Cluster, Liveness) {
 
 /// A workload of small replicas.
 pub(crate) fn workload(replicas: u32) -> Workload {
-    let container = ContainerSpec::of("registry.test/app:1");
-    let spec = WorkloadSpec {
-        replicas,
-        global: false,
-        max_per_node: None,
-        spread: Vec::new(),
-        container,
-        restart: RestartPolicy::default(),
-        constraints: Vec::new(),
-        depends_on: Vec::new(),
-        links: Default::default(),
-        networks: Default::default(),
-        takeover: Takeover::default(),
-        priority: 0,
-        exclusive: None,
-        job: None,
-    };
+    let spec = WorkloadSpec { replicas, ..WorkloadSpec::of(ContainerSpec::of("registry.test/app:1")) };
     Workload::new(1, Digest::of(b"revision 1"), spec)
 }
 

@@ -90,8 +90,7 @@ pub fn counts(cluster: &Cluster, id: &WorkloadId, workload: &Workload) -> (u32, 
     }
     let placed = cluster.placements.get(id).map(|placed| &placed.slots);
     let failed = placed.into_iter().flatten().filter(|(slot, node)| {
-        let status = cluster.current(id, workload, **slot, node);
-        status.is_some_and(|status| status.phase == Phase::Failed) && !workload.completed.contains(slot)
+        cluster.phase(id, workload, **slot, node) == Some(Phase::Failed) && !workload.completed.contains(slot)
     });
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let failed = count(failed.count());

@@ -54,8 +54,7 @@ impl View<'_> {
             let asks = &workload.spec.container.resources;
             let placed = self.cluster.placements.get(id).map(|placed| &placed.slots);
             let is_done = |slot: u32, node: &NodeId| {
-                let status = self.cluster.current(id, workload, slot, node);
-                status.is_some_and(|status| status.phase == Phase::Completed)
+                self.cluster.phase(id, workload, slot, node) == Some(Phase::Completed)
             };
             let ends = workload.spec.completes();
             let slots = placed.into_iter().flatten().filter(|(slot, node)| !ends || !is_done(**slot, node));

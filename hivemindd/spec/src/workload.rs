@@ -222,6 +222,26 @@ pub enum Operator {
 }
 
 impl WorkloadSpec {
+    /// One replica of a container, with nothing more said.
+    pub fn of(container: ContainerSpec) -> Self {
+        Self {
+            replicas: one(),
+            global: false,
+            max_per_node: None,
+            container,
+            restart: RestartPolicy::default(),
+            constraints: Vec::new(),
+            spread: Vec::new(),
+            depends_on: Vec::new(),
+            links: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            takeover: Takeover::default(),
+            priority: 0,
+            exclusive: None,
+            job: None,
+        }
+    }
+
     /// The digest of what each replica runs: the container and its restart policy, without how many
     /// replicas there are and where they go. Replicas are replaced when it changes, and only then.
     ///

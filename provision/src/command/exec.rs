@@ -308,7 +308,7 @@ impl Session {
             }
         };
         self.keeper.finish(code).await;
-        Ok(Exit::OfCommand(u8::try_from(code).unwrap_or(u8::MAX)))
+        Ok(Exit::of_command(code))
     }
 
     /// What a message means.

@@ -4,6 +4,7 @@ use hivemind_spec::api::{Job, SpecItem, Workload};
 use hivemind_spec::document::{Document, Kind, SpecKey};
 use serde_json::json;
 
+use super::plan;
 use super::push::{held, send};
 use crate::cli::{Chosen, Global, Jobs, JobsCommand, JobsRun, Output};
 use crate::client::percent;
@@ -44,15 +45,13 @@ fn run_again(global: &Global, options: &JobsRun) -> Result<Exit> {
     let (namespace, name) = (options.namespace.clone(), options.job.clone());
     let key = SpecKey { kind: Kind::Workload, namespace, name };
     let accepted = super::block_on("stopped; look with `hivemind jobs`", async {
-        let path = format!("/v1/specs?kind={}&namespace={}", Kind::Workload, percent(&key.namespace));
-        let items: Vec<SpecItem> = client.list(&path).await?;
-        let item = items.iter().find(|item| item.key == key && !item.deleted);
-        let Some(document) = item.and_then(SpecItem::document) else {
+        let item = plan::held(&client, &key).await?.filter(|item| !item.deleted);
+        let Some(document) = item.as_ref().and_then(SpecItem::document) else {
             let text = format!("there is no job {}/{}", key.namespace, key.name);
             return Err(Failure::new(Exit::Refused, "not-found", text)
                 .advice("`hivemind jobs` lists them; --namespace says where to look"));
         };
-        send(&client, &once_more(document, item, client.now_ms())?).await
+        send(&client, &once_more(document, item.as_ref(), client.now_ms())?).await
     })?;
     if global.output == Output::Json {
         say_json(&json!({ "accepted": [accepted] }));

@@ -75,6 +75,11 @@ pub(super) async fn current(client: &Client, namespace: &str) -> Result<Vec<Spec
     client.list(&format!("/v1/specs?namespace={}", percent(namespace))).await
 }
 
+/// What the cluster holds of a name, a tombstone where it tells of one.
+pub(super) async fn held(client: &Client, key: &SpecKey) -> Result<Option<SpecItem>> {
+    Ok(current(client, &key.namespace).await?.into_iter().find(|item| item.key == *key))
+}
+
 /// The nodes that have a say in where exclusive workloads run, if there are any such among the documents.
 pub(super) async fn enrolled(client: &Client, documents: &[Document]) -> Result<BTreeSet<NodeId>> {
     if !wants_voters(documents) {

@@ -1,13 +1,12 @@
 //! `hivemind run`: one container, from its start to its end.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hivemind_spec::api::{LogLine, Phase, Replica, SpecItem};
+use hivemind_spec::api::{LogLine, Phase, Replica};
 use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::id::hex;
 use hivemind_spec::workload::{
-    Attachment, ContainerSpec, Job, Resources, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
+    Attachment, ContainerSpec, Job, Resources, RestartCondition, RestartPolicy, WorkloadSpec,
 };
 use serde_json::json;
 
@@ -35,7 +34,7 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
     };
     let key = SpecKey { kind: Kind::Workload, namespace: options.namespace.clone(), name };
     super::block_on("nothing was run, or only just; look with `hivemind jobs`", async {
-        let before = held(&client, &key).await?;
+        let before = plan::held(&client, &key).await?;
         if before.as_ref().is_some_and(|item| !item.deleted) {
             let text = format!("there is a workload {} already", key.name);
             return Err(Failure::new(Exit::Conflict, "exists", text).advice("give another --name, or none"));
@@ -71,7 +70,7 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
         let (out, err) = (of("stdout"), of("stderr"));
         say_json(&json!({ "workload": key.name, "exitCode": code, "stdout": out, "stderr": err }));
     }
-    Ok(if code == 0 { Exit::Success } else { Exit::OfCommand(u8::try_from(code).unwrap_or(u8::MAX)) })
+    Ok(Exit::of_command(code))
 }
 
 fn document(key: &SpecKey, options: &RunOnce) -> Document {
@@ -87,32 +86,18 @@ fn document(key: &SpecKey, options: &RunOnce) -> Document {
     };
     let networks = options.networks.iter().map(|name| (name.clone(), Attachment::default()));
     let spec = WorkloadSpec {
-        replicas: 1,
-        global: false,
-        max_per_node: None,
-        container,
         restart: RestartPolicy { condition: RestartCondition::Never, ..RestartPolicy::default() },
         constraints: options.constraints.clone(),
-        spread: Vec::new(),
-        depends_on: Vec::new(),
-        links: BTreeMap::new(),
         networks: networks.collect(),
-        takeover: Takeover::default(),
-        priority: 0,
-        exclusive: None,
         job: Some(Job { deadline_ms: options.deadline, ..Job::default() }),
+        ..WorkloadSpec::of(container)
     };
     let metadata = Metadata { deleted: false, ..Document::tombstone(key, 0).metadata };
     Document { metadata, kind: Kind::Workload, spec: Some(Spec::Workload(Box::new(spec))) }
 }
 
-async fn held(client: &Client, key: &SpecKey) -> Result<Option<SpecItem>> {
-    let items = plan::current(client, &key.namespace).await?;
-    Ok(items.into_iter().find(|item| item.key == *key))
-}
-
 async fn remove(client: &Client, key: &SpecKey) -> Result<()> {
-    if let Some(item) = held(client, key).await?.filter(|item| !item.deleted) {
+    if let Some(item) = plan::held(client, key).await?.filter(|item| !item.deleted) {
         send(client, &deploy::removal(&item, client.now_ms())).await?;
     }
     Ok(())

@@ -136,7 +136,7 @@ fn keep<'a>(
     let held = held_back(cluster, id, workload, before, &slots);
     for slot in slots.difference(&held).copied() {
         let ends = workload.spec.completes();
-        if ends && is_done(draft, cluster, liveness, id, workload, (slot, before.slots.get(&slot))) {
+        if ends && keep_if_done(draft, cluster, liveness, id, workload, (slot, before.slots.get(&slot))) {
             continue;
         }
         // A node that is not known here is away like any other: its enrolment has not come yet.
@@ -180,8 +180,7 @@ fn held_back(
     let (mut running, mut waiting) = (0, Vec::new());
     for slot in slots {
         let placed = before.slots.get(slot);
-        let status = placed.and_then(|node| cluster.current(id, workload, *slot, node));
-        match status.map(|status| status.phase) {
+        match placed.and_then(|node| cluster.phase(id, workload, *slot, node)) {
             Some(Phase::Completed | Phase::Failed) => {}
             Some(_) => running += 1,
             None if workload.is_done(*slot) => {}
@@ -195,7 +194,7 @@ fn held_back(
 
 /// Leaves a replica that is done where it is, if it is anywhere still, and says whether it is. What two sides of a
 /// partition have both begun goes on.
-fn is_done<'a>(
+fn keep_if_done<'a>(
     draft: &mut Draft<'a>,
     cluster: &Cluster,
     liveness: &Liveness,
@@ -204,7 +203,7 @@ fn is_done<'a>(
     (slot, node): (u32, Option<&NodeId>),
 ) -> bool {
     let Some(node) = node else { return workload.is_done(slot) };
-    match cluster.current(id, workload, slot, node).map(|status| status.phase) {
+    match cluster.phase(id, workload, slot, node) {
         Some(Phase::Completed) => {
             draft.rest(id, slot, *node);
             true
