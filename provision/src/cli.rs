@@ -348,12 +348,32 @@ pub struct Source {
     pub profile: Vec<String>,
 }
 
+/// How tags of images become digests.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Pinning {
+    /// Leave images as they are named: each machine takes what a tag names when it fetches it, instead of all of them
+    /// what it names now
+    #[arg(long)]
+    pub no_pin: bool,
+    /// A registry to look tags up in by plain HTTP, HOST:PORT; machines have their own list
+    #[arg(
+        long = "insecure-registry",
+        env = "HIVEMIND_INSECURE_REGISTRY",
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
+    pub insecure_registries: Vec<String>,
+}
+
 /// See [`Command::Push`].
 #[derive(Debug, Args)]
 pub struct Push {
     /// What to push.
     #[command(flatten)]
     pub source: Source,
+    /// What becomes of tags.
+    #[command(flatten)]
+    pub pinning: Pinning,
     /// Wait until everything runs, and show how far it is
     #[arg(long, short)]
     pub wait: bool,
@@ -368,6 +388,9 @@ pub struct Plan {
     /// What to compare with the cluster.
     #[command(flatten)]
     pub source: Source,
+    /// What becomes of tags.
+    #[command(flatten)]
+    pub pinning: Pinning,
     /// End with exit code 7 when something would change
     #[arg(long)]
     pub exit_code: bool,

@@ -9,6 +9,7 @@ mod keys;
 mod logs;
 mod namespaces;
 mod nodes;
+mod pin;
 mod plan;
 mod push;
 mod remove;

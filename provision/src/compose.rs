@@ -79,8 +79,20 @@ pub struct Surroundings<'a> {
     pub list: &'a dyn Fn(&str) -> Result<Option<Paths>, String>,
 }
 
+/// When what the tag of an image names is looked up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// At every push, if it can be.
+    #[default]
+    Unsaid,
+    /// At every push, which fails if it cannot be.
+    Always,
+    /// At the first push with this image.
+    Missing,
+}
+
 /// What a Compose file turns into.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// The project's name.
     pub project: String,
@@ -88,6 +100,8 @@ pub struct Compiled {
     pub documents: Vec<Document>,
     /// Its secrets, still to be sealed.
     pub secrets: Vec<secrets::Plain>,
+    /// The policies of those workloads that have one, by name.
+    pub pull_policies: BTreeMap<String, PullPolicy>,
     /// What is no fault but may surprise.
     pub warnings: Vec<Fault>,
 }
@@ -101,17 +115,13 @@ pub fn compile(inputs: &[Input], surroundings: &Surroundings<'_>) -> Result<Comp
     let compiled = project::tree(&reader, inputs).and_then(|tree| whole(&reader, &tree));
     let (faults, warnings) = reader.finish();
     match compiled {
-        Some((project, documents, secrets)) if faults.is_empty() => {
-            Ok(Compiled { project, documents, secrets, warnings })
-        }
+        Some(compiled) if faults.is_empty() => Ok(Compiled { warnings, ..compiled }),
         _ if faults.is_empty() => Err(vec![Fault::new(Mark::default(), "this is not a Compose file")]),
         _ => Err(faults),
     }
 }
 
-type Whole = (String, Vec<Document>, Vec<secrets::Plain>);
-
-fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
+fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Compiled> {
     let top = reader.entries(root, keys::TOP)?;
     let mut project = reader.surroundings.project.clone();
     let (mut services, mut shared) = (None, service::Shared::default());
@@ -136,7 +146,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
         reader.fault(root.mark, "`services` is empty");
     }
     let (mut workloads, mut order) = (Vec::new(), order::Order::default());
-    let mut mounts = BTreeMap::new();
+    let (mut mounts, mut pull_policies) = (BTreeMap::new(), BTreeMap::new());
     let mut published = BTreeSet::new();
     for (key, node) in services {
         let name = Key { mark: key.mark, text: fitted(&key.text) };
@@ -152,7 +162,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
         }
         let Some(service) = service::service(reader, &mut shared, &name, &key.text, node) else { continue };
         let key = &name;
-        let service::Service { workload, labels, profiles, depends_on, volumes_from } = service;
+        let service::Service { workload, labels, profiles, depends_on, volumes_from, pull_policy } = service;
         mounts.insert(key.text.clone(), (workload.container.volumes.clone(), volumes_from));
         let spec = Spec::Workload(Box::new(workload));
         let document = document(reader, &project, Kind::Workload, &key.text, labels, spec);
@@ -175,6 +185,9 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
             }
         }
         order.add(&document, depends_on);
+        if pull_policy != PullPolicy::Unsaid {
+            pull_policies.insert(key.text.clone(), pull_policy);
+        }
         workloads.push(document);
     }
     order.check(reader);
@@ -199,7 +212,7 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Whole> {
     for secret in &mut secrets {
         secret.labels.insert(APP_LABEL.to_owned(), project.clone());
     }
-    Some((project, documents, secrets))
+    Some(Compiled { project, documents, secrets, pull_policies, warnings: Vec::new() })
 }
 
 fn document(

@@ -14,6 +14,7 @@ pub mod failure;
 pub mod image;
 pub mod native;
 pub mod quantity;
+pub mod registry;
 pub mod release;
 pub mod secret;
 pub mod terminal;

@@ -4,24 +4,19 @@
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use hivemind_spec::document::MAX_DOCUMENT_BYTES;
 use hivemind_spec::id::Digest;
 use hivemind_spec::release::OsReleaseSpec;
 use hivemind_spec::words::chain;
-use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 use serde::Deserialize;
 
 use crate::failure::{Failure, Result};
-
-/// How long a server may take to answer at all, and to send the next bytes.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::registry::{self, AGENT, CONNECT_TIMEOUT, READ_TIMEOUT};
 
 /// Where an update bundle is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +112,6 @@ enum Ways {
 
 impl Ways {
     fn to(place: &Place, insecure: &[String]) -> Result<Self> {
-        let agent = concat!("hivemind/", env!("CARGO_PKG_VERSION"));
         let cannot = |error: &dyn std::error::Error| {
             Failure::local("bundle-unreachable", format!("{place}: {}", chain(error)))
         };
@@ -125,20 +119,14 @@ impl Ways {
             Place::Folder(folder) => Self::Folder(folder.clone()),
             Place::Web(url) => {
                 let builder = reqwest::Client::builder()
-                    .user_agent(agent)
+                    .user_agent(AGENT)
                     .connect_timeout(CONNECT_TIMEOUT)
                     .read_timeout(READ_TIMEOUT);
                 Self::Web(builder.build().map_err(|error| cannot(&error))?, url.clone())
             }
             Place::Registry(reference) => {
-                let client = oci_client::Client::try_from(ClientConfig {
-                    protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
-                    connect_timeout: Some(CONNECT_TIMEOUT),
-                    read_timeout: Some(READ_TIMEOUT),
-                    user_agent: agent,
-                    ..Default::default()
-                });
-                Self::Registry(Box::new(client.map_err(|error| cannot(&error))?), reference.clone())
+                let client = registry::client(insecure).map_err(|error| cannot(&error))?;
+                Self::Registry(Box::new(client), reference.clone())
             }
         })
     }

@@ -127,6 +127,7 @@ impl Cluster {
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.lab.command(command::binary("hivemind"));
         command.args(arguments).env("XDG_CONFIG_HOME", self.folder.path()).env("NO_COLOR", "1");
+        command.env("HIVEMIND_INSECURE_REGISTRY", INSECURE);
         let nodes: Vec<String> =
             self.machines.iter().map(|m| format!("{}:{API_PORT}", m.address())).collect();
         if !nodes.is_empty() {

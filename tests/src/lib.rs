@@ -9,6 +9,7 @@ pub mod console;
 pub mod disk;
 pub mod health;
 pub mod probe;
+pub mod registry;
 pub mod release;
 pub mod scale;
 pub mod sim;

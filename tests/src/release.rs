@@ -14,11 +14,10 @@ use hivemind_qemu::{EmptyRegistry, Lab, Machine};
 use hivemind_spec::id::Digest;
 use hivemind_spec::release::OsReleaseSpec;
 use oci_client::Reference;
-use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::manifest::{OciImageIndex, OciImageManifest, OciManifest};
 use tempfile::TempDir;
 
-use crate::disk;
+use crate::{disk, registry};
 
 /// What a release differs in.
 #[derive(Debug, Default)]
@@ -144,23 +143,14 @@ fn blob(bundle: &Path, digest: &str) -> Vec<u8> {
 }
 
 fn push(bundle: &Path, registry: &str, name: &str) {
-    // The client asks for the provider even where it speaks no TLS.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let client = oci_client::Client::new(ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(vec![registry.to_owned()]),
-        ..Default::default()
-    });
     let reference: Reference = name.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
     let manifest = manifest(bundle);
-    let pushed = async {
+    registry::talk(registry, async |client| {
         for part in manifest.layers.iter().chain([&manifest.config]) {
             client.push_blob(&reference, blob(bundle, &part.digest), &part.digest).await?;
         }
         client.push_manifest(&reference, &OciManifest::Image(manifest.clone())).await
-    };
-    let runtime = runtime.unwrap_or_else(|error| panic!("{error}"));
-    runtime.block_on(pushed).unwrap_or_else(|error| panic!("{name}: {error}"));
+    });
 }
 
 /// How many bytes of a release a machine has not got that runs another.

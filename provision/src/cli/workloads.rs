@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use hivemind_spec::workload::Constraint;
 
-use super::variable;
+use super::{Pinning, variable};
 use crate::compose::fitted;
 use crate::quantity;
 
@@ -101,6 +101,9 @@ pub struct RunOnce {
     /// Leave it there when it has ended
     #[arg(long)]
     pub keep: bool,
+    /// What becomes of tags.
+    #[command(flatten)]
+    pub pinning: Pinning,
 }
 
 fn constraint(text: &str) -> Result<Constraint, String> {

@@ -7,7 +7,7 @@ use hivemind_spec::document::{Document, Kind, SpecKey};
 use hivemind_spec::id::NodeId;
 use serde_json::{Value, json};
 
-use super::{secrets, source};
+use super::{pin, secrets, source};
 use crate::cli::{Convert, Global, Output, Plan};
 use crate::client::{Client, percent};
 use crate::deploy::{Action, Change, Difference, compare, left_over, wants_voters};
@@ -20,7 +20,8 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let namespace = &options.source.namespace;
     let (documents, current, enrolled) = super::block_on("nothing was changed", async {
         let current = current(&client, namespace).await?;
-        let documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
+        let mut documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
+        pin::pin(&mut documents, &compiled.pull_policies, &current, &options.pinning).await?;
         Ok((documents, current, enrolled(&client, &compiled.documents).await?))
     })?;
     let changes = compare(documents, &current, &enrolled, client.now_ms());

@@ -6,7 +6,7 @@ use hivemind_spec::dsse::Envelope;
 use serde_json::json;
 
 use super::plan::{current, enrolled, left_over_note};
-use super::{secrets, source, watch};
+use super::{pin, secrets, source, watch};
 use crate::cli::{Global, Output, Push};
 use crate::client::Client;
 use crate::deploy::{Action, Change, compare, left_over};
@@ -21,7 +21,8 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
         let current = current(&client, &options.source.namespace).await?;
         let enrolled = enrolled(&client, &compiled.documents).await?;
         let namespace = &options.source.namespace;
-        let documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
+        let mut documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
+        pin::pin(&mut documents, &compiled.pull_policies, &current, &options.pinning).await?;
         let changes = compare(documents, &current, &enrolled, client.now_ms());
         for key in left_over(&compiled.project, &changes, &current) {
             note(&paint(FAINT, &left_over_note(&key)));

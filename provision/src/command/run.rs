@@ -1,5 +1,6 @@
 //! `hivemind run`: one container, from its start to its end.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hivemind_spec::api::{LogLine, Phase, Replica};
@@ -11,9 +12,9 @@ use hivemind_spec::workload::{
 use serde_json::json;
 
 use super::logs::{self, Seen};
-use super::plan;
 use super::push::send;
 use super::watch::phase_name;
+use super::{pin, plan};
 use crate::cli::{Global, Output, RunOnce};
 use crate::client::{Client, percent};
 use crate::failure::{Exit, Failure, Result};
@@ -42,6 +43,8 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
         let mut document = document(&key, options);
         deploy::succeed(&mut document, before.as_ref(), client.now_ms());
         deploy::want_again(&mut document);
+        let documents = std::slice::from_mut(&mut document);
+        pin::pin(documents, &BTreeMap::new(), &[], &options.pinning).await?;
         send(&client, &document).await
     })?;
     let text = global.output == Output::Text;

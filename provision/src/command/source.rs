@@ -57,7 +57,7 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
             failure("bad-document", &faults, &shown)
                 .advice("correct the file; nothing was changed. `hivemind schema` describes documents")
         })?;
-        return Ok(Compiled { project: String::new(), documents, secrets: Vec::new(), warnings: Vec::new() });
+        return Ok(Compiled { documents, ..Compiled::default() });
     }
     let compiled = compose::compile(&inputs, &surroundings).map_err(|faults| {
         failure("bad-compose", &faults, &shown)

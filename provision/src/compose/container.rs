@@ -74,7 +74,6 @@ pub(super) fn key(
         "mem_swappiness" => reader.integer(node, 0, 0).map(drop)?,
         "runtime" => reader.word(node, &["crun", "runc", "io.containerd.runc.v2"].map(|name| (name, ())))?,
         "attach" => reader.word(node, &[("false", ())])?,
-        "pull_policy" => reader.word(node, &[("missing", ()), ("if_not_present", ())])?,
         "oom_score_adj" => container.oom_score_adj = i32::try_from(reader.integer(node, 0, 1000)?).ok(),
         "cpu_shares" => {
             let (least, most) = CPU_SHARES;

@@ -155,7 +155,13 @@ pub const SERVICE: &[Row] = &[
         "profiles",
         Honoured("leaves the service out unless one of them is asked for (`--profile`, COMPOSE_PROFILES)"),
     ),
-    ("pull_policy", Honoured("`missing` or `if_not_present` only: a machine fetches what it does not hold")),
+    (
+        "pull_policy",
+        Honoured(
+            "when a tag becomes a digest: with `always` at every push, which fails when it cannot be looked up; with `missing` \
+             or `if_not_present` once; without it at every push when it can be",
+        ),
+    ),
     ("read_only", Honoured("mounts the root file system read-only")),
     ("restart", Honoured("`no`, `always`, `unless-stopped` (the same as `always`), `on-failure[:N]`")),
     (
@@ -194,7 +200,7 @@ pub const SERVICE: &[Row] = &[
     ),
     ("models", LATER),
     ("provider", LATER),
-    ("pull_refresh_after", Refused("a node pulls what it does not hold")),
+    ("pull_refresh_after", Refused("what runs is what was signed, until it is pushed again")),
     ("secrets", Honoured("read-only files in memory; a new content reaches them while the containers run")),
     ("use_api_socket", Refused("there is no Docker on the machines whose API it could use")),
     (

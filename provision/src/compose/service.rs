@@ -12,7 +12,7 @@ use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
-use super::{container, environment, health, job, keys};
+use super::{PullPolicy, container, environment, health, job, keys};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -82,6 +82,7 @@ struct Draft {
     priority: i32,
     exclusive: Placed<bool>,
     job: Placed<Job>,
+    pull_policy: PullPolicy,
 }
 
 /// A service, read.
@@ -94,6 +95,8 @@ pub(super) struct Service {
     pub(super) depends_on: Vec<(Mark, Dependency)>,
     /// The services whose volumes it has too.
     pub(super) volumes_from: Vec<volumes::From>,
+    /// When what its image's tag names is looked up.
+    pub(super) pull_policy: PullPolicy,
 }
 
 /// Reads a service, which is found by the name it has in the file too.
@@ -174,6 +177,7 @@ impl Draft {
             priority: 0,
             exclusive: None,
             job: None,
+            pull_policy: PullPolicy::default(),
         }
     }
 
@@ -223,6 +227,7 @@ impl Draft {
             profiles: self.profiles,
             depends_on: self.depends_on,
             volumes_from: self.volumes_from,
+            pull_policy: self.pull_policy,
         }
     }
 }
@@ -365,6 +370,7 @@ fn service_key(
         "scale" => set(reader, &mut draft.replicas, at, replicas(reader, node)?),
         "labels" => labels(reader, &mut draft.labels, node)?,
         "label_file" => label_files(reader, draft, node)?,
+        "pull_policy" => draft.pull_policy = pull_policy(reader, node)?,
         "profiles" => {
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
         }
@@ -383,6 +389,23 @@ fn service_key(
         _ => container::key(reader, &shared.configs, &mut draft.container, key, node)?,
     }
     Some(())
+}
+
+/// Refuses what would have machines run what nobody signed.
+fn pull_policy(reader: &Reader<'_>, node: &Node) -> Option<PullPolicy> {
+    let text = reader.text(node)?;
+    let refused = match text.as_str() {
+        "always" => return Some(PullPolicy::Always),
+        "missing" | "if_not_present" => return Some(PullPolicy::Missing),
+        "never" => "machines hold only what they fetched",
+        "build" => "machines build nothing; build and push the image first",
+        other if ["daily", "weekly"].contains(&other) || other.starts_with("every_") => {
+            "what was signed runs until it is pushed again; push the file as often"
+        }
+        _ => "it is not one of `always`, `missing` and `if_not_present`",
+    };
+    reader.fault(node.mark, format!("`{text}` is not supported: {refused}"));
+    None
 }
 
 /// Sets what two keys can set; both may say the same thing.

@@ -708,3 +708,21 @@ fn an_exclusive_service_leaves_open_who_has_a_say() {
     let exclusive = workload(&service("x-hivemind: {exclusive: true}")).exclusive;
     assert_eq!(exclusive, Some(hivemind_spec::workload::Exclusive::default()));
 }
+
+#[test]
+fn a_pull_policy_says_when_a_tag_becomes_a_digest_and_never_what_runs_unsigned() {
+    let policies = |value: &str| compiled(&service(&format!("pull_policy: {value}"))).pull_policies;
+    assert_eq!(policies("always")["web"], PullPolicy::Always);
+    assert_eq!(policies("if_not_present"), policies("missing"));
+    assert!(compiled(&service("")).pull_policies.is_empty());
+    for (value, reason) in [
+        ("never", "hold only what they fetched"),
+        ("build", "build and push the image"),
+        ("daily", "push the file as often"),
+        ("every_12h", "push the file as often"),
+        ("sometimes", "not one of"),
+    ] {
+        let text = refused(&format!("pull_policy: {value}"));
+        assert!(text.starts_with("4: ") && text.contains(value) && text.contains(reason), "{text}");
+    }
+}

@@ -20,6 +20,7 @@ mod jobs;
 mod joining;
 mod networks;
 mod orders;
+mod pins;
 mod power;
 mod releases;
 mod revocation;
