@@ -398,3 +398,24 @@ async fn a_container_lives_from_pull_to_removal() {
     }
     watcher.abort();
 }
+
+#[tokio::test]
+#[ignore = "needs root, containerd 2 and docker-registry in the path"]
+async fn an_image_that_is_removed_is_gone_with_its_layers_and_can_be_had_again() {
+    let world = World::new("image");
+    let runtime = world.runtime();
+    let image = world.push_image().await;
+    let pull = || carry_out(&runtime, RuntimeOp::Pull { image: image.clone(), credentials: None });
+    let blobs = world.directory.join("root/io.containerd.content.v1.content/blobs/sha256");
+    let blobs = || fs::read_dir(&blobs).map_or(0, Iterator::count);
+    pull().await.unwrap();
+    assert_eq!(blobs(), 3, "manifest, configuration and layer");
+    let remove = RuntimeOp::RemoveImage { image: image.clone() };
+    carry_out(&runtime, remove.clone()).await.unwrap();
+    let left = runtime.inventory().await.unwrap();
+    assert!(left.images.is_empty() && blobs() == 0, "{} blobs, {left:?}", blobs());
+    assert!(left.disk.is_some_and(|disk| disk.used_bytes > 0 && disk.total_bytes > disk.used_bytes));
+    carry_out(&runtime, remove).await.unwrap();
+    pull().await.unwrap();
+    assert!(runtime.inventory().await.unwrap().images.contains(&image));
+}

@@ -347,6 +347,11 @@ pub enum RuntimeOp {
     },
     /// Limit a part of a volume.
     LimitVolume(VolumePlan),
+    /// Remove an image, and what no other has of it. No container uses it.
+    RemoveImage {
+        /// Its reference.
+        image: String,
+    },
     /// Delete a part of a volume with all that is in it. No container uses it.
     DeleteVolume {
         /// Which.
@@ -407,8 +412,28 @@ pub struct Inventory {
     pub containers: BTreeMap<ContainerId, ContainerState>,
     /// References of images that are there and unpacked.
     pub images: BTreeSet<String>,
+    /// References of images that containers were made of.
+    pub used_images: BTreeSet<String>,
+    /// The disk that all of it is on; absent when it cannot be looked at.
+    pub disk: Option<DiskState>,
     /// Parts of volumes.
     pub volumes: BTreeMap<VolumePart, VolumeState>,
+}
+
+/// How full a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskState {
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Bytes that may be used in all, without what is set aside for the machine itself.
+    pub total_bytes: u64,
+}
+
+impl DiskState {
+    /// How much of it is in use, percent; all of a disk that has nothing.
+    pub fn used_percent(self) -> u64 {
+        self.used_bytes.saturating_mul(100).checked_div(self.total_bytes).unwrap_or(100)
+    }
 }
 
 /// A part of a volume that exists.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    CreateImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Descriptor;
@@ -30,7 +30,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::client::{Containerd, Lease, permanent, refused, request, transient};
+use super::client::{Containerd, Lease, if_there, permanent, refused, request, transient};
 use super::content::{CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
 use super::{ANSWER_LIMIT, within};
 
@@ -295,6 +295,16 @@ impl Images {
             self.containerd.release(lease).await.map_err(refused("ending a pull"))?;
         }
         result
+    }
+
+    /// Removes an image, and what no other has of its layers; returns when the disk has the room. It need not be there.
+    pub(super) async fn remove(&self, name: &str) -> Result<(), OperationError> {
+        let lock = self.locks.get(name);
+        let _alone = lock.lock().await;
+        let wanted = DeleteImageRequest { name: name.to_owned(), sync: true, ..Default::default() };
+        if_there(self.containerd.images().delete(request(wanted)).await)
+            .map_err(refused("removing an image"))?;
+        Ok(())
     }
 
     fn source(&self, name: &str, credentials: Option<Credentials>) -> Result<Source, OperationError> {

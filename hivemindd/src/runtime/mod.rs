@@ -15,7 +15,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_client::services::v1::{ListContainersRequest, ListTasksRequest};
 use containerd_client::types::v1::{Process, Status as TaskStatus};
-use hivemind_core::event::{ContainerId, ContainerState, Inventory, OperationError, RuntimeOp, TaskState};
+use hivemind_core::event::{
+    ContainerId, ContainerState, DiskState, Inventory, OperationError, RuntimeOp, TaskState,
+};
 use hivemind_spec::api::PullProgress;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
@@ -195,6 +197,10 @@ impl Runtime {
             RuntimeOp::Remove { container, logs } => {
                 within(OPERATION_LIMIT, "removing", self.remove(container, *logs)).await
             }
+            RuntimeOp::RemoveImage { image } => {
+                tracing::info!(image, "removing an image that nothing here needs: the disk is nearly full");
+                within(OPERATION_LIMIT, "removing an image", self.images.remove(image)).await
+            }
             RuntimeOp::LimitVolume(plan) => self.limit_volume(plan).await,
             RuntimeOp::DeleteVolume { part } => self.delete_volume(part).await,
         }
@@ -222,14 +228,16 @@ impl Runtime {
             },
             self.images.list(),
         )?;
-        let volumes = Arc::clone(&self.volumes);
-        let volumes = on_disk("looking at the volumes", move || volumes.list()).await?;
+        let (volumes, directory) = (Arc::clone(&self.volumes), self.settings.volume_dir.clone());
+        let look = move || Ok((volumes.list()?, disk_state(&directory)));
+        let (volumes, disk) = on_disk("looking at the volumes", look).await?;
         let images = images.into_iter().collect();
-        let mut inventory = Inventory { images, volumes, ..Inventory::default() };
+        let mut inventory = Inventory { images, volumes, disk, ..Inventory::default() };
         let mut logs = BTreeMap::new();
         for container in containers.into_inner().containers {
             let labels = labels::read(&container.labels);
             let id = ContainerId(container.id);
+            inventory.used_images.insert(container.image);
             if let Some(labels) = &labels {
                 logs.insert(id.clone(), self.log(&labels.container.replica, labels.log_bytes));
             }
@@ -261,6 +269,14 @@ async fn on_disk<T: Send + 'static>(
     let result = tokio::task::spawn_blocking(work).await;
     let result = result.map_err(|error| client::transient(format!("{doing}: {error}")))?;
     result.map_err(|error| client::transient(format!("{doing}: {error}")))
+}
+
+/// How full the disk is that a folder is on, or will be.
+fn disk_state(folder: &Path) -> Option<DiskState> {
+    let stat = folder.ancestors().find_map(|path| nix::sys::statvfs::statvfs(path).ok())?;
+    let blocks = |count: u64| count.saturating_mul(stat.fragment_size());
+    let used_bytes = blocks(stat.blocks().saturating_sub(stat.blocks_free()));
+    Some(DiskState { used_bytes, total_bytes: used_bytes + blocks(stat.blocks_available()) })
 }
 
 /// Removes a folder with all that is in it. It need not be there.

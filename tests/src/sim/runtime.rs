@@ -46,6 +46,9 @@ impl Runtime {
             RuntimeOp::Pull { image, .. } if !fails => {
                 self.inventory.images.insert(image.clone());
             }
+            RuntimeOp::RemoveImage { image } if !fails => {
+                self.inventory.images.remove(image);
+            }
             RuntimeOp::Start(plan) => {
                 // A start that fails leaves a container without a task behind.
                 let task = if fails { TaskState::Absent } else { TaskState::Running };

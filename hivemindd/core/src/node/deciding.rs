@@ -341,6 +341,7 @@ impl Node {
             volumes: &mounts,
             secrets: &secrets,
             credentials: &credentials,
+            workloads: &self.cluster.workloads,
             orders: &volumes.orders,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
             capacity: facts.capacity,

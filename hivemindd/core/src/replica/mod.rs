@@ -22,10 +22,12 @@
 //! It will not move a replica: which replicas are wanted here is the scheduler's.
 
 mod address;
+mod garbage;
 mod health;
 mod life;
 mod observed;
 mod parts;
+mod plan;
 mod pull;
 mod room;
 #[cfg(test)]
@@ -36,12 +38,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::{Capacity, Phase, PullProgress};
 use hivemind_spec::id::{Digest, hex};
-use hivemind_spec::workload::{HealthCheck, RestartCondition};
+use hivemind_spec::workload::RestartCondition;
 
 use crate::cluster::Workload;
 use crate::event::{
-    ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, LocalNetwork, OVERLAY_MTU,
-    OperationError, OperationId, RuntimeOp, SealedSecret, TaskState, VolumePlan, VolumeState,
+    ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, OVERLAY_MTU, OperationError,
+    OperationId, RuntimeOp, TaskState, VolumeState,
 };
 use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
@@ -49,10 +51,12 @@ use crate::record::{ReplicaId, ReplicaStatus, VolumePart, WorkloadId};
 use crate::time::Time;
 use crate::volume::Order;
 
+use garbage::Garbage;
 use health::Health;
 pub use life::exit_code;
 use life::{Life, Next, StopCause};
 use observed::Observed;
+pub use plan::{Here, Plan};
 use pull::Pulls;
 
 /// Starts at once. One start spends about half its time waiting (for containerd, for the kernel's
@@ -75,65 +79,6 @@ const KILLED: u32 = 137;
 
 /// Grace of a container whose document is no longer known, milliseconds: the documents' default.
 const UNKNOWN_GRACE_MS: u64 = 10_000;
-
-/// What is to be done, and how things stand.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Operations to start now, in order.
-    pub operations: Vec<(OperationId, RuntimeOp)>,
-    /// How every replica is that is wanted here or still has a container here. A replica missing
-    /// here that had a status before is gone: take its observation back.
-    pub statuses: BTreeMap<ReplicaId, ReplicaStatus>,
-    /// The whole list of health checks.
-    pub health_checks: BTreeMap<ContainerId, HealthCheck>,
-    /// The secrets of running containers that have any, as they should be.
-    pub secrets: BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>,
-    /// Until when containers may run whose workloads have a lease, [`Time::mono_ms`]. To be enforced before
-    /// any of the operations begins.
-    pub fences: BTreeMap<ContainerId, u64>,
-    /// When to plan again though nothing happens, [`Time::mono_ms`].
-    pub wake_at_ms: Option<u64>,
-}
-
-impl Plan {
-    fn wake_at(&mut self, mono_ms: u64) {
-        self.wake_at_ms = Some(self.wake_at_ms.map_or(mono_ms, |at| at.min(mono_ms)));
-    }
-}
-
-/// What replicas find on this node.
-#[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
-    /// The node's part of the overlay; absent until it has one.
-    pub network: Option<&'a LocalNetwork>,
-    /// What its workloads may use in all.
-    pub capacity: Capacity,
-    /// How the leases stand of the exclusive workloads that are wanted here, and why so, in words.
-    pub leases: &'a BTreeMap<WorkloadId, (Lease, String)>,
-    /// What workloads wait for before their containers start, in words ([`crate::dependencies`]).
-    pub waits: &'a BTreeMap<WorkloadId, String>,
-    /// The workloads that are given more of their machine than their namespaces allow, and what, in words.
-    pub barred: &'a BTreeMap<WorkloadId, String>,
-    /// The volumes of replicas that have any, by the volumes' names, or why they cannot be used, in words.
-    pub volumes: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, VolumePlan>, String>>,
-    /// The secrets of replicas that have any, by the secrets' names, or why they cannot have them, in words.
-    pub secrets: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
-    /// What opens the registries of the images of replicas that need it, or why that cannot be had, in words.
-    pub credentials: &'a BTreeMap<ReplicaId, Result<SealedSecret, String>>,
-    /// What is to be done to parts of volumes.
-    pub orders: &'a BTreeMap<VolumePart, Order>,
-}
-
-impl Here<'_> {
-    fn lease(&self, replica: &ReplicaId) -> Option<Lease> {
-        self.leases.get(&replica.workload).map(|(lease, _)| *lease)
-    }
-
-    /// Whether the replica has to stop because its lease ends.
-    fn has_lost(&self, replica: &ReplicaId) -> bool {
-        matches!(self.lease(replica), Some(Lease::Lost { .. }))
-    }
-}
 
 /// The longest shutdown of a replica whose lease ends, milliseconds: it is over before PID 1 kills it.
 const LAST_GRACE_MS: u64 = STOP_AHEAD_MS - 1000;
@@ -165,6 +110,7 @@ pub fn container_id(replica: &ReplicaId, template: &Digest) -> ContainerId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum InFlight {
     Pull { image: String },
+    RemoveImage { image: String },
     Start { container: ContainerId, labels: ContainerLabels, volumes: Vec<VolumePart>, since_wall_ms: u64 },
     Stop { container: ContainerId },
     Remove { container: ContainerId },
@@ -174,7 +120,7 @@ enum InFlight {
 impl InFlight {
     fn container(&self) -> Option<&ContainerId> {
         match self {
-            Self::Pull { .. } | Self::Volume { .. } => None,
+            Self::Pull { .. } | Self::RemoveImage { .. } | Self::Volume { .. } => None,
             Self::Start { container, .. } | Self::Stop { container } | Self::Remove { container } => {
                 Some(container)
             }
@@ -221,6 +167,7 @@ pub struct Replicas {
     operations: BTreeMap<OperationId, InFlight>,
     last_operation: OperationId,
     pulls: Pulls,
+    garbage: Garbage,
     lives: BTreeMap<ReplicaId, Life>,
     health: BTreeMap<ContainerId, Health>,
     trouble: BTreeMap<ContainerId, Trouble>,
@@ -253,6 +200,8 @@ impl Replicas {
                 self.tended(now, part, order, result.is_err());
             }
             (Some(InFlight::Pull { image }), Err(error)) => self.pulls.failed(now, &image, error),
+            (Some(InFlight::RemoveImage { image }), Ok(())) => self.observed.expect_no_image(&image),
+            (Some(InFlight::RemoveImage { image }), Err(_)) => self.garbage.stays(now, &image),
             (Some(InFlight::Start { container, labels, volumes, since_wall_ms }), Ok(())) => {
                 self.observed.expect_volumes(now, volumes);
                 self.observed.expect_running(now, container, labels, since_wall_ms);
@@ -308,6 +257,7 @@ impl Replicas {
             standings.insert(replica.clone(), standing);
         }
         self.tend_volumes(now, node.orders, wanted, &mut plan);
+        self.collect_garbage(now, wanted, node, &mut plan);
         self.pulls.forget_refused();
         for (replica, standing) in standings {
             let status = self.status(now, &replica, wanted.get(&replica).copied(), standing);
@@ -480,7 +430,7 @@ impl Replicas {
                 return Standing::new(Phase::Starting, "the container that ended is being removed");
             }
             Some(InFlight::Stop { .. }) => return self.being_stopped(replica),
-            Some(InFlight::Pull { .. } | InFlight::Volume { .. }) | None => {}
+            Some(InFlight::Pull { .. } | InFlight::RemoveImage { .. } | InFlight::Volume { .. }) | None => {}
         }
         let Some(state) = self.observed.inventory().containers.get(&id).cloned() else {
             return self.start(now, &id, replica, workload, node, plan);

@@ -121,6 +121,12 @@ impl Observed {
     pub(super) fn expect_image(&mut self, image: String) {
         self.inventory.images.insert(image);
     }
+
+    /// Takes note that an image was removed. How full the disk is now the next inventory says.
+    pub(super) fn expect_no_image(&mut self, image: &str) {
+        self.inventory.images.remove(image);
+        self.inventory.disk = None;
+    }
 }
 
 /// Whether what an inventory says about a container can be later than what was expected.

@@ -127,7 +127,9 @@ impl Replicas {
         plan: &mut Plan,
     ) -> Option<Standing> {
         let image = &workload.spec.container.image;
-        if self.observed.inventory().images.contains(image) {
+        let goes =
+            self.count(|op| matches!(op, InFlight::RemoveImage { image: going } if going == image)) > 0;
+        if self.observed.inventory().images.contains(image) && !goes {
             return None;
         }
         let busy = self.count(|op| matches!(op, InFlight::Pull { .. }));
@@ -151,6 +153,10 @@ impl Replicas {
                 Phase::Pulling,
                 format!("waits for other pulls to finish, then pulls {image}"),
             )),
+            Pull::Free if self.count(|op| matches!(op, InFlight::RemoveImage { .. })) > 0 => {
+                let reason = format!("waits until there is room on the disk, then pulls {image}");
+                Some(Standing::new(Phase::Pulling, reason))
+            }
             Pull::Free => {
                 let credentials = match credentials.cloned().transpose() {
                     Ok(credentials) => credentials.map(Box::new),

@@ -1,14 +1,17 @@
 use std::net::Ipv4Addr;
 
-use hivemind_spec::workload::{RestartPolicy, WorkloadSpec};
+use hivemind_spec::workload::{HealthCheck, RestartPolicy, WorkloadSpec};
 use proptest::prelude::*;
 
 mod data;
+mod garbage;
 mod happenings;
 mod jobs;
 
+use super::garbage::UNNEEDED_MS;
 use super::pull::MAX_PULLS;
 use super::*;
+use crate::event::{LocalNetwork, SealedSecret, VolumePlan};
 use crate::fixture::{replica_id, workload, workload_id};
 
 const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 42, 7, 0);
@@ -43,6 +46,7 @@ struct Bench {
     secrets: BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
     credentials: BTreeMap<ReplicaId, Result<SealedSecret, String>>,
     orders: BTreeMap<VolumePart, Order>,
+    workloads: BTreeMap<WorkloadId, Workload>,
     inventory: Inventory,
     open: Vec<(OperationId, RuntimeOp)>,
     /// Every operation ever handed out.
@@ -65,6 +69,7 @@ impl Bench {
             secrets: BTreeMap::new(),
             credentials: BTreeMap::new(),
             orders: BTreeMap::new(),
+            workloads: BTreeMap::new(),
             inventory: Inventory::default(),
             open: Vec::new(),
             log: Vec::new(),
@@ -95,11 +100,24 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
-        let Self { network, capacity, leases, waits, barred, volumes, secrets, credentials, orders, .. } =
-            self;
-        let (network, capacity) = (network.as_ref(), *capacity);
-        let here = Here { network, capacity, leases, waits, barred, volumes, secrets, credentials, orders };
+        let here = Here {
+            network: self.network.as_ref(),
+            capacity: self.capacity,
+            leases: &self.leases,
+            waits: &self.waits,
+            barred: &self.barred,
+            volumes: &self.volumes,
+            secrets: &self.secrets,
+            credentials: &self.credentials,
+            workloads: &self.workloads,
+            orders: &self.orders,
+        };
         self.plan = self.replicas.plan(self.now, &wanted, here);
+        for (_, op) in &self.plan.operations {
+            let RuntimeOp::RemoveImage { image } = op else { continue };
+            let needed = self.wanted.values().any(|workload| workload.spec.container.image == *image);
+            assert!(!needed, "{image} is removed under what is wanted");
+        }
         self.log.extend(self.plan.operations.iter().map(|(_, op)| op.clone()));
         self.open.extend(self.plan.operations.clone());
     }
@@ -139,6 +157,7 @@ impl Bench {
                 assert!(!self.inventory.containers.contains_key(&plan.id), "{:?} exists", plan.id);
                 let state = ContainerState { labels: Some(plan.labels.clone()), task: TaskState::Running };
                 self.inventory.containers.insert(plan.id.clone(), state);
+                assert!(self.inventory.images.contains(&plan.spec.image), "{} is gone", plan.spec.image);
                 let parts = plan.volumes.values().map(|volume| volume.part.clone());
                 self.inventory.volumes.extend(parts.map(|part| (part, VolumeState::default())));
             }
@@ -146,6 +165,7 @@ impl Bench {
             RuntimeOp::Remove { container, .. } => {
                 self.inventory.containers.remove(container);
             }
+            RuntimeOp::RemoveImage { image } => drop(self.inventory.images.remove(image)),
             RuntimeOp::DeleteVolume { part } => drop(self.inventory.volumes.remove(part)),
             RuntimeOp::LimitVolume(VolumePlan { part, size_bytes }) => {
                 self.inventory.volumes.get_mut(part).unwrap().size_bytes = *size_bytes;
@@ -255,6 +275,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         volumes: &BTreeMap::new(),
         secrets: &BTreeMap::new(),
         credentials: &BTreeMap::new(),
+        workloads: &BTreeMap::new(),
         orders: &BTreeMap::new(),
     };
     assert_eq!(replicas.plan(crate::fixture::at(0), &wanted, here), Plan::default());
@@ -404,6 +425,7 @@ fn kind(op: &RuntimeOp) -> String {
         RuntimeOp::Remove { container, .. } => format!("remove {}", container.0),
         RuntimeOp::DeleteVolume { part } => format!("delete {part}"),
         RuntimeOp::LimitVolume(VolumePlan { part, .. }) => format!("limit {part}"),
+        RuntimeOp::RemoveImage { image } => format!("remove {image}"),
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) enum Happening {
     RestartAgent,
     PowerCut,
     Unhealthy(u32),
+    DiskIs(u64),
 }
 
 fn any_happening() -> impl Strategy<Value = Happening> {
@@ -27,6 +28,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::RestartAgent),
         1 => Just(Happening::PowerCut),
         1 => (0u32..4).prop_map(Happening::Unhealthy),
+        1 => (50u64..100).prop_map(Happening::DiskIs),
     ]
 }
 
@@ -61,6 +63,7 @@ impl Bench {
                 self.inventory.containers.values_mut().for_each(|state| state.task = TaskState::Absent);
                 self.restart_agent();
             }
+            Happening::DiskIs(percent) => self.disk_is(percent),
             Happening::Unhealthy(slot) => {
                 if let Some(id) = self.plan.health_checks.keys().nth(slot as usize).cloned() {
                     self.now = self.now.plus(10_000);
@@ -80,7 +83,10 @@ impl Bench {
         let mut busy = BTreeSet::new();
         for (_, op) in &self.open {
             let container = match op {
-                RuntimeOp::Pull { .. } | RuntimeOp::DeleteVolume { .. } | RuntimeOp::LimitVolume(_) => {
+                RuntimeOp::Pull { .. }
+                | RuntimeOp::RemoveImage { .. }
+                | RuntimeOp::DeleteVolume { .. }
+                | RuntimeOp::LimitVolume(_) => {
                     continue;
                 }
                 RuntimeOp::Start(plan) => &plan.id,

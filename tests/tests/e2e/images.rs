@@ -1,4 +1,6 @@
-//! Images are pushed by digest: what was signed is what runs, whatever its tag names later.
+//! Images: by digest from push to start, and gone when the disk fills and nobody needs them.
+
+use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::items;
@@ -72,4 +74,69 @@ fn what_was_signed_is_what_runs_whatever_its_tag_names_later() {
     let refused = cluster.push(&shop(2, "pull_policy: always")).failed();
     assert!(refused.stderr().contains("registry registry.lab:5001"), "{}", refused.stderr());
     assert_eq!(refused.code(), Some(1));
+}
+
+/// Longer than an image must be unneeded to go, and than the machine takes to look at its disk.
+const GOES: Duration = Duration::from_secs(150);
+
+/// Nine tenths of the disk, so that there is need for room.
+const FILLER: &str = "services:
+  filler:
+    image: registry.lab:5000/busybox:1
+    command:
+      - sh
+      - -c
+      - |
+        set -- $$(df -k /data | tail -n 1)
+        fallocate -l $$((($$3 + $$4) / 10 * 9 - $$3))k /data/much && df -k /data && echo filled
+        exec sleep 1000000
+    stop_grace_period: 0s
+    volumes: [/data]
+";
+
+fn site(image: &str, command: &str) -> String {
+    format!(
+        "services:\n  site:\n    image: registry.lab:5000/{image}\n    {command}\n    stop_grace_period: 0s\n"
+    )
+}
+
+#[test]
+fn an_image_nobody_needs_goes_when_the_disk_fills_and_is_fetched_again_when_it_is_wanted() {
+    let cluster = Cluster::formed("garbage", 1);
+    let fetched = || cluster.registry.log().matches("GET /v2/nginx/blobs/").count();
+    cluster.push(&site("nginx:1", "")).ok();
+    cluster.wait_for_running("site", 1, STARTING);
+    let blobs = fetched();
+    assert!(blobs > 1, "{blobs}");
+    cluster.push(&site("busybox:1", "command: sleep 1000000")).ok();
+    cluster.push(FILLER).ok();
+    cluster.wait_for_words("filler", &["filled"], STARTING);
+    wait::until("nginx goes", GOES, || {
+        let said = cluster.machines[0].serial();
+        let told = said.lines().find(|line| line.contains("removing an image"));
+        told.map(str::to_owned).ok_or_else(|| "it is still there".to_owned())
+    });
+    // What it removes is what nobody needs, and what runs is left alone.
+    assert!(
+        !cluster.machines[0]
+            .serial()
+            .lines()
+            .any(|l| l.contains("removing an image") && l.contains("busybox"))
+    );
+    cluster.wait_for_running("site", 1, STARTING);
+    assert_eq!(fetched(), blobs);
+    cluster.push(&site("nginx:1", "")).ok();
+    let look = || {
+        let replicas = items(&cluster.json(&["ps", "site"])?);
+        let runs = replicas.iter().any(|replica| {
+            replica["phase"] == "running"
+                && replica["image"].as_str().is_some_and(|image| image.contains("nginx"))
+        });
+        if runs && fetched() == 2 * blobs {
+            Ok(())
+        } else {
+            Err(format!("{} blobs, {replicas:#?}", fetched()))
+        }
+    };
+    wait::until("it is fetched again", STARTING, look);
 }
