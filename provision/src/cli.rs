@@ -11,7 +11,7 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
-pub use self::workloads::{Chosen, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce};
+pub use self::workloads::{Chosen, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf};
 
 /// Runs containers on a cluster of Hivemind machines.
 #[derive(Debug, Parser)]
@@ -108,6 +108,11 @@ pub enum Command {
     /// List replicas: where they run and why they do not
     #[command(after_help = "Example:\n  hivemind ps web")]
     Ps(Chosen),
+    /// Show what containers use of their machines: live on a terminal, else once
+    #[command(
+        after_help = "Examples:\n  hivemind stats\n  hivemind stats web --once\n  hivemind stats --output json"
+    )]
+    Stats(StatsOf),
     /// List jobs, how far each has come, and when it is run next; or run one once more
     #[command(
         args_conflicts_with_subcommands = true,

@@ -18,6 +18,7 @@ mod run;
 mod secrets;
 mod show;
 mod source;
+mod stats;
 mod support;
 mod token;
 mod upgrade;
@@ -50,6 +51,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Schema => Ok(plan::schema()),
         Command::Ps(options) => show::ps(&global, &options),
         Command::Run(options) => run::run(&global, &options),
+        Command::Stats(options) => stats::run(&global, &options),
         Command::Jobs(options) => jobs::run(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),

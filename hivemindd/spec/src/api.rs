@@ -540,6 +540,61 @@ pub struct Job {
     pub next_ms: Option<u64>,
 }
 
+/// `GET /v1/stats?namespace=…&workload=…`: what running containers use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stats {
+    /// One for each running container of the nodes that answered.
+    pub items: Vec<Usage>,
+    /// Nodes that have containers and did not answer in time.
+    #[schema(value_type = Vec<String>)]
+    pub missing: Vec<NodeId>,
+}
+
+/// What a container has used since it was started, and uses now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// The workload's namespace.
+    pub namespace: String,
+    /// The workload's name.
+    pub workload: String,
+    /// The replica's number, from 0.
+    pub slot: u32,
+    /// Where it runs.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// When that was read, by the node's own clock, which is never set, milliseconds. Only differences of the same node mean
+    /// anything.
+    pub time_ms: u64,
+    /// What was read.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// What the kernel counts of a container (control groups, version 2). What begins anew with the container is marked so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// Time of processors, microseconds, since its start.
+    pub cpu_us: u64,
+    /// Memory, bytes, without what the kernel keeps of files and can drop at once.
+    pub memory_bytes: u64,
+    /// The most memory it may use, bytes; absent: what the machine has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Read from disks, bytes, since its start.
+    pub read_bytes: u64,
+    /// Written to disks, bytes, since its start.
+    pub written_bytes: u64,
+    /// Received, bytes, since its start; 0 in the network of its machine.
+    pub received_bytes: u64,
+    /// Sent, bytes, since its start; 0 in the network of its machine.
+    pub sent_bytes: u64,
+}
+
 /// `GET /v1/status`: the cluster at a glance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

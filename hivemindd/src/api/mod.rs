@@ -17,6 +17,7 @@ mod refusal;
 mod releases;
 mod server;
 mod specs;
+mod stats;
 mod support;
 
 use std::sync::Arc;
@@ -69,6 +70,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/nodes/{node}/support", get(support::support))
         .route("/v1/workloads", get(reads::workloads))
         .route("/v1/replicas", get(reads::replicas))
+        .route("/v1/stats", get(stats::stats))
         .route("/v1/releases", get(reads::releases))
         .route("/v1/volumes", get(reads::volumes))
         .route("/v1/secrets", get(reads::secrets))

@@ -5,7 +5,7 @@ use hivemind_spec::exec::{ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{exec, logs, orders, reads, specs, support};
+use super::{exec, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,7 @@ use super::{exec, logs, orders, reads, specs, support};
         reads::nodes,
         reads::workloads,
         reads::replicas,
+        stats::stats,
         reads::releases,
         reads::volumes,
         reads::secrets,

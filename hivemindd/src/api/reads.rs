@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use hivemind_core::record::WorkloadId;
 use hivemind_spec::api::{
     Health, Node, Recipient, Replica, Rollout, Secret, Status, Version, Volume, Workload,
 };
@@ -28,9 +29,17 @@ pub(super) async fn nodes(State(context): State<Context>) -> Result<Json<Items<N
 #[into_params(parameter_in = Query)]
 pub(super) struct Filter {
     /// Only of this namespace.
-    namespace: Option<String>,
+    pub(super) namespace: Option<String>,
     /// Only of this workload.
-    workload: Option<String>,
+    pub(super) workload: Option<String>,
+}
+
+impl Filter {
+    /// Whether it is about a workload.
+    pub(super) fn takes(&self, workload: &WorkloadId) -> bool {
+        self.namespace.as_ref().is_none_or(|wanted| *wanted == workload.namespace)
+            && self.workload.as_ref().is_none_or(|wanted| *wanted == workload.name)
+    }
 }
 
 /// The workloads.

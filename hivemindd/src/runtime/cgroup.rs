@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use hivemind_core::event::ContainerId;
+use hivemind_spec::api::Counters;
 use nix::sys::stat::{major, minor};
 
 use super::oci::WORKLOADS_CGROUP;
@@ -79,6 +80,49 @@ fn out_of_memory_kills(events: &str) -> u64 {
     events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
+/// What the kernel has counted of a container; none when it has no cgroup any more.
+pub(super) fn counters(id: &ContainerId) -> Option<Counters> {
+    let group = of(id);
+    let read = |file: &str| fs::read_to_string(group.join(file)).ok();
+    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+    let used = number("memory.current")?;
+    let droppable = value_of(&read("memory.stat").unwrap_or_default(), "inactive_file");
+    let disks = read("io.stat").unwrap_or_default();
+    let first = read("cgroup.procs").and_then(|pids| pids.lines().next().map(str::to_owned));
+    let network = first.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/net/dev")).ok());
+    let (received_bytes, sent_bytes) = traffic(&network.unwrap_or_default());
+    Some(Counters {
+        cpu_us: value_of(&read("cpu.stat")?, "usage_usec"),
+        memory_bytes: used.saturating_sub(droppable),
+        memory_limit_bytes: number("memory.max"),
+        pids: number("pids.current").unwrap_or(0),
+        read_bytes: on_disks(&disks, "rbytes="),
+        written_bytes: on_disks(&disks, "wbytes="),
+        received_bytes,
+        sent_bytes,
+    })
+}
+
+/// A value of a file with a name and a number in each line.
+fn value_of(text: &str, name: &str) -> u64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+    found.unwrap_or(0)
+}
+
+/// The sum over all disks of what stands behind a word (`io.stat`: a disk in each line).
+fn on_disks(text: &str, word: &str) -> u64 {
+    let values = text.split_whitespace().filter_map(|part| part.strip_prefix(word)?.parse::<u64>().ok());
+    values.fold(0, u64::saturating_add)
+}
+
+/// Bytes received and sent by a container's interface (proc_pid_net(5), `dev`).
+fn traffic(text: &str) -> (u64, u64) {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+    let fields: Vec<u64> =
+        line.unwrap_or_default().split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    (fields.first().copied().unwrap_or(0), fields.get(8).copied().unwrap_or(0))
+}
+
 /// Kills what is left in a container's cgroup and removes it. The OCI runtime has usually done so.
 pub(super) fn remove(id: &ContainerId) {
     let path = of(id);
@@ -101,6 +145,20 @@ mod tests {
             let disk = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
             assert!(disk.exists() && !disk.join("partition").exists(), "{}", disk.display());
         }
+    }
+
+    #[test]
+    fn counters_are_read_as_the_kernel_writes_them() {
+        assert_eq!(value_of("usage_usec 1234\nuser_usec 1000\n", "usage_usec"), 1234);
+        assert_eq!(value_of("inactive_anon 7\ninactive_file 4096\n", "inactive_file"), 4096);
+        assert_eq!(value_of("", "usage_usec"), 0);
+        let disks = "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n254:16 rbytes=1 wbytes=2 rios=1\n254:32 \n";
+        assert_eq!((on_disks(disks, "rbytes="), on_disks(disks, "wbytes=")), (4097, 8194));
+        let network = "Inter-|   Receive  |  Transmit\n face |bytes packets errs|bytes packets\n    \
+                       lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0\n  \
+                       eth0:    5000      10    0    0    0     0          0         0     7000      12    0    0    0     0       0          0\n";
+        assert_eq!(traffic(network), (5000, 7000));
+        assert_eq!(traffic(""), (0, 0));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{
     ContainerId, ContainerState, DiskState, Inventory, OperationError, RuntimeOp, TaskState,
 };
-use hivemind_spec::api::PullProgress;
+use hivemind_spec::api::{Counters, PullProgress};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
 use tokio::sync::Semaphore;
@@ -213,6 +213,13 @@ impl Runtime {
     /// When containerd does not answer, in a minute at most.
     pub async fn inventory(&self) -> Result<Inventory, OperationError> {
         within(ANSWER_LIMIT, "listing containers", self.take_inventory()).await
+    }
+
+    /// What the kernel has counted of containers, in their order; none of those that are gone.
+    pub async fn counters(&self, containers: Vec<ContainerId>) -> Vec<Option<Counters>> {
+        let count = containers.len();
+        let read = move || containers.iter().map(cgroup::counters).collect();
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| vec![None; count])
     }
 
     async fn take_inventory(&self) -> Result<Inventory, OperationError> {

@@ -57,6 +57,20 @@ pub struct Chosen {
     pub namespace: Option<String>,
 }
 
+/// See [`super::Command::Stats`].
+#[derive(Debug, Args)]
+pub struct StatsOf {
+    /// Which.
+    #[command(flatten)]
+    pub chosen: Chosen,
+    /// Measure for a second, print it and end
+    #[arg(long)]
+    pub once: bool,
+    /// How long between two looks
+    #[arg(long, default_value = "2s", value_parser = quantity::duration_ms)]
+    pub interval: u64,
+}
+
 /// See [`super::Command::Run`].
 #[derive(Debug, Args)]
 pub struct RunOnce {

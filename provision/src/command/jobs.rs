@@ -73,6 +73,11 @@ fn once_more(mut document: Document, item: Option<&SpecItem>, now_ms: u64) -> Re
     Ok(document)
 }
 
+/// An image as a table has room for: its tag says more than its digest.
+fn short_image(image: &str) -> &str {
+    image.split_once('@').map_or(image, |(tag, _)| tag)
+}
+
 fn table(jobs: &[Workload], now_ms: u64) -> String {
     let mut table =
         Table::new(&["NAMESPACE", "JOB", "DONE", "RUNNING", "FAILED", "LAST RUN", "NEXT RUN", "IMAGE"]);
@@ -94,7 +99,7 @@ fn table(jobs: &[Workload], now_ms: u64) -> String {
             job.failed.to_string().into(),
             last.unwrap_or_else(dash).into(),
             next.unwrap_or_else(dash).into(),
-            workload.image.as_str().into(),
+            short_image(&workload.image).into(),
         ]);
     }
     table.render()

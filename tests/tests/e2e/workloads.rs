@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::command::items;
 use hivemind_tests::wait;
 
 const WEB: &str = "
@@ -50,6 +51,7 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
         });
         assert!(answer.0.contains("200 OK"), "{place}: {answer:?}");
     }
+    what_they_use_is_shown_from_all_machines(&cluster);
     let said = cluster.hivemind(["logs", "web", "--tail", "1000"]).ok().stdout();
     assert!(said.contains("GET / "), "the logs tell of the requests: {said}");
     assert!(!cluster.consoles().contains("query:"), "consoles do not tell of every question to the DNS");
@@ -72,6 +74,23 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     let consoles = cluster.consoles();
     let errors: Vec<&str> = consoles.lines().filter(|line| line.contains("agent: ERROR")).collect();
     assert!(errors.is_empty(), "{errors:#?}");
+}
+
+fn what_they_use_is_shown_from_all_machines(cluster: &Cluster) {
+    let stats = cluster.json(&["stats"]).unwrap();
+    assert_eq!(stats["missing"], serde_json::json!([]), "{stats}");
+    let used = items(&stats);
+    let hosts: BTreeSet<_> = used.iter().map(|of| of["hostname"].to_string()).collect();
+    assert_eq!((used.len(), hosts.len()), (4, 3), "{stats}");
+    let all = |name: &str, least: u64| used.iter().all(|of| of[name].as_u64().is_some_and(|n| n >= least));
+    assert!(all("memoryBytes", 4096) && all("pids", 1) && all("cpuUs", 1), "{stats}");
+    let asker = used.iter().find(|of| of["workload"] == "asker").unwrap();
+    assert!(
+        asker["receivedBytes"].as_u64() > Some(1000) && asker["sentBytes"].as_u64() > Some(100),
+        "{asker}"
+    );
+    let shown = cluster.hivemind(["stats", "asker", "--once"]).ok().stdout();
+    assert!(shown.contains("asker/0") && !shown.contains("web/0"), "{shown}");
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! What containers use of their machines, from whichever nodes they run on.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use futures_util::future::join_all;
+use hivemind_core::replica::container_id;
+use hivemind_spec::api::{Stats, Usage};
+use hivemind_spec::id::NodeId;
+use hivemind_spec::problem::Problem;
+use http_body_util::{BodyExt as _, Limited};
+
+use super::Context;
+use super::forward::{FromPeer, forward};
+use super::reads::Filter;
+use super::refusal::{Query, Refusal};
+
+/// How long another node may take: who looks again and again would rather see the others in time.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The longest answer of another node, bytes: some thousand containers.
+const MAX_ANSWER_BYTES: usize = 2 * 1024 * 1024;
+
+/// What running containers use. Rates are the differences of two answers.
+#[utoipa::path(get, path = "/v1/stats", params(Filter),
+    responses((status = 200, body = Stats), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn stats(
+    State(context): State<Context>,
+    Query(filter): Query<Filter>,
+    request: Request,
+) -> Result<Json<Stats>, Refusal> {
+    let (parts, _) = request.into_parts();
+    let (mut stats, others) = here(&context, filter).await?;
+    if parts.extensions.get::<FromPeer>().is_none() {
+        let (context, parts) = (&context, &parts);
+        let asked = others.into_iter().map(async |node| (node, from(context, node, parts).await));
+        for (node, answer) in join_all(asked).await {
+            match answer {
+                Some(answer) => stats.items.extend(answer.items),
+                None => stats.missing.push(node),
+            }
+        }
+    }
+    Ok(Json(stats))
+}
+
+/// What is used on this node, and the other nodes that have something to say.
+async fn here(context: &Context, filter: Filter) -> Result<(Stats, BTreeSet<NodeId>), Problem> {
+    let (me, own, others) = context
+        .agent
+        .read(move |node, now| {
+            let me = node.me();
+            let (namespace, workload) = (filter.namespace.as_deref(), filter.workload.as_deref());
+            let shown = node.view(now, "").replicas(namespace, workload);
+            // One that has no address has no container.
+            let others =
+                shown.iter().filter(|replica| !replica.ip.is_empty()).filter_map(|replica| replica.node);
+            let others: BTreeSet<NodeId> = others.filter(|node| *node != me).collect();
+            let said = node.cluster().replicas.iter().filter(|((replica, node), status)| {
+                *node == me && status.ip.is_some() && filter.takes(&replica.workload)
+            });
+            let own =
+                said.map(|((replica, _), status)| (replica.clone(), status.template)).collect::<Vec<_>>();
+            (me, own, others)
+        })
+        .await?;
+    let containers = own.iter().map(|(replica, template)| container_id(replica, template)).collect();
+    let counters = context.runtime.counters(containers).await;
+    let time_ms = context.clock.now().mono_ms;
+    let items = own.into_iter().zip(counters).filter_map(|((replica, _), counters)| {
+        Some(Usage {
+            namespace: replica.workload.namespace,
+            workload: replica.workload.name,
+            slot: replica.slot,
+            node: me,
+            time_ms,
+            counters: counters?,
+        })
+    });
+    Ok((Stats { items: items.collect(), missing: Vec::new() }, others))
+}
+
+async fn from(context: &Context, node: NodeId, parts: &Parts) -> Option<Stats> {
+    let answer = async {
+        let answer = forward(context, node, parts, Bytes::new()).await.ok()?;
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await.ok()?;
+        serde_json::from_slice(&body.to_bytes()).ok()
+    };
+    tokio::time::timeout(PATIENCE, answer).await.ok().flatten()
+}
