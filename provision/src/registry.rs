@@ -1,5 +1,8 @@
 //! Registries, asked from this machine (OCI distribution specification 1.1).
 
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
@@ -47,24 +50,50 @@ pub async fn digest(client: &Client, reference: &Reference) -> Result<Digest, St
     hex.ok_or_else(|| format!("registry {host} names it by {said:?}, which machines cannot check"))
 }
 
-/// Looks where `docker login` and `podman login` keep passwords; a helper that they use is a program, which takes time.
+/// The password for a registry, where there is one. A helper that keeps them is a program, which takes its time.
 async fn credentials(host: &str) -> Result<RegistryAuth, String> {
+    let (host, files) = (host.to_owned(), login_files(|name| std::env::var_os(name).map(PathBuf::from)));
+    let looked = tokio::task::spawn_blocking(move || look_into(&files, &host)).await;
+    looked.map_err(|error| error.to_string())?
+}
+
+/// Where `docker login` and `podman login` keep passwords (containers-auth.json(5)).
+fn login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
+    let home = |path: &str| Some(variable("HOME")?.join(path));
+    let docker =
+        variable("DOCKER_CONFIG").or_else(|| home(".docker")).map(|folder| folder.join("config.json"));
+    let podman = variable("REGISTRY_AUTH_FILE");
+    let runtime = variable("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json"));
+    [docker, podman, runtime, home(".config/containers/auth.json")].into_iter().flatten().collect()
+}
+
+fn look_into(files: &[PathBuf], host: &str) -> Result<RegistryAuth, String> {
     let name = match host {
         // Docker keeps its own by an address of old.
-        "index.docker.io" | "docker.io" => "https://index.docker.io/v1/".to_owned(),
-        host => host.to_owned(),
+        "index.docker.io" | "docker.io" => "https://index.docker.io/v1/",
+        host => host,
     };
-    let found = tokio::task::spawn_blocking(move || docker_credential::get_credential(&name)).await;
-    match found.map_err(|error| error.to_string())? {
-        Ok(DockerCredential::UsernamePassword(user, password)) => Ok(RegistryAuth::Basic(user, password)),
-        Ok(DockerCredential::IdentityToken(_)) => {
-            Err(format!("the identity token for {host} in Docker's configuration cannot be used here"))
+    for path in files {
+        let cannot = |why: &dyn std::fmt::Display| format!("{}, {host}: {why}", path.display());
+        let file = match File::open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(|error| cannot(&error))?,
+        };
+        match docker_credential::get_credential_from_reader(BufReader::new(file), name) {
+            Ok(DockerCredential::UsernamePassword(user, password)) => {
+                return Ok(RegistryAuth::Basic(user, password));
+            }
+            Ok(DockerCredential::IdentityToken(_)) => {
+                return Err(cannot(&"its identity token cannot be used here"));
+            }
+            Err(CredentialRetrievalError::NoCredentialConfigured) => {}
+            // As all helpers say it: Docker's own protocol knows no code for it.
+            Err(CredentialRetrievalError::HelperFailure { stdout, .. })
+                if stdout.contains("credentials not found") => {}
+            Err(error) => return Err(cannot(&error)),
         }
-        Err(CredentialRetrievalError::NoCredentialConfigured | CredentialRetrievalError::ConfigNotFound) => {
-            Ok(RegistryAuth::Anonymous)
-        }
-        Err(error) => Err(format!("Docker's configuration has no password for {host} to use: {error}")),
     }
+    Ok(RegistryAuth::Anonymous)
 }
 
 fn explain(host: &str, reference: &Reference, error: &OciDistributionError) -> String {
@@ -79,5 +108,42 @@ fn explain(host: &str, reference: &Reference, error: &OciDistributionError) -> S
             format!("registry {host} failed with status {code}")
         }
         error => format!("registry {host} cannot be asked: {}", chain(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_found_where_docker_and_podman_keep_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let variable = |name: &str| match name {
+            "HOME" => Some(folder.path().to_owned()),
+            "XDG_RUNTIME_DIR" => Some(at("run")),
+            _ => None,
+        };
+        let files = login_files(variable);
+        assert_eq!(look_into(&files, "one.example"), Ok(RegistryAuth::Anonymous), "there are no files");
+        let write = |path: &str, text: &str| {
+            std::fs::create_dir_all(at(path).parent().unwrap()).unwrap();
+            std::fs::write(at(path), text).unwrap();
+        };
+        // `ci:secret` and `me:hub`, in base64.
+        let docker = r#"{"auths": {"one.example": {"auth": "Y2k6c2VjcmV0"}, "https://index.docker.io/v1/": {"auth": "bWU6aHVi"},
+            "token.example": {"identitytoken": "x"}}}"#;
+        write(".docker/config.json", docker);
+        write("run/containers/auth.json", r#"{"auths": {"two.example:5000": {"auth": "Y2k6c2VjcmV0"}}}"#);
+        let basic =
+            |user: &str, password: &str| Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned()));
+        assert_eq!(look_into(&files, "one.example"), basic("ci", "secret"));
+        assert_eq!(look_into(&files, "two.example:5000"), basic("ci", "secret"));
+        assert_eq!(look_into(&files, "index.docker.io"), basic("me", "hub"));
+        assert_eq!(look_into(&files, "other.example"), Ok(RegistryAuth::Anonymous));
+        let refused = look_into(&files, "token.example").unwrap_err();
+        assert!(refused.contains("identity token") && refused.contains("config.json"), "{refused}");
+        write(".docker/config.json", "no JSON");
+        assert!(look_into(&files, "one.example").unwrap_err().contains("config.json"));
     }
 }

@@ -1,10 +1,11 @@
 //! What people do with registries.
 
 use hivemind_qemu::{EmptyRegistry, Lab};
+use oci_client::Reference;
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
+use oci_client::manifest::OciManifest;
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, manifest};
 
 /// Where this computer finds the lab's own registry, from inside its network.
 const OWN_PORT: u16 = 5000;
@@ -36,11 +37,22 @@ pub fn tag(lab: &Lab, from: &str, registry: &EmptyRegistry, to: &str) {
     let (own, other) = (format!("{}:{OWN_PORT}", lab.gateway()), registry.address(lab).to_string());
     let copy = || {
         let (from, to) = (reference(&own, from), reference(&other, to));
-        let layers = vec![manifest::IMAGE_LAYER_GZIP_MEDIA_TYPE, manifest::IMAGE_LAYER_MEDIA_TYPE];
-        let image = talk(&own, async |client| client.pull(&from, &RegistryAuth::Anonymous, layers).await);
+        let anonymous = RegistryAuth::Anonymous;
+        let (manifest, blobs) = talk(&own, async |client| {
+            let (manifest, _) = client.pull_image_manifest(&from, &anonymous).await?;
+            let mut blobs = Vec::new();
+            for part in manifest.layers.iter().chain([&manifest.config]) {
+                let mut blob = Vec::new();
+                client.pull_blob(&from, part, &mut blob).await?;
+                blobs.push((blob, part.digest.clone()));
+            }
+            Ok((manifest, blobs))
+        });
         talk(&other, async |client| {
-            let anonymous = RegistryAuth::Anonymous;
-            client.push(&to, &image.layers, image.config, &anonymous, image.manifest).await
+            for (blob, digest) in blobs {
+                client.push_blob(&to, blob, &digest).await?;
+            }
+            client.push_manifest(&to, &OciManifest::Image(manifest)).await
         });
     };
     lab.enter(copy).unwrap_or_else(|error| panic!("{error}"));

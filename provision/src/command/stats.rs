@@ -192,7 +192,10 @@ mod tests {
         let measured = rates(Some(&before), &now, "edge-1".to_owned());
         assert_eq!((measured.cpu_millis, measured.sent_per_second), (750, 2000));
         let text = anstream::adapter::strip_str(&table(&[measured])).to_string();
-        assert!(text.contains("web/1") && text.contains("75.0 %") && text.contains("of 100.0 MiB"), "{text}");
+        assert!(
+            text.contains("web/1") && text.contains("75.0 %") && text.contains("95 MiB of 100 MiB"),
+            "{text}"
+        );
     }
 
     #[test]

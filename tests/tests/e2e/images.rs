@@ -1,9 +1,10 @@
 //! Images: by digest from push to start, and gone when the disk fills and nobody needs them.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
-use hivemind_tests::command::items;
+use hivemind_tests::command::{Run, items};
 use hivemind_tests::registry::tag;
 use hivemind_tests::wait;
 
@@ -38,7 +39,8 @@ fn what_was_signed_is_what_runs_whatever_its_tag_names_later() {
         })
     };
     tag(&cluster.lab, "nginx:1", &registry, "shop:1");
-    cluster.push(&shop(1, "pull_policy: missing")).ok();
+    let told = cluster.push(&shop(1, "pull_policy: missing")).ok().stderr();
+    assert_eq!(told, "", "it is looked up");
     let first = running(&cluster, 1);
     assert!(first[0].starts_with("registry.lab:5001/shop:1@sha256:"), "{first:?}");
 
@@ -65,6 +67,22 @@ fn what_was_signed_is_what_runs_whatever_its_tag_names_later() {
         }
     });
     answers("version 2");
+
+    // One with a password is asked with what `docker login` keeps.
+    let guarded = cluster.lab.guarded_registry().unwrap();
+    let text = format!("services:\n  guarded:\n    image: {}\n", guarded.reference("nginx:1"));
+    let file = hivemind_tests::command::compose(cluster.folder(), &text);
+    let plan = || {
+        let mut command = cluster.command([OsStr::new("plan"), file.as_os_str()]);
+        command.env("DOCKER_CONFIG", cluster.folder());
+        Run::of(command).ok()
+    };
+    assert!(plan().stderr().contains("wants a password (401)"), "{}", plan().stderr());
+    // `ci:open-sesame-once-more`, in base64.
+    let login = r#"{"auths": {"registry.lab:5002": {"auth": "Y2k6b3Blbi1zZXNhbWUtb25jZS1tb3Jl"}}}"#;
+    std::fs::write(cluster.folder().join("config.json"), login).unwrap();
+    let digest = cluster.registry.digest("nginx:1").unwrap();
+    assert!(plan().stdout().contains(&format!("nginx:1@{digest}")), "{}", plan().stderr());
 
     // Without its registry a push changes nothing of it, unless it must look.
     drop(registry);
