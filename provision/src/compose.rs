@@ -22,6 +22,7 @@ mod networks;
 mod order;
 mod ports;
 mod project;
+mod pull;
 mod reader;
 pub mod secrets;
 mod service;
@@ -36,6 +37,7 @@ use hivemind_spec::document::{Document, Kind, Metadata, Spec, is_dns_label};
 
 pub use self::environment::{Environment, environment};
 pub use self::project::Input;
+pub use self::pull::PullPolicy;
 use self::reader::Reader;
 pub(crate) use self::reader::fitted;
 use self::yaml::{Key, Mark};
@@ -77,18 +79,6 @@ pub struct Surroundings<'a> {
     pub read: &'a dyn Fn(&str) -> Result<Option<String>, String>,
     /// Lists the files in a folder and the folders in it, by their paths from it, in order; `None` when it is no folder.
     pub list: &'a dyn Fn(&str) -> Result<Option<Paths>, String>,
-}
-
-/// When what the tag of an image names is looked up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum PullPolicy {
-    /// At every push, if it can be.
-    #[default]
-    Unsaid,
-    /// At every push, which fails if it cannot be.
-    Always,
-    /// At the first push with this image.
-    Missing,
 }
 
 /// What a Compose file turns into.

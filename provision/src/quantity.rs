@@ -1,7 +1,7 @@
 //! Durations and sizes as people write them, in Compose files and on the command line.
 
 /// Reads a duration: numbers with units, largest first is usual but not needed (`24h`, `1m30s`,
-/// `500ms`, `1.5s`). Gives milliseconds. Units: `d`, `h`, `m`, `s`, `ms`, `us`.
+/// `500ms`, `1.5s`). Gives milliseconds. Units: `w`, `d`, `h`, `m`, `s`, `ms`, `us`.
 ///
 /// # Errors
 /// Says what was expected.
@@ -20,6 +20,7 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
         let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
         total += number
             * match &rest[digits..unit_end] {
+                "w" => 604_800_000.0,
                 "d" => 86_400_000.0,
                 "h" => 3_600_000.0,
                 "m" => 60_000.0,

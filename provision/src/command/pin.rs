@@ -34,6 +34,26 @@ enum Way {
     Keep(Digest),
 }
 
+/// The label of a document that says when what its image's tag names was last looked up, milliseconds since 1970: of
+/// those that are looked up every so often.
+const LOOKED_UP_LABEL: &str = "hivemind/looked-up";
+
+/// How an image was pushed before.
+struct Earlier {
+    digest: Digest,
+    /// When that was looked up, milliseconds since 1970, if its document says so.
+    looked_up_ms: Option<u64>,
+}
+
+/// What there is to decide by.
+struct Known<'a> {
+    /// Of workloads that say when.
+    policies: &'a BTreeMap<String, PullPolicy>,
+    /// The documents that the cluster holds.
+    current: &'a [SpecItem],
+    now_ms: u64,
+}
+
 /// What came of looking up each tag.
 type Found = BTreeMap<String, std::result::Result<Digest, String>>;
 
@@ -46,6 +66,7 @@ pub(super) async fn pin(
     documents: &mut [Document],
     policies: &BTreeMap<String, PullPolicy>,
     current: &[SpecItem],
+    now_ms: u64,
     options: &Pinning,
 ) -> Result<()> {
     if options.no_pin {
@@ -58,16 +79,12 @@ pub(super) async fn pin(
             None => Ok(()),
         };
     }
-    let ways = documents.iter().map(|document| way(document, policies, current));
-    let wanted: BTreeSet<&str> = documents
-        .iter()
-        .zip(ways)
-        .filter(|(_, way)| matches!(way, Some(Way::Must | Way::Try)))
-        .filter_map(|(document, _)| document.workload())
-        .map(|workload| workload.container.image.as_str())
-        .collect();
-    let found = look_up(wanted, &options.insecure_registries).await;
-    for text in apply(documents, policies, current, &found)? {
+    let known = Known { policies, current, now_ms };
+    let wanted =
+        documents.iter().filter(|document| matches!(known.way(document), Some(Way::Must | Way::Try)));
+    let images = wanted.filter_map(Document::workload).map(|workload| workload.container.image.as_str());
+    let found = look_up(images.collect(), &options.insecure_registries).await;
+    for text in known.apply(documents, &found)? {
         note(&format!("{} {text}", paint(CHANGING, "note:")));
     }
     Ok(())
@@ -91,69 +108,77 @@ async fn look_up(images: BTreeSet<&str>, insecure: &[String]) -> Found {
     stream::iter(answers).buffer_unordered(AT_A_TIME).collect().await
 }
 
-/// How an image gets its digest; none where there is nothing to do.
-fn way(document: &Document, policies: &BTreeMap<String, PullPolicy>, current: &[SpecItem]) -> Option<Way> {
-    let image = &document.workload()?.container.image;
-    if image.contains('@') {
-        return None;
+impl Known<'_> {
+    fn policy(&self, document: &Document) -> PullPolicy {
+        self.policies.get(&document.metadata.name).copied().unwrap_or_default()
     }
-    let policy = policies.get(&document.metadata.name).copied().unwrap_or_default();
-    Some(match (policy, earlier(&document.key(), image, current)) {
-        (PullPolicy::Always, _) => Way::Must,
-        (PullPolicy::Missing, Some(digest)) => Way::Keep(digest),
-        _ => Way::Try,
-    })
-}
 
-/// The digest with which the same image was pushed before.
-fn earlier(key: &SpecKey, image: &str, current: &[SpecItem]) -> Option<Digest> {
-    let item = current.iter().find(|item| item.key == *key && !item.deleted)?;
-    let held = item.document()?;
-    let (tag, digest) = held.workload()?.container.image.split_once('@')?;
-    if tag != image {
-        return None;
-    }
-    digest.strip_prefix("sha256:")?.parse().ok()
-}
-
-/// Writes what was found into the documents; returns what people should know.
-fn apply(
-    documents: &mut [Document],
-    policies: &BTreeMap<String, PullPolicy>,
-    current: &[SpecItem],
-    found: &Found,
-) -> Result<BTreeSet<String>> {
-    let mut notes = BTreeSet::new();
-    for document in documents {
-        let Some(way) = way(document, policies, current) else { continue };
-        let key = document.key();
-        let Some(Spec::Workload(workload)) = &mut document.spec else { continue };
-        let image = &mut workload.container.image;
-        let digest = match (way, found.get(image.as_str())) {
-            (Way::Keep(digest), _) => Some(digest),
-            (_, Some(Ok(digest))) => Some(*digest),
-            (Way::Must, missed) => {
-                let why = missed.and_then(|missed| missed.as_ref().err()).map_or("", String::as_str);
-                return Err(Failure::local("image-not-found", format!("{}: {image}: {why}", key.name))
-                    .advice("it has `pull_policy: always`, so it must be looked up; correct what is wrong, or remove that"));
-            }
-            (Way::Try, Some(Err(why))) => {
-                let before = earlier(&key, image, current);
-                notes.insert(match before {
-                    Some(_) => format!("{image} stays what it was: {why}"),
-                    None => format!(
-                        "{image} is pushed as a tag, and each machine takes what that names when it fetches it: {why}"
-                    ),
-                });
-                before
-            }
-            (Way::Try, None) => None,
-        };
-        if let Some(digest) = digest {
-            *image = format!("{image}@sha256:{digest}");
+    /// How an image gets its digest; none where there is nothing to do.
+    fn way(&self, document: &Document) -> Option<Way> {
+        let image = &document.workload()?.container.image;
+        if image.contains('@') {
+            return None;
         }
+        Some(match (self.policy(document), self.earlier(&document.key(), image)) {
+            (PullPolicy::Always, _) => Way::Must,
+            (PullPolicy::Missing, Some(earlier)) => Way::Keep(earlier.digest),
+            (PullPolicy::Every(ms), Some(Earlier { digest, looked_up_ms: Some(at_ms) }))
+                if self.now_ms < at_ms.saturating_add(ms) =>
+            {
+                Way::Keep(digest)
+            }
+            _ => Way::Try,
+        })
     }
-    Ok(notes)
+
+    /// How the same image was pushed before, if by digest.
+    fn earlier(&self, key: &SpecKey, image: &str) -> Option<Earlier> {
+        let item = self.current.iter().find(|item| item.key == *key && !item.deleted)?;
+        let held = item.document()?;
+        let (tag, digest) = held.workload()?.container.image.split_once('@')?;
+        let digest = digest.strip_prefix("sha256:")?.parse().ok().filter(|_| tag == image)?;
+        let looked_up_ms = held.metadata.labels.get(LOOKED_UP_LABEL).and_then(|text| text.parse().ok());
+        Some(Earlier { digest, looked_up_ms })
+    }
+
+    /// Writes what was found into the documents; returns what people should know.
+    fn apply(&self, documents: &mut [Document], found: &Found) -> Result<BTreeSet<String>> {
+        let mut notes = BTreeSet::new();
+        for document in documents {
+            let Some(way) = self.way(document) else { continue };
+            let (key, policy) = (document.key(), self.policy(document));
+            let Some(Spec::Workload(workload)) = &mut document.spec else { continue };
+            let image = &mut workload.container.image;
+            let earlier = self.earlier(&key, image);
+            let kept = earlier.as_ref().map(|earlier| (earlier.digest, earlier.looked_up_ms));
+            let pinned = match (way, found.get(image.as_str())) {
+                (Way::Keep(_), _) | (Way::Try, None) => kept,
+                (_, Some(Ok(digest))) => Some((*digest, Some(self.now_ms))),
+                (Way::Must, missed) => {
+                    let why = missed.and_then(|missed| missed.as_ref().err()).map_or("", String::as_str);
+                    let text = format!("{}: {image}: {why}", key.name);
+                    return Err(Failure::local("image-not-found", text).advice(
+                        "it has `pull_policy: always`, so it must be looked up; correct what is wrong, or remove that",
+                    ));
+                }
+                (Way::Try, Some(Err(why))) => {
+                    notes.insert(match kept {
+                        Some(_) => format!("{image} stays what it was: {why}"),
+                        None => format!(
+                            "{image} is pushed as a tag, and each machine takes what that names when it fetches it: {why}"
+                        ),
+                    });
+                    kept
+                }
+            };
+            let Some((digest, looked_up_ms)) = pinned else { continue };
+            *image = format!("{image}@sha256:{digest}");
+            if let (PullPolicy::Every(_), Some(at_ms)) = (policy, looked_up_ms) {
+                document.metadata.labels.insert(LOOKED_UP_LABEL.to_owned(), at_ms.to_string());
+            }
+        }
+        Ok(notes)
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +190,7 @@ mod tests {
 
     use super::*;
 
+    const NOW_MS: u64 = 1_800_000_000_000;
     const TAG: &str = "registry.example/shop:1";
 
     fn document(image: &str) -> Document {
@@ -175,7 +201,10 @@ mod tests {
     }
 
     fn held(image: &str) -> Vec<SpecItem> {
-        let document = document(image);
+        held_as(document(image))
+    }
+
+    fn held_as(document: Document) -> Vec<SpecItem> {
         let envelope = Envelope::sign(&document.to_json(), &SigningKey::from_seed([1; 32]));
         vec![SpecItem {
             key: document.key(),
@@ -203,11 +232,12 @@ mod tests {
         let mut documents = [document(TAG)];
         let policies = self::policy(policy);
         let found = found.map(|content| Digest::of(content.as_bytes())).map_err(str::to_owned);
-        let found = match way(&documents[0], &policies, current) {
+        let known = Known { policies: &policies, current, now_ms: NOW_MS };
+        let found = match known.way(&documents[0]) {
             Some(Way::Must | Way::Try) => Found::from([(TAG.to_owned(), found)]),
             _ => Found::new(),
         };
-        let notes = apply(&mut documents, &policies, current, &found)?;
+        let notes = known.apply(&mut documents, &found)?;
         Ok((documents[0].workload().unwrap().container.image.clone(), notes.into_iter().collect()))
     }
 
@@ -243,11 +273,33 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_that_is_looked_up_every_so_often_keeps_its_digest_for_as_long() {
+        let policies = policy(PullPolicy::Every(1000));
+        let push = |current: &[SpecItem], now_ms, content: &str| {
+            let mut documents = [document(TAG)];
+            let known = Known { policies: &policies, current, now_ms };
+            let looks = known.way(&documents[0]) == Some(Way::Try);
+            let found = Ok(Digest::of(content.as_bytes()));
+            known.apply(&mut documents, &Found::from([(TAG.to_owned(), found)])).unwrap();
+            let [document] = documents;
+            (looks, document.workload().unwrap().container.image.clone(), held_as(document))
+        };
+        let (looks, image, current) = push(&[], NOW_MS, "first");
+        assert_eq!((looks, image), (true, pinned("first")));
+        // Pushes in between change nothing of when it is looked up again.
+        let (looks, image, current) = push(&current, NOW_MS + 900, "second");
+        assert_eq!((looks, image), (false, pinned("first")));
+        let (looks, image, _) = push(&current, NOW_MS + 1000, "second");
+        assert_eq!((looks, image), (true, pinned("second")));
+    }
+
+    #[test]
     fn an_image_named_by_its_digest_stays_as_it_is() {
         let image = pinned("own");
         let mut documents = [document(&image)];
-        assert_eq!(way(&documents[0], &policy(PullPolicy::Always), &[]), None);
-        assert!(apply(&mut documents, &BTreeMap::new(), &[], &Found::new()).unwrap().is_empty());
+        let known = Known { policies: &policy(PullPolicy::Always), current: &[], now_ms: NOW_MS };
+        assert_eq!(known.way(&documents[0]), None);
+        assert!(known.apply(&mut documents, &Found::new()).unwrap().is_empty());
         assert_eq!(documents[0].workload().unwrap().container.image, image);
     }
 
@@ -257,12 +309,14 @@ mod tests {
         let image = format!("{closed}/shop:1");
         let mut documents = [document(&image)];
         let options = Pinning { no_pin: false, insecure_registries: vec![closed.to_string()] };
-        pin(&mut documents, &BTreeMap::new(), &[], &options).await.unwrap();
+        pin(&mut documents, &BTreeMap::new(), &[], NOW_MS, &options).await.unwrap();
         assert_eq!(documents[0].workload().unwrap().container.image, image);
-        let failure = pin(&mut documents, &policy(PullPolicy::Always), &[], &options).await.unwrap_err();
+        let failure =
+            pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options).await.unwrap_err();
         assert!(failure.detail.contains(&closed.to_string()), "{}", failure.detail);
         let options = Pinning { no_pin: true, ..options };
-        let failure = pin(&mut documents, &policy(PullPolicy::Always), &[], &options).await.unwrap_err();
+        let failure =
+            pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options).await.unwrap_err();
         assert_eq!(failure.code, "contradictory");
     }
 }

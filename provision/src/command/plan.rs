@@ -21,7 +21,8 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let (documents, current, enrolled) = super::block_on("nothing was changed", async {
         let current = current(&client, namespace).await?;
         let mut documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
-        pin::pin(&mut documents, &compiled.pull_policies, &current, &options.pinning).await?;
+        pin::pin(&mut documents, &compiled.pull_policies, &current, client.now_ms(), &options.pinning)
+            .await?;
         Ok((documents, current, enrolled(&client, &compiled.documents).await?))
     })?;
     let changes = compare(documents, &current, &enrolled, client.now_ms());

@@ -22,7 +22,8 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
         let enrolled = enrolled(&client, &compiled.documents).await?;
         let namespace = &options.source.namespace;
         let mut documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
-        pin::pin(&mut documents, &compiled.pull_policies, &current, &options.pinning).await?;
+        pin::pin(&mut documents, &compiled.pull_policies, &current, client.now_ms(), &options.pinning)
+            .await?;
         let changes = compare(documents, &current, &enrolled, client.now_ms());
         for key in left_over(&compiled.project, &changes, &current) {
             note(&paint(FAINT, &left_over_note(&key)));

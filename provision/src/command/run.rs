@@ -44,7 +44,7 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
         deploy::succeed(&mut document, before.as_ref(), client.now_ms());
         deploy::want_again(&mut document);
         let documents = std::slice::from_mut(&mut document);
-        pin::pin(documents, &BTreeMap::new(), &[], &options.pinning).await?;
+        pin::pin(documents, &BTreeMap::new(), &[], client.now_ms(), &options.pinning).await?;
         send(&client, &document).await
     })?;
     let text = global.output == Output::Text;

@@ -158,8 +158,9 @@ pub const SERVICE: &[Row] = &[
     (
         "pull_policy",
         Honoured(
-            "when a tag becomes a digest: with `always` at every push, which fails when it cannot be looked up; with `missing` \
-             or `if_not_present` once; without it at every push when it can be",
+            "when a tag becomes a digest, for which it is looked up: with `always` at every push, which fails when it cannot be; \
+             with `missing` or `if_not_present` once; with `daily`, `weekly`, `every_12h` at the first push after that time; \
+             without it at every push when it can be",
         ),
     ),
     ("read_only", Honoured("mounts the root file system read-only")),
@@ -200,7 +201,10 @@ pub const SERVICE: &[Row] = &[
     ),
     ("models", LATER),
     ("provider", LATER),
-    ("pull_refresh_after", Refused("what runs is what was signed, until it is pushed again")),
+    (
+        "pull_refresh_after",
+        Honoured("with `pull_policy: refresh`: how long a digest stays before a push looks again"),
+    ),
     ("secrets", Honoured("read-only files in memory; a new content reaches them while the containers run")),
     ("use_api_socket", Refused("there is no Docker on the machines whose API it could use")),
     (

@@ -12,7 +12,7 @@ use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
-use super::{PullPolicy, container, environment, health, job, keys};
+use super::{PullPolicy, container, environment, health, job, keys, pull};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -25,7 +25,7 @@ const CPU_PERIOD_US: (i64, u64, i64) = (1000, 100_000, 1_000_000);
 type Pairs = BTreeMap<String, String>;
 
 /// A value together with where it was set, for keys that can be set in two places.
-type Placed<T> = Option<(Mark, T)>;
+pub(super) type Placed<T> = Option<(Mark, T)>;
 
 /// What the file has for all its services.
 #[derive(Default)]
@@ -82,7 +82,9 @@ struct Draft {
     priority: i32,
     exclusive: Placed<bool>,
     job: Placed<Job>,
-    pull_policy: PullPolicy,
+    pull_policy: Placed<pull::Said>,
+    pull_refresh_after: Placed<u64>,
+    pull: PullPolicy,
 }
 
 /// A service, read.
@@ -132,6 +134,7 @@ pub(super) fn service(
     if draft.job.is_some() || draft.ends.is_some() {
         ends(reader, &mut draft);
     }
+    draft.pull = pull::together(reader, draft.pull_policy, draft.pull_refresh_after);
     cpu_quota(reader, &mut draft);
     health_check(reader, &mut draft);
     check(reader, &draft);
@@ -177,7 +180,9 @@ impl Draft {
             priority: 0,
             exclusive: None,
             job: None,
-            pull_policy: PullPolicy::default(),
+            pull_policy: None,
+            pull_refresh_after: None,
+            pull: PullPolicy::default(),
         }
     }
 
@@ -227,7 +232,7 @@ impl Draft {
             profiles: self.profiles,
             depends_on: self.depends_on,
             volumes_from: self.volumes_from,
-            pull_policy: self.pull_policy,
+            pull_policy: self.pull,
         }
     }
 }
@@ -370,7 +375,8 @@ fn service_key(
         "scale" => set(reader, &mut draft.replicas, at, replicas(reader, node)?),
         "labels" => labels(reader, &mut draft.labels, node)?,
         "label_file" => label_files(reader, draft, node)?,
-        "pull_policy" => draft.pull_policy = pull_policy(reader, node)?,
+        "pull_policy" => draft.pull_policy = Some((at, pull::policy(reader, node)?)),
+        "pull_refresh_after" => draft.pull_refresh_after = Some((at, reader.duration_ms(node)?)),
         "profiles" => {
             draft.profiles = reader.sequence(node)?.iter().filter_map(|item| reader.text(item)).collect()
         }
@@ -389,23 +395,6 @@ fn service_key(
         _ => container::key(reader, &shared.configs, &mut draft.container, key, node)?,
     }
     Some(())
-}
-
-/// Refuses what would have machines run what nobody signed.
-fn pull_policy(reader: &Reader<'_>, node: &Node) -> Option<PullPolicy> {
-    let text = reader.text(node)?;
-    let refused = match text.as_str() {
-        "always" => return Some(PullPolicy::Always),
-        "missing" | "if_not_present" => return Some(PullPolicy::Missing),
-        "never" => "machines hold only what they fetched",
-        "build" => "machines build nothing; build and push the image first",
-        other if ["daily", "weekly"].contains(&other) || other.starts_with("every_") => {
-            "what was signed runs until it is pushed again; push the file as often"
-        }
-        _ => "it is not one of `always`, `missing` and `if_not_present`",
-    };
-    reader.fault(node.mark, format!("`{text}` is not supported: {refused}"));
-    None
 }
 
 /// Sets what two keys can set; both may say the same thing.

@@ -715,11 +715,16 @@ fn a_pull_policy_says_when_a_tag_becomes_a_digest_and_never_what_runs_unsigned()
     assert_eq!(policies("always")["web"], PullPolicy::Always);
     assert_eq!(policies("if_not_present"), policies("missing"));
     assert!(compiled(&service("")).pull_policies.is_empty());
+    assert_eq!(policies("daily"), policies("every_24h"));
+    assert_eq!(policies("weekly"), policies("every_1w"));
+    assert_eq!(policies("every_1d12h")["web"], PullPolicy::Every(36 * 3_600_000));
+    assert_eq!(policies("refresh\npull_refresh_after: 36h"), policies("every_1d12h"));
+    assert!(refused("pull_policy: always\npull_refresh_after: 1h").contains("5: goes with"));
     for (value, reason) in [
         ("never", "hold only what they fetched"),
         ("build", "build and push the image"),
-        ("daily", "push the file as often"),
-        ("every_12h", "push the file as often"),
+        ("every_now", "is not a duration"),
+        ("refresh", "needs `pull_refresh_after`"),
         ("sometimes", "not one of"),
     ] {
         let text = refused(&format!("pull_policy: {value}"));

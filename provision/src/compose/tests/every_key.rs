@@ -4,11 +4,13 @@ use super::super::keys::Verdict;
 use super::*;
 
 /// Keys that may only say what holds for all containers.
-const ALREADY_SO: [(&str, &str); 7] = [
+const ALREADY_SO: [(&str, &str); 8] = [
     ("attach", "false"),
     ("isolation", "default"),
     ("mem_swappiness", "0"),
+    // These two change what a push does, and not the document.
     ("pull_policy", "missing"),
+    ("pull_refresh_after", "12h\npull_policy: refresh"),
     ("runtime", "runc"),
     ("security_opt", "['no-new-privileges:true']"),
     ("userns_mode", "host"),
