@@ -7,6 +7,7 @@
 //! | `layers:1` | busybox under layers that replace and remove files |
 //! | `misbehave:1`, `misbehave:2` | fails in every way when told to (see `misbehave --help`); port 8080 |
 //! | `nginx:1`, `nginx:2` | a web server on port 80, which says its version at `/` and its host name at `/hostname` |
+//! | `skopeo:1` | copies images, beside a shell |
 //! | `redis:1` | a database on port 6379, as user `redis` |
 
 mod debian;

@@ -55,7 +55,9 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
         config: json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"] }),
         layers: vec![busybox.clone()],
     });
-    recipes.push(layers(busybox));
+    recipes.push(layers(busybox.clone()));
+    say("skopeo");
+    recipes.push(skopeo(work, busybox.clone())?);
     say("misbehave");
     recipes.extend(misbehave()?);
     say("nginx");
@@ -149,6 +151,17 @@ fn nginx(work: &Path) -> Result<Vec<Recipe>> {
         Recipe { name: "nginx", tag, vocabulary: &OCI, config, layers }
     };
     Ok(vec![image("1"), image("2")])
+}
+
+/// Copies images, for benchmarks.
+fn skopeo(work: &Path, busybox: Layer) -> Result<Recipe> {
+    let unpacked = Unpacked::fetch(&["skopeo"], &work.join("debs"), &work.join("skopeo"))?;
+    let (mut libraries, mut program) = (Layer::default(), Layer::default());
+    unpacked.add_program(&mut program, &mut libraries, "usr/bin/skopeo")?;
+    program.folder("var/tmp", 0o1777, 0);
+    let config = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["skopeo", "--version"] });
+    let layers = vec![busybox, libraries, program];
+    Ok(Recipe { name: "skopeo", tag: "1", vocabulary: &OCI, config, layers })
 }
 
 fn redis(work: &Path) -> Result<Recipe> {

@@ -281,6 +281,12 @@ impl Ledger {
                     format!("m{index} deletes {part}")
                 });
             }
+            RuntimeOp::RemoveImage { image } => {
+                let used = machine.runtime.running().any(|plan| plan.spec.image == *image);
+                self.must(!used, "no image is removed under what runs", || {
+                    format!("m{index} removes {image}")
+                });
+            }
             RuntimeOp::Stop { container, .. } => {
                 let stopped = machine.runtime.running().find(|plan| plan.id == *container);
                 if let Some(plan) = stopped {

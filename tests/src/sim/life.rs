@@ -195,6 +195,9 @@ impl Life {
             machine.drift_ppm = drift_ppm;
             machine.capacity.cpu_millis = 2000;
             machine.flush_ms = flush_ms;
+            if drift_ppm < 0 {
+                machine.runtime.fill_disk();
+            }
             if !calm {
                 machine.runtime.failing = failing;
                 machine.runtime.late_ms = late_ms;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use hivemind_core::event::{
-    ContainerId, ContainerPlan, ContainerState, Inventory, OperationError, RuntimeOp, TaskState, VolumeState,
+    ContainerId, ContainerPlan, ContainerState, DiskState, Inventory, OperationError, RuntimeOp, TaskState,
+    VolumeState,
 };
 use rand::{Rng, RngExt as _};
 
@@ -49,6 +50,10 @@ impl Runtime {
             RuntimeOp::RemoveImage { image } if !fails => {
                 self.inventory.images.remove(image);
             }
+            RuntimeOp::Start(plan) if !self.inventory.images.contains(&plan.spec.image) => {
+                let text = format!("image {} is not on this node", plan.spec.image);
+                return Err(OperationError { text, permanent: false });
+            }
             RuntimeOp::Start(plan) => {
                 // A start that fails leaves a container without a task behind.
                 let task = if fails { TaskState::Absent } else { TaskState::Running };
@@ -75,6 +80,18 @@ impl Runtime {
             return Err(OperationError { text: "the runtime is unwell".to_owned(), permanent: false });
         }
         Ok(())
+    }
+
+    /// What is told of it.
+    pub fn look(&self) -> Inventory {
+        let made_of = self.inventory.containers.keys().filter_map(|id| self.plans.get(id));
+        let used_images = made_of.map(|plan| plan.spec.image.clone()).collect();
+        Inventory { used_images, ..self.inventory.clone() }
+    }
+
+    /// The disk is nearly full, and stays so.
+    pub fn fill_disk(&mut self) {
+        self.inventory.disk = Some(DiskState { used_bytes: 90, total_bytes: 100 });
     }
 
     /// A container's process ends.

@@ -504,7 +504,7 @@ impl World {
     /// Tells a node what its runtime holds now, which may take a while to arrive.
     fn tell_inventory(&mut self, index: usize) {
         let runtime = &self.machines[index].runtime;
-        let inventory = runtime.inventory.clone();
+        let inventory = runtime.look();
         match runtime.stale_ms {
             0 => self.tell(index, Event::Observed { inventory }),
             stale_ms => {

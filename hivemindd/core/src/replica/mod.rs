@@ -200,7 +200,7 @@ impl Replicas {
                 self.tended(now, part, order, result.is_err());
             }
             (Some(InFlight::Pull { image }), Err(error)) => self.pulls.failed(now, &image, error),
-            (Some(InFlight::RemoveImage { image }), Ok(())) => self.observed.expect_no_image(&image),
+            (Some(InFlight::RemoveImage { image }), Ok(())) => self.observed.expect_no_image(now, image),
             (Some(InFlight::RemoveImage { image }), Err(_)) => self.garbage.stays(now, &image),
             (Some(InFlight::Start { container, labels, volumes, since_wall_ms }), Ok(())) => {
                 self.observed.expect_volumes(now, volumes);

@@ -29,6 +29,8 @@ pub(super) struct Observed {
     expected: BTreeMap<ContainerId, Expected>,
     /// Volumes of containers that were started, and until when they are believed to be there.
     made: BTreeMap<VolumePart, (VolumeState, u64)>,
+    /// Images that were removed, and until when they are believed to be gone.
+    gone: BTreeMap<String, u64>,
 }
 
 impl Observed {
@@ -48,6 +50,8 @@ impl Observed {
         let volumes = &mut self.inventory.volumes;
         self.made.retain(|part, (_, until_ms)| now.mono_ms < *until_ms && !volumes.contains_key(part));
         volumes.extend(self.made.iter().map(|(part, (state, _))| (part.clone(), *state)));
+        self.gone.retain(|_, until_ms| now.mono_ms < *until_ms);
+        self.inventory.images.retain(|image| !self.gone.contains_key(image));
         let containers = &mut self.inventory.containers;
         self.expected.retain(|id, expected| {
             let stands = now.mono_ms < expected.until_ms && !settles(expected, containers.get(id));
@@ -119,13 +123,15 @@ impl Observed {
     }
 
     pub(super) fn expect_image(&mut self, image: String) {
+        self.gone.remove(&image);
         self.inventory.images.insert(image);
     }
 
     /// Takes note that an image was removed. How full the disk is now the next inventory says.
-    pub(super) fn expect_no_image(&mut self, image: &str) {
-        self.inventory.images.remove(image);
+    pub(super) fn expect_no_image(&mut self, now: Time, image: String) {
+        self.inventory.images.remove(&image);
         self.inventory.disk = None;
+        self.gone.insert(image, now.mono_ms.saturating_add(BELIEVED_MS));
     }
 }
 
@@ -216,6 +222,23 @@ mod tests {
         assert!(observed.inventory().volumes.contains_key(&part));
         observed.update(at(5000 + BELIEVED_MS), inventory(&id, TaskState::Running));
         assert!(!observed.inventory().volumes.contains_key(&part));
+    }
+
+    #[test]
+    fn an_image_that_was_just_removed_is_gone_though_an_older_inventory_has_it() {
+        let mut observed = Observed::default();
+        let older = Inventory { images: ["a".to_owned()].into(), ..Inventory::default() };
+        observed.update(at(0), older.clone());
+        observed.expect_no_image(at(1000), "a".to_owned());
+        observed.update(at(2000), older.clone());
+        assert!(observed.inventory().images.is_empty());
+        // Fetched again, it is there at once.
+        observed.expect_image("a".to_owned());
+        observed.update(at(3000), older.clone());
+        assert!(!observed.inventory().images.is_empty());
+        observed.expect_no_image(at(4000), "a".to_owned());
+        observed.update(at(4000 + BELIEVED_MS), older);
+        assert!(!observed.inventory().images.is_empty(), "it is right after a while");
     }
 
     #[test]

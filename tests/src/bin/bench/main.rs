@@ -3,6 +3,8 @@
 //! Absolute times mean little on an emulated machine; where a figure is a ratio, both sides are
 //! measured in the same run.
 
+mod throughput;
+
 use std::time::{Duration, Instant};
 
 use hivemind_qemu::{Image, Machine, MachineOptions};
@@ -34,11 +36,12 @@ const START_POLL: Duration = Duration::from_millis(100);
 type Bench = fn();
 
 /// Every group of figures by the name that selects it; `scale` is a program of its own.
-const BENCHES: [(&str, Bench); 6] = [
+const BENCHES: [(&str, Bench); 7] = [
     ("image", image),
     ("boot", boot),
     ("containers", containers),
     ("crowd", crowd),
+    ("throughput", throughput::throughput),
     ("idle", idle),
     ("failover", failover),
 ];
@@ -165,8 +168,8 @@ fn scale(cluster: &Cluster, replicas: usize) -> Duration {
     begin.elapsed()
 }
 
-/// Starts of which the median is taken: single ones differ by half.
-const STARTS: usize = 11;
+/// Starts of which the median is taken, and the slowest for the 99th percentile: single ones differ by half.
+const STARTS: usize = 21;
 
 /// Starting containers, and what they cost.
 fn containers() {
@@ -186,6 +189,8 @@ fn containers() {
     let pair = |n| (scale(&cluster, n + 2).as_secs_f64(), ctr_run(&ask, n));
     let (starts, floors): (Vec<f64>, Vec<f64>) = (0..STARTS).map(pair).unzip();
     eprintln!("   through the API {starts:.2?} s, ctr run {floors:.2?} s");
+    tell("start_alone_p50", median(starts.clone()), "s");
+    tell("start_alone_p99", starts.iter().copied().fold(0.0, f64::max), "s");
     report("container_start_ratio", median(starts) / median(floors), "x", 1.0);
     exec(&cluster, &ask);
     for n in 0..STARTS {
