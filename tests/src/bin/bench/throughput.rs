@@ -89,7 +89,7 @@ fn skopeo_copy(cluster: &Cluster, image: &str) -> f64 {
 /// Seconds that containerd's own `ctr` takes to fetch the same and to unpack it.
 fn ctr_pull(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String, image: &str) -> f64 {
     let name = format!("{}:5001/{image}", cluster.lab.gateway());
-    let words = ["run", "/usr/bin/ctr", "-n", "bench", "image", "pull", "--plain-http", &name];
+    let words = ["run", "/usr/bin/ctr", "-n", "bench", "image", "pull", "--local", "--plain-http", &name];
     let answer = ask(&words);
     assert!(answer.starts_with("0 "), "{answer}");
     answer.split_whitespace().nth(1).map_or(f64::NAN, number) / 1000.0
