@@ -11,7 +11,7 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
-pub use self::workloads::{Chosen, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf};
+pub use self::workloads::{Chosen, Copy, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf};
 
 /// Runs containers on a cluster of Hivemind machines.
 #[derive(Debug, Parser)]
@@ -178,6 +178,14 @@ pub enum Command {
         after_help = "Examples:\n  hivemind exec web sh\n  hivemind exec web/1 cat /etc/hostname\n  hivemind exec db psql -U postgres < dump.sql\n  hivemind exec web --output json nginx -v"
     )]
     Exec(Exec),
+    /// Copy files and folders to a container or from one
+    #[command(
+        long_about = "Copy files and folders to a container or from one, on whichever machine that is.\n\nA path in a \
+            container is written WORKLOAD:PATH or WORKLOAD/SLOT:PATH. With a slash at its end it is a folder to copy into, else \
+            the copy's own name. The container needs `tar`.",
+        after_help = "Examples:\n  hivemind cp app.conf web:/etc/app/\n  hivemind cp site web/1:/srv/site\n  hivemind cp db:/var/backup/today.sql ./"
+    )]
+    Cp(Copy),
     /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
     #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
     Support(Support),

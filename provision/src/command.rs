@@ -1,6 +1,7 @@
 //! What the commands do: each reads what it needs, decides, and prints text or JSON.
 
 mod bars;
+mod copy;
 mod exec;
 mod image;
 mod init;
@@ -61,6 +62,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
         Command::Exec(options) => exec::run(&global, &options),
+        Command::Cp(options) => copy::run(&global, &options),
         Command::Support(options) => support::run(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),
         Command::Keys(command) => keys::run(&global, &command),

@@ -5,15 +5,20 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use axum::body::Body;
+use containerd_client::tonic::Code;
+use containerd_client::tonic::transport::Endpoint;
 use hivemind_core::event::{ContainerId, Event, OperationError};
 use hivemind_spec::words::chain;
-use hivemind_spec::workload::{HealthCheck, Hook, HttpCheck};
+use hivemind_spec::workload::{GrpcCheck, HealthCheck, Hook, HttpCheck};
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::client::transient;
 use super::exec::OVERHEAD;
@@ -96,10 +101,11 @@ impl Runtime {
     pub async fn check_health(&self, container: &ContainerId, check: &HealthCheck) -> (bool, String) {
         let limit = Duration::from_millis(check.timeout_ms);
         let checking = async {
-            match (&check.http, check.tcp) {
-                (Some(http), _) => self.ask(container, http, limit).await,
-                (None, Some(port)) => self.connect_to(container, port, limit).await,
-                (None, None) => self.run_check(container, check, limit).await,
+            match (&check.http, check.tcp, &check.grpc) {
+                (Some(http), ..) => self.ask(container, http, limit).await,
+                (None, Some(port), _) => self.connect_to(container, port, limit).await,
+                (None, None, Some(grpc)) => self.ask_by_grpc(container, grpc, limit).await,
+                (None, None, None) => self.run_check(container, check, limit).await,
             }
         };
         match timeout(limit + OVERHEAD, checking).await {
@@ -152,11 +158,42 @@ impl Runtime {
         })
     }
 
+    async fn ask_by_grpc(
+        &self,
+        container: &ContainerId,
+        grpc: &GrpcCheck,
+        limit: Duration,
+    ) -> Result<(bool, String), OperationError> {
+        let place = (self.address(container).await?, grpc.port);
+        let asked = format!("grpc://{}:{}/{}", place.0, place.1, grpc.service);
+        Ok(match timeout(limit, serving_status(place, &grpc.service)).await {
+            Ok(Ok(ServingStatus::Serving)) => (true, String::new()),
+            Ok(Ok(status)) => (false, format!("{asked}: {}", status.as_str_name())),
+            Ok(Err(error)) => (false, format!("{asked}: {error}")),
+            Err(_) => (false, format!("{asked}: no answer within {} ms", limit.as_millis())),
+        })
+    }
+
     /// A container's address in the overlay.
     async fn address(&self, container: &ContainerId) -> Result<Ipv4Addr, OperationError> {
         let record = self.container(container).await?;
         let labels = record.and_then(|record| labels::read(&record.labels));
         labels.map(|labels| labels.container.ip).ok_or_else(|| transient("the container is not there"))
+    }
+}
+
+/// What a server says of itself, or of one of its services, by gRPC's health checking protocol.
+async fn serving_status(place: (Ipv4Addr, u16), service: &str) -> Result<ServingStatus, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{}:{}", place.0, place.1));
+    let channel = endpoint.map_err(|error| chain(&error))?.connect().await.map_err(|error| chain(&error))?;
+    let request = HealthCheckRequest { service: service.to_owned() };
+    match HealthClient::new(channel).check(request).await {
+        Ok(answer) => Ok(answer.into_inner().status()),
+        Err(status) if status.code() == Code::NotFound => Err("it has no such service".to_owned()),
+        Err(status) if status.code() == Code::Unimplemented => {
+            Err("it does not know grpc.health.v1.Health".to_owned())
+        }
+        Err(status) => Err(format!("{}: {}", status.code(), status.message())),
     }
 }
 
@@ -201,6 +238,23 @@ mod tests {
         });
         let status = status_of((Ipv4Addr::LOCALHOST, port), "/ready?deep=1").await;
         (status.map(|status| status.as_u16()), server.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_question_by_grpc_is_answered_for_the_server_or_one_of_its_services() {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        reporter.set_service_status("shop.Orders", tonic_health::ServingStatus::NotServing).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let place = (Ipv4Addr::LOCALHOST, port);
+        assert_eq!(serving_status(place, "").await, Ok(ServingStatus::Serving));
+        assert_eq!(serving_status(place, "shop.Orders").await, Ok(ServingStatus::NotServing));
+        let unknown = serving_status(place, "shop.Carts").await.unwrap_err();
+        assert!(unknown.contains("no such service"), "{unknown}");
+        let refused = serving_status((Ipv4Addr::LOCALHOST, 1), "").await.unwrap_err();
+        assert!(refused.contains("refused"), "{refused}");
     }
 
     #[tokio::test]

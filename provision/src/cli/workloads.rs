@@ -171,6 +171,20 @@ pub struct Exec {
     pub no_terminal: bool,
 }
 
+/// See [`super::Command::Cp`].
+#[derive(Debug, Args)]
+pub struct Copy {
+    /// What to copy: PATH, or WORKLOAD:PATH in a container
+    #[arg(value_name = "FROM")]
+    pub from: String,
+    /// Where to: WORKLOAD:PATH in a container, or PATH
+    #[arg(value_name = "TO")]
+    pub to: String,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+}
+
 /// See [`super::Command::Remove`].
 #[derive(Debug, Args)]
 pub struct Remove {

@@ -1,7 +1,7 @@
 //! `hivemind exec`.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _, Read};
 
 use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::cli::{Exec, Global, Output};
-use crate::client::{WebSocket, percent};
+use crate::client::{Client, WebSocket, percent};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::say_json;
 
@@ -34,34 +34,46 @@ const MAX_KEPT_BYTES: usize = 16 * 1024 * 1024;
 const NOBODY_READS: u8 = 141;
 
 pub(super) fn run(global: &Global, options: &Exec) -> Result<Exit> {
-    let (workload, slot) = super::replica(&options.workload)?;
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let has_terminal = is_terminal && !options.no_terminal && global.output == Output::Text;
     let request = request(options, has_terminal.then(size).flatten());
-    let json = serde_json::to_string(&request).unwrap_or_default();
-    let slot = slot.map(|slot| format!("slot={slot}&")).unwrap_or_default();
-    let (namespace, name) = (percent(&options.namespace), percent(workload));
-    let path = format!("/v1/exec/{namespace}/{name}?{slot}request={}", percent(&json));
     let client = super::client(global)?;
+    super::block_on("the command is ended", async {
+        let keeper = match global.output {
+            Output::Json => Keeper::Kept(Kept::default()),
+            Output::Text => Keeper::Printed(Printer::start(io::stdout(), io::stderr())?),
+        };
+        in_container(&client, &options.namespace, &options.workload, &request, io::stdin(), keeper).await
+    })
+}
+
+/// Runs a command in a container of a workload, or of one of its replicas (`WORKLOAD/SLOT`), until it ends.
+pub(super) async fn in_container(
+    client: &Client,
+    namespace: &str,
+    replica: &str,
+    request: &ExecRequest,
+    input: impl Read + Send + 'static,
+    keeper: Keeper,
+) -> Result<Exit> {
+    let (workload, slot) = super::replica(replica)?;
+    let json = serde_json::to_string(request).unwrap_or_default();
+    let slot = slot.map(|slot| format!("slot={slot}&")).unwrap_or_default();
+    let (namespace, name) = (percent(namespace), percent(workload));
+    let path = format!("/v1/exec/{namespace}/{name}?{slot}request={}", percent(&json));
     let limits = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    super::block_on("the command is ended", async {
-        let socket = client.web_socket(&path, limits).await?;
-        // Before, Ctrl-C is for this command; from now on for the one in the container.
-        let _raw = request.terminal.map(|_| Raw::enter()).transpose()?;
-        let mut terminated = listen(SignalKind::terminate())?;
-        let keeper = match global.output {
-            Output::Json => Keeper::Kept(Kept::default()),
-            Output::Text => Keeper::Printed(Printer::start()?),
-        };
-        tokio::select! {
-            ended = Session::new(socket, keeper, request.terminal.is_some()).run() => ended,
-            _ = terminated.recv() => {
-                Err(Failure::new(Exit::Interrupted, "interrupted", "the command is ended"))
-            }
+    let socket = client.web_socket(&path, limits).await?;
+    // Before, Ctrl-C is for this command; from now on for the one in the container.
+    let _raw = request.terminal.map(|_| Raw::enter()).transpose()?;
+    let mut terminated = listen(SignalKind::terminate())?;
+    tokio::select! {
+        ended = Session::new(socket, keeper, request.terminal.is_some()).run(input) => ended,
+        _ = terminated.recv() => {
+            Err(Failure::new(Exit::Interrupted, "interrupted", "the command is ended"))
         }
-    })
+    }
 }
 
 fn request(options: &Exec, terminal: Option<TerminalSize>) -> ExecRequest {
@@ -112,12 +124,12 @@ impl Drop for Raw {
 }
 
 /// What comes in, piece by piece; closed at its end. Read on a thread of its own: it may wait for ever.
-fn read_input() -> mpsc::Receiver<Bytes> {
+fn read_input(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Bytes> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut buffer = vec![0; MAX_DATA_BYTES];
         loop {
-            match io::stdin().read(&mut buffer) {
+            match from.read(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Input that cannot be read has ended.
                 Ok(0) | Err(_) => return,
@@ -133,21 +145,24 @@ fn read_input() -> mpsc::Receiver<Bytes> {
 }
 
 /// Prints output on a thread of its own: who reads it may take his time.
-struct Printer {
+pub(super) struct Printer {
     output: std::sync::mpsc::Sender<(OutputStream, Bytes)>,
     /// How much was printed each time, bytes; closed when nobody reads it any longer.
     printed: mpsc::UnboundedReceiver<usize>,
 }
 
 impl Printer {
-    fn start() -> Result<Self> {
+    pub(super) fn start(
+        mut stdout: impl io::Write + Send + 'static,
+        mut stderr: impl io::Write + Send + 'static,
+    ) -> Result<Self> {
         let (output, pieces) = std::sync::mpsc::channel::<(OutputStream, Bytes)>();
         let (printed_tx, printed) = mpsc::unbounded_channel();
         let print = move || {
             for (stream, data) in pieces {
                 let written = match stream {
-                    OutputStream::Stdout => write(&mut io::stdout().lock(), &data),
-                    OutputStream::Stderr => write(&mut io::stderr().lock(), &data),
+                    OutputStream::Stdout => write(&mut stdout, &data),
+                    OutputStream::Stderr => write(&mut stderr, &data),
                 };
                 if written.is_err() || printed_tx.send(data.len()).is_err() {
                     return;
@@ -168,7 +183,7 @@ fn write(to: &mut impl io::Write, data: &[u8]) -> io::Result<()> {
 /// Output that is printed when all is there.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Kept {
+pub(super) struct Kept {
     exit_code: u32,
     #[serde(serialize_with = "text")]
     stdout: Vec<u8>,
@@ -181,7 +196,7 @@ fn text<S: serde::Serializer>(bytes: &[u8], serializer: S) -> std::result::Resul
 }
 
 /// Where output goes.
-enum Keeper {
+pub(super) enum Keeper {
     Printed(Printer),
     Kept(Kept),
 }
@@ -254,8 +269,8 @@ impl Session {
         Self { ear, said, keeper, terminal }
     }
 
-    async fn run(mut self) -> Result<Exit> {
-        let mut input = read_input();
+    async fn run(mut self, input: impl Read + Send + 'static) -> Result<Exit> {
+        let mut input = read_input(input);
         let mut resized = listen(SignalKind::window_change())?;
         let (mut has_input, mut under_way, mut unread) = (true, 0_usize, 0_usize);
         let code = loop {

@@ -1,6 +1,6 @@
 //! `healthcheck`.
 
-use hivemind_spec::workload::{HealthCheck, HttpCheck};
+use hivemind_spec::workload::{GrpcCheck, HealthCheck, HttpCheck};
 
 use super::keys;
 use super::reader::Reader;
@@ -21,20 +21,30 @@ pub(super) fn at_default_times() -> HealthCheck {
     }
 }
 
-/// `x-hivemind.health`: `http://:PORT/PATH` or `tcp://:PORT`.
-pub(super) fn question(text: &str) -> Result<(Option<HttpCheck>, Option<u16>), String> {
-    let wrong = || format!("{text:?} is not a health check; write http://:8080/path or tcp://:5432");
-    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(wrong);
-    if let Some(rest) = text.strip_prefix("tcp://:") {
-        return Ok((None, Some(port(rest)?)));
-    }
-    let rest = text.strip_prefix("http://:").ok_or_else(wrong)?;
+/// `x-hivemind.health`: `http://:PORT/PATH`, `tcp://:PORT`, `grpc://:PORT` or `grpc://:PORT/SERVICE`. A check at the
+/// specification's times.
+pub(super) fn question(text: &str) -> Result<HealthCheck, String> {
+    let wrong =
+        || format!("{text:?} is not a health check; write http://:8080/path, tcp://:5432 or grpc://:50051");
+    let (kind, rest) = text.split_once("://:").ok_or_else(wrong)?;
     let (number, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let path = if path.is_empty() { "/" } else { path };
+    let port = number.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
     if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(wrong());
     }
-    Ok((Some(HttpCheck { port: port(number)?, path: path.to_owned() }), None))
+    let times = at_default_times();
+    Ok(match kind {
+        "http" => {
+            let path = if path.is_empty() { "/" } else { path };
+            HealthCheck { http: Some(HttpCheck { port, path: path.to_owned() }), ..times }
+        }
+        "tcp" if path.is_empty() => HealthCheck { tcp: Some(port), ..times },
+        "grpc" => {
+            let service = path.trim_start_matches('/').to_owned();
+            HealthCheck { grpc: Some(GrpcCheck { port, service }), ..times }
+        }
+        _ => return Err(wrong()),
+    })
 }
 
 /// The outer `None` is a fault; the inner one is a check that is switched off. What it does may be missing.

@@ -541,7 +541,7 @@ pub const EXTENSION: &[Row] = &[
     (
         "health",
         Honoured(
-            "`http://:PORT/PATH` or `tcp://:PORT`: a check without a command, at the times of `healthcheck`",
+            "`http://:PORT/PATH`, `tcp://:PORT`, `grpc://:PORT` or `grpc://:PORT/SERVICE`: a check without a command, at the times of `healthcheck`",
         ),
     ),
     ("job", Honoured("a service whose containers come to an end; see below")),

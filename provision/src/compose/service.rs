@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
-    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, HttpCheck, Job, MAX_REPLICAS,
-    Operator, PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
+    Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, Job, MAX_REPLICAS, Operator,
+    PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
 };
 
 use super::networks::{self, Attachments, Networks};
@@ -77,7 +77,7 @@ struct Draft {
     volumes_from: Vec<volumes::From>,
     /// Where `healthcheck` is.
     healthcheck: Placed<()>,
-    question: Placed<(Option<HttpCheck>, Option<u16>)>,
+    question: Placed<HealthCheck>,
     takeover: Takeover,
     priority: i32,
     exclusive: Placed<bool>,
@@ -294,9 +294,9 @@ fn health_check(reader: &Reader<'_>, draft: &mut Draft) {
         (Some((mark, _)), Some(_)) if check.as_ref().is_none_or(|check| !check.command.is_empty()) => {
             reader.fault(mark, "`healthcheck` says otherwise; say it in one place");
         }
-        (Some((_, (http, tcp))), _) => {
-            let times = check.take().unwrap_or_else(health::at_default_times);
-            *check = Some(HealthCheck { http, tcp, ..times });
+        (Some((_, asked)), _) => {
+            let HealthCheck { http, tcp, grpc, .. } = asked.clone();
+            *check = Some(HealthCheck { http, tcp, grpc, ..check.take().unwrap_or(asked) });
         }
         (None, Some((mark, ()))) if check.as_ref().is_some_and(|check| check.command.is_empty()) => {
             reader.fault(mark, "`test` is missing: the command that checks");

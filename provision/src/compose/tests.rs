@@ -350,6 +350,8 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("x-hivemind: {health: 'https://:1/'}", "not a health check"),
         ("x-hivemind: {health: 'http://web:80/'}", "not a health check"),
         ("x-hivemind: {health: 'tcp://:0'}", "not a health check"),
+        ("x-hivemind: {health: 'tcp://:5432/x'}", "not a health check"),
+        ("x-hivemind: {health: 'grpc://50051'}", "not a health check"),
         ("healthcheck: {test: a}\nx-hivemind: {health: 'tcp://:1'}", "say it in one place"),
         ("healthcheck: {disable: true}\nx-hivemind: {health: 'tcp://:1'}", "say it in one place"),
         ("x-hivemind: {exclusive: 1}", "true or false"),
@@ -623,6 +625,9 @@ fn a_check_may_ask_instead_of_running_a_command() {
     let http = check("healthcheck: {interval: 5s}\nx-hivemind: {health: 'http://:8080/ready?deep=1'}");
     let asked = http.http.unwrap();
     assert_eq!((asked.port, asked.path.as_str(), http.interval_ms), (8080, "/ready?deep=1", 5000));
+    let grpc = |asked: &str| check(&format!("x-hivemind: {{health: 'grpc://:{asked}'}}")).grpc.unwrap();
+    assert_eq!((grpc("50051").port, grpc("50051").service.as_str()), (50051, ""));
+    assert_eq!(grpc("50051/shop.Orders").service, "shop.Orders");
     let tcp = check("x-hivemind: {health: 'tcp://:5432'}");
     assert_eq!((tcp.tcp, tcp.command.len(), tcp.retries), (Some(5432), 0, 3));
     assert_eq!(check("x-hivemind: {health: 'http://:80'}").http.unwrap().path, "/");

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -66,6 +67,7 @@ fn a_command_runs_in_the_container_it_is_meant_for_asked_through_any_node_and_en
     }
 
     everything_passes_whole(&cluster);
+    files_are_copied_there_and_back(&cluster);
     a_command_ends_with_its_client(&cluster);
     only_who_may_deploy_may(&cluster);
 }
@@ -93,6 +95,45 @@ fn everything_passes_whole(cluster: &Cluster) {
     let mut output = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
     assert_eq!((output.len(), child.wait().unwrap().code()), (200_000, Some(0)));
+}
+
+fn files_are_copied_there_and_back(cluster: &Cluster) {
+    let folder = cluster.folder().join("copies");
+    let site = folder.join("site");
+    fs::create_dir_all(site.join("deep")).unwrap();
+    fs::copy(cluster.folder().join("noise"), site.join("deep/noise")).unwrap();
+    fs::write(site.join("run.sh"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(site.join("run.sh"), PermissionsExt::from_mode(0o750)).unwrap();
+    let at = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let copy = |from: &str, to: &str| cluster.hivemind(["cp", from, to, "--output", "json"]);
+
+    let copied = copy(&at(&site), "web/1:/tmp/").ok().json().unwrap();
+    assert_eq!(copied, serde_json::json!({ "files": 2, "bytes": MUCH + 10 }));
+    let look = "stat -c '%a %u' /tmp/site/run.sh; wc -c < /tmp/site/deep/noise";
+    let seen = cluster.hivemind(["exec", "web/1", "sh", "-c", look]).ok().stdout();
+    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["750", "0", &MUCH.to_string()]);
+
+    let back = folder.join("back");
+    copy("web/1:/tmp/site", &at(&back)).ok();
+    assert!(fs::read(back.join("deep/noise")).unwrap() == fs::read(site.join("deep/noise")).unwrap());
+    // Into a folder that is there, and from the directory that the container works in.
+    copy("web/1:site/run.sh", &at(&folder)).ok();
+    assert_eq!(fs::read_to_string(folder.join("run.sh")).unwrap(), "#!/bin/sh\n");
+
+    for (from, to, words) in [
+        ("web/1:/tmp/none", at(&folder), "/tmp/none"),
+        ("web/0:/tmp/site", at(&folder), "/tmp/site"),
+        (&*at(&site), "web/1:/nowhere/x".to_owned(), "nowhere"),
+        (&*at(&site), at(&folder), "one of the two is in a container"),
+        (&*at(&folder.join("none")), "web:/tmp/".to_owned(), "cannot read"),
+    ] {
+        let refused = copy(from, &to).failed();
+        let words = words.rsplit('/').next().unwrap();
+        assert!(refused.stderr().contains(words), "{refused}");
+    }
+    let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["back", "run.sh", "site"], "what failed left nothing");
 }
 
 fn a_command_ends_with_its_client(cluster: &Cluster) {

@@ -417,7 +417,7 @@ pub enum Protocol {
     Udp,
 }
 
-/// A check of whether a container does what it is there for: one of `command`, `http` and `tcp`.
+/// A check of whether a container does what it is there for: one of `command`, `http`, `tcp` and `grpc`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
@@ -430,6 +430,9 @@ pub struct HealthCheck {
     /// A port that must take a connection by TCP from its machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<u16>,
+    /// What is asked from its machine by gRPC; `SERVING` is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcCheck>,
     /// Time between checks, milliseconds.
     pub interval_ms: u64,
     /// Time a check may take, milliseconds.
@@ -454,17 +457,30 @@ pub struct HttpCheck {
     pub path: String,
 }
 
+/// What a health check asks by gRPC's health checking protocol (`grpc.health.v1`, `Check`), without TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcCheck {
+    /// The container's port.
+    pub port: u16,
+    /// The service that is asked about; empty: the server.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub service: String,
+}
+
 impl HealthCheck {
     fn is_complete(&self) -> bool {
-        let ways = [!self.command.is_empty(), self.http.is_some(), self.tcp.is_some()];
-        let http = self.http.as_ref();
-        let port = http.map(|http| http.port).or(self.tcp);
+        let (http, grpc) = (self.http.as_ref(), self.grpc.as_ref());
+        let ways = [!self.command.is_empty(), http.is_some(), self.tcp.is_some(), grpc.is_some()];
+        let port = http.map(|http| http.port).or(self.tcp).or(grpc.map(|grpc| grpc.port));
         let path = http.is_none_or(|http| {
             http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic())
         });
         let times =
             [self.interval_ms, self.timeout_ms, self.retries.into(), self.start_interval_ms.unwrap_or(1)];
-        ways.iter().filter(|way| **way).count() == 1 && port != Some(0) && path && !times.contains(&0)
+        let service = grpc.is_none_or(|grpc| grpc.service.bytes().all(|byte| byte.is_ascii_graphic()));
+        let one_way = ways.iter().filter(|way| **way).count() == 1;
+        one_way && port != Some(0) && path && service && !times.contains(&0)
     }
 }
 
