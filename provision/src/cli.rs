@@ -11,7 +11,9 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
-pub use self::workloads::{Chosen, Copy, Exec, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf};
+pub use self::workloads::{
+    Chosen, Copy, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
+};
 
 /// Runs containers on a cluster of Hivemind machines.
 #[derive(Debug, Parser)]
@@ -113,6 +115,9 @@ pub enum Command {
         after_help = "Examples:\n  hivemind stats\n  hivemind stats web --once\n  hivemind stats --output json"
     )]
     Stats(StatsOf),
+    /// List the processes of containers
+    #[command(after_help = "Examples:\n  hivemind top web\n  hivemind top --output json")]
+    Top(Chosen),
     /// List jobs, how far each has come, and when it is run next; or run one once more
     #[command(
         args_conflicts_with_subcommands = true,
@@ -186,6 +191,11 @@ pub enum Command {
         after_help = "Examples:\n  hivemind cp app.conf web:/etc/app/\n  hivemind cp site web/1:/srv/site\n  hivemind cp db:/var/backup/today.sql ./"
     )]
     Cp(Copy),
+    /// Show a document as it was signed, by whom, and what has become of it
+    #[command(
+        after_help = "Examples:\n  hivemind inspect web\n  hivemind inspect data --kind volume --output json"
+    )]
+    Inspect(Inspect),
     /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
     #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
     Support(Support),

@@ -5,6 +5,7 @@ mod copy;
 mod exec;
 mod image;
 mod init;
+mod inspect;
 mod jobs;
 mod keys;
 mod logs;
@@ -53,6 +54,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Ps(options) => show::ps(&global, &options),
         Command::Run(options) => run::run(&global, &options),
         Command::Stats(options) => stats::run(&global, &options),
+        Command::Top(chosen) => stats::top(&global, &chosen),
         Command::Jobs(options) => jobs::run(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),
@@ -63,6 +65,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Logs(options) => logs::run(&global, &options),
         Command::Exec(options) => exec::run(&global, &options),
         Command::Cp(options) => copy::run(&global, &options),
+        Command::Inspect(options) => inspect::run(&global, &options),
         Command::Support(options) => support::run(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),
         Command::Keys(command) => keys::run(&global, &command),

@@ -540,7 +540,7 @@ pub struct Job {
     pub next_ms: Option<u64>,
 }
 
-/// `GET /v1/stats?namespace=…&workload=…`: what running containers use.
+/// `GET /v1/stats?namespace=…&workload=…&processes=…`: what running containers use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stats {
@@ -570,6 +570,27 @@ pub struct Usage {
     /// What was read.
     #[serde(flatten)]
     pub counters: Counters,
+    /// Its processes, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Process>,
+}
+
+/// A process of a container (proc_pid(5)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Its number on the machine; in the container it has another.
+    pub pid: u32,
+    /// Whose it is.
+    pub uid: u32,
+    /// Time of processors, microseconds, since its start.
+    pub cpu_us: u64,
+    /// Memory in use, bytes, with what it shares with others.
+    pub memory_bytes: u64,
+    /// How it is: `R`unning, `S`leeping, `D`isk, `Z`ombie, s`T`opped.
+    pub state: String,
+    /// The program and its arguments, shortened; its name where it has none.
+    pub command: String,
 }
 
 /// What the kernel counts of a container (control groups, version 2). What begins anew with the container is marked so.

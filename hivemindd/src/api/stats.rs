@@ -13,6 +13,8 @@ use hivemind_spec::api::{Stats, Usage};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::problem::Problem;
 use http_body_util::{BodyExt as _, Limited};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::Context;
 use super::forward::{FromPeer, forward};
@@ -25,16 +27,30 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest answer of another node, bytes: some thousand containers.
 const MAX_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 
+/// Of which containers, and what.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Wanted {
+    /// Only of this namespace.
+    namespace: Option<String>,
+    /// Only of this workload.
+    workload: Option<String>,
+    /// Their processes too.
+    #[serde(default)]
+    processes: bool,
+}
+
 /// What running containers use. Rates are the differences of two answers.
-#[utoipa::path(get, path = "/v1/stats", params(Filter),
+#[utoipa::path(get, path = "/v1/stats", params(Wanted),
     responses((status = 200, body = Stats), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn stats(
     State(context): State<Context>,
-    Query(filter): Query<Filter>,
+    Query(wanted): Query<Wanted>,
     request: Request,
 ) -> Result<Json<Stats>, Refusal> {
     let (parts, _) = request.into_parts();
-    let (mut stats, others) = here(&context, filter).await?;
+    let (mut stats, others) = here(&context, wanted).await?;
     if parts.extensions.get::<FromPeer>().is_none() {
         let (context, parts) = (&context, &parts);
         let asked = others.into_iter().map(async |node| (node, from(context, node, parts).await));
@@ -49,7 +65,9 @@ pub(super) async fn stats(
 }
 
 /// What is used on this node, and the other nodes that have something to say.
-async fn here(context: &Context, filter: Filter) -> Result<(Stats, BTreeSet<NodeId>), Problem> {
+async fn here(context: &Context, wanted: Wanted) -> Result<(Stats, BTreeSet<NodeId>), Problem> {
+    let Wanted { namespace, workload, processes } = wanted;
+    let filter = Filter { namespace, workload };
     let (me, own, others) = context
         .agent
         .read(move |node, now| {
@@ -68,19 +86,25 @@ async fn here(context: &Context, filter: Filter) -> Result<(Stats, BTreeSet<Node
             (me, own, others)
         })
         .await?;
-    let containers = own.iter().map(|(replica, template)| container_id(replica, template)).collect();
+    let containers: Vec<_> = own.iter().map(|(replica, template)| container_id(replica, template)).collect();
+    let mut running = vec![Vec::new(); containers.len()];
+    if processes {
+        running = context.runtime.processes(containers.clone()).await;
+    }
     let counters = context.runtime.counters(containers).await;
     let time_ms = context.clock.now().mono_ms;
-    let items = own.into_iter().zip(counters).filter_map(|((replica, _), counters)| {
-        Some(Usage {
-            namespace: replica.workload.namespace,
-            workload: replica.workload.name,
-            slot: replica.slot,
-            node: me,
-            time_ms,
-            counters: counters?,
-        })
-    });
+    let items =
+        own.into_iter().zip(counters).zip(running).filter_map(|(((replica, _), counters), processes)| {
+            Some(Usage {
+                namespace: replica.workload.namespace,
+                workload: replica.workload.name,
+                slot: replica.slot,
+                node: me,
+                time_ms,
+                counters: counters?,
+                processes,
+            })
+        });
     Ok((Stats { items: items.collect(), missing: Vec::new() }, others))
 }
 

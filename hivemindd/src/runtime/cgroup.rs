@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use hivemind_core::event::ContainerId;
-use hivemind_spec::api::Counters;
+use hivemind_spec::api::{Counters, Process};
 use nix::sys::stat::{major, minor};
 
 use super::oci::WORKLOADS_CGROUP;
@@ -103,6 +103,49 @@ pub(super) fn counters(id: &ContainerId) -> Option<Counters> {
     })
 }
 
+/// Processes that are told of a container: who looks at more does so with better tools.
+const MAX_PROCESSES: usize = 1000;
+
+/// The longest command that is told, bytes.
+const MAX_COMMAND_BYTES: usize = 1000;
+
+/// The processes of a container. One that ends meanwhile is left out.
+pub(super) fn processes(id: &ContainerId) -> Vec<Process> {
+    let pids = fs::read_to_string(of(id).join("cgroup.procs")).unwrap_or_default();
+    let pids = pids.lines().filter_map(|line| line.parse().ok());
+    pids.take(MAX_PROCESSES).filter_map(process).collect()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).ok();
+    let text = |file: &str| Some(String::from_utf8_lossy(&read(file)?).into_owned());
+    let (state, cpu_us) = state_and_time(&text("stat")?)?;
+    let status = text("status")?;
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+    let mut command = read("cmdline")?;
+    command.truncate(MAX_COMMAND_BYTES);
+    let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let command = words.join(" ").trim_end().to_owned();
+    let name = || format!("[{}]", field("Name:").unwrap_or_default());
+    Some(Process {
+        pid,
+        uid: field("Uid:")?.parse().ok()?,
+        cpu_us,
+        memory_bytes: field("VmRSS:").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024,
+        state,
+        command: if command.is_empty() { name() } else { command },
+    })
+}
+
+/// Fields 3, 14 and 15 of `stat` (proc_pid_stat(5)); the name in field 2 may hold anything, but ends at the last
+/// parenthesis. Times are in hundredths of a second on all machines.
+fn state_and_time(stat: &str) -> Option<(String, u64)> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    Some(((*fields.first()?).to_owned(), (ticks(11)? + ticks(12)?) * 10_000))
+}
+
 /// A value of a file with a name and a number in each line.
 fn value_of(text: &str, name: &str) -> u64 {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
@@ -159,6 +202,16 @@ mod tests {
                        eth0:    5000      10    0    0    0     0          0         0     7000      12    0    0    0     0       0          0\n";
         assert_eq!(traffic(network), (5000, 7000));
         assert_eq!(traffic(""), (0, 0));
+    }
+
+    #[test]
+    fn processes_are_read_as_the_kernel_writes_them() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 25 17 0 0 20 0 1 0 1 0 0";
+        assert_eq!(state_and_time(stat), Some(("S".to_owned(), 420_000)));
+        assert_eq!(state_and_time("nonsense"), None);
+        let own = process(std::process::id()).unwrap();
+        assert!(own.memory_bytes > 4096 && !own.command.is_empty(), "{own:?}");
+        assert_eq!(process(u32::MAX), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{
     ContainerId, ContainerState, DiskState, Inventory, OperationError, RuntimeOp, TaskState,
 };
-use hivemind_spec::api::{Counters, PullProgress};
+use hivemind_spec::api::{self, Counters, PullProgress};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
 use tokio::sync::Semaphore;
@@ -220,6 +220,13 @@ impl Runtime {
         let count = containers.len();
         let read = move || containers.iter().map(cgroup::counters).collect();
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| vec![None; count])
+    }
+
+    /// The processes of containers, in their order.
+    pub async fn processes(&self, containers: Vec<ContainerId>) -> Vec<Vec<api::Process>> {
+        let count = containers.len();
+        let read = move || containers.iter().map(cgroup::processes).collect();
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| vec![Vec::new(); count])
     }
 
     async fn take_inventory(&self) -> Result<Inventory, OperationError> {

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Subcommand};
 
+use hivemind_spec::document::Kind;
 use hivemind_spec::workload::Constraint;
 
 use super::{Pinning, variable};
@@ -169,6 +171,32 @@ pub struct Exec {
     /// No terminal for the command, even on one
     #[arg(long, short = 'T')]
     pub no_terminal: bool,
+}
+
+/// Kinds of documents, as they are typed.
+const KINDS: [(&str, Kind); 8] = [
+    ("workload", Kind::Workload),
+    ("volume", Kind::Volume),
+    ("secret", Kind::Secret),
+    ("namespace", Kind::Namespace),
+    ("key", Kind::Key),
+    ("token", Kind::Token),
+    ("node-intent", Kind::NodeIntent),
+    ("os-release", Kind::OsRelease),
+];
+
+/// See [`super::Command::Inspect`].
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The document's name
+    #[arg(value_parser = workload_name)]
+    pub name: String,
+    /// What it is of
+    #[arg(long, default_value = "workload", value_parser = PossibleValuesParser::new(KINDS.map(|(name, _)| name)).try_map(|name| KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind).ok_or("it is no kind")))]
+    pub kind: Kind,
+    /// Its namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
 }
 
 /// See [`super::Command::Cp`].

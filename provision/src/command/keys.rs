@@ -50,16 +50,16 @@ fn generate(global: &Global, options: &KeysGenerate) -> Result<Exit> {
 /// A key as the cluster or this machine knows it.
 #[derive(serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Known {
-    name: String,
-    id: String,
-    public_key: String,
-    role: String,
-    state: &'static str,
-    namespaces: Vec<String>,
-    owner: String,
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) id: String,
+    pub(super) public_key: String,
+    pub(super) role: String,
+    pub(super) state: &'static str,
+    pub(super) namespaces: Vec<String>,
+    pub(super) owner: String,
     /// Whether its private half is on this machine.
-    here: bool,
+    pub(super) here: bool,
 }
 
 fn list(global: &Global) -> Result<Exit> {
@@ -88,7 +88,7 @@ fn list(global: &Global) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-async fn documents(client: &Client) -> Result<Vec<SpecItem>> {
+pub(super) async fn documents(client: &Client) -> Result<Vec<SpecItem>> {
     client.list(&format!("/v1/specs?kind={}", Kind::Key)).await
 }
 
@@ -101,7 +101,7 @@ fn key_spec(item: &SpecItem) -> Option<(String, KeySpec)> {
     }
 }
 
-fn known(bundle: &Bundle, items: &[SpecItem]) -> Vec<Known> {
+pub(super) fn known(bundle: &Bundle, items: &[SpecItem]) -> Vec<Known> {
     // An encrypted key is not asked for its public half; its name has to do.
     let here = |name: &str| bundle.has_operator_key(name);
     let root = |text: &String| {

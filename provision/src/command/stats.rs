@@ -7,11 +7,12 @@ use std::time::Duration;
 use hivemind_spec::api::{Counters, Node, Stats, Usage};
 use hivemind_spec::id::NodeId;
 use serde::Serialize;
+use serde_json::json;
 
-use crate::cli::{Global, Output, StatsOf};
+use crate::cli::{Chosen, Global, Output, StatsOf};
 use crate::client::{Client, percent};
 use crate::failure::{Exit, Result};
-use crate::quantity::show_bytes;
+use crate::quantity::{show_bytes, show_span};
 use crate::terminal::{BAD, CHANGING, Cell, FAINT, Table, paint, say, say_json, styled};
 
 /// How long is measured for a single answer.
@@ -49,12 +50,7 @@ struct Measured {
 
 pub(super) fn run(global: &Global, options: &StatsOf) -> Result<Exit> {
     let client = super::client(global)?;
-    let chosen = &options.chosen;
-    let mut filters = Vec::new();
-    filters.extend(chosen.namespace.iter().map(|name| format!("namespace={}", percent(name))));
-    filters.extend(chosen.workload.iter().map(|name| format!("workload={}", percent(name))));
-    let query = if filters.is_empty() { String::new() } else { format!("?{}", filters.join("&")) };
-    let path = format!("/v1/stats{query}");
+    let path = path(&options.chosen, false);
     let live = global.output == Output::Text && !options.once && std::io::stdout().is_terminal();
     super::block_on("stopped", async {
         let mut before: Stats = client.get(&path).await?;
@@ -79,10 +75,59 @@ pub(super) fn run(global: &Global, options: &StatsOf) -> Result<Exit> {
     })
 }
 
-async fn measure(client: &Client, before: &Stats, now: &Stats) -> Result<Measured> {
+fn path(chosen: &Chosen, processes: bool) -> String {
+    let mut query = vec![format!("processes={processes}")];
+    query.extend(chosen.namespace.iter().map(|name| format!("namespace={}", percent(name))));
+    query.extend(chosen.workload.iter().map(|name| format!("workload={}", percent(name))));
+    format!("/v1/stats?{}", query.join("&"))
+}
+
+/// `hivemind top`: the processes of containers.
+pub(super) fn top(global: &Global, chosen: &Chosen) -> Result<Exit> {
+    let client = super::client(global)?;
+    let (stats, names) = super::block_on("stopped", async {
+        let stats: Stats = client.get(&path(chosen, true)).await?;
+        Ok((stats, hostnames(&client).await?))
+    })?;
+    let unanswered: Vec<String> = stats.missing.iter().map(|node| hostname(&names, node)).collect();
+    if global.output == Output::Json {
+        say_json(&json!({ "items": stats.items, "missing": unanswered }));
+        return Ok(Exit::Success);
+    }
+    let mut table =
+        Table::new(&["NAMESPACE", "REPLICA", "NODE", "PID", "USER", "STATE", "TIME", "MEMORY", "COMMAND"]);
+    for usage in &stats.items {
+        for process in &usage.processes {
+            table.row([
+                usage.namespace.as_str().into(),
+                format!("{}/{}", usage.workload, usage.slot).into(),
+                hostname(&names, &usage.node).into(),
+                process.pid.to_string().into(),
+                process.uid.to_string().into(),
+                process.state.as_str().into(),
+                show_span(process.cpu_us / 1000).into(),
+                show_bytes(process.memory_bytes).into(),
+                process.command.as_str().into(),
+            ]);
+        }
+    }
+    say(&if stats.items.is_empty() { NOTHING.to_owned() } else { table.render() });
+    unanswered.iter().for_each(|node| say(&missing(node)));
+    Ok(Exit::Success)
+}
+
+async fn hostnames(client: &Client) -> Result<BTreeMap<NodeId, String>> {
     let nodes: Vec<Node> = client.list("/v1/nodes").await?;
-    let names: BTreeMap<NodeId, String> = nodes.into_iter().map(|node| (node.id, node.hostname)).collect();
-    let name = |node: &NodeId| names.get(node).cloned().unwrap_or_else(|| node.short());
+    Ok(nodes.into_iter().map(|node| (node.id, node.hostname)).collect())
+}
+
+fn hostname(names: &BTreeMap<NodeId, String>, node: &NodeId) -> String {
+    names.get(node).cloned().unwrap_or_else(|| node.short())
+}
+
+async fn measure(client: &Client, before: &Stats, now: &Stats) -> Result<Measured> {
+    let names = hostnames(client).await?;
+    let name = |node: &NodeId| hostname(&names, node);
     let key = |usage: &Usage| (usage.namespace.clone(), usage.workload.clone(), usage.slot, usage.node);
     let earlier: BTreeMap<_, _> = before.items.iter().map(|usage| (key(usage), usage)).collect();
     let mut items: Vec<Rates> = now
@@ -112,17 +157,20 @@ fn rates(before: Option<&Usage>, now: &Usage, hostname: String) -> Rates {
     }
 }
 
+/// Where there is nothing to show.
+const NOTHING: &str = "Nothing runs. `hivemind ps` says why.";
+
+fn missing(node: &str) -> String {
+    paint(CHANGING, &format!("{node} does not answer; what runs there is missing"))
+}
+
 fn show(measured: &Measured) -> String {
-    let mut text = if measured.items.is_empty() {
-        "Nothing runs. `hivemind ps` says why.".to_owned()
-    } else {
-        table(&measured.items)
-    };
-    for node in &measured.missing {
-        let line = format!("{node} does not answer; what runs there is missing");
-        text.push_str(&format!("\n{}", paint(CHANGING, &line)));
-    }
-    text
+    let table = if measured.items.is_empty() { NOTHING.to_owned() } else { table(&measured.items) };
+    [table]
+        .into_iter()
+        .chain(measured.missing.iter().map(|node| missing(node)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn table(items: &[Rates]) -> String {
@@ -183,7 +231,15 @@ mod tests {
             ..Counters::default()
         };
         let (namespace, workload) = ("default".to_owned(), "web".to_owned());
-        Usage { namespace, workload, slot: 1, node: NodeId([7; 16]), time_ms, counters }
+        Usage {
+            namespace,
+            workload,
+            slot: 1,
+            node: NodeId([7; 16]),
+            time_ms,
+            counters,
+            processes: Vec::new(),
+        }
     }
 
     #[test]

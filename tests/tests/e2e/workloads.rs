@@ -56,6 +56,14 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     assert!(said.contains("GET / "), "the logs tell of the requests: {said}");
     assert!(!cluster.consoles().contains("query:"), "consoles do not tell of every question to the DNS");
 
+    let inspected = cluster.json(&["inspect", "web"]).unwrap();
+    assert_eq!(inspected["verified"], true, "{inspected}");
+    assert_eq!(inspected["signers"][0]["name"], "root");
+    assert_eq!(inspected["document"]["spec"]["replicas"], 3);
+    assert_eq!(items(&inspected["replicas"]).len(), 3);
+    let unknown = cluster.hivemind(["inspect", "web", "--kind", "volume"]).failed();
+    assert!(unknown.stderr().contains("there is no Volume/default/web"), "{unknown}");
+
     let plan = cluster.json(&["plan", &file(&cluster, WEB)]).unwrap();
     assert!(!plan.to_string().contains("\"replicas\""), "nothing to change: {plan}");
 
@@ -89,6 +97,11 @@ fn what_they_use_is_shown_from_all_machines(cluster: &Cluster) {
         asker["receivedBytes"].as_u64() > Some(1000) && asker["sentBytes"].as_u64() > Some(100),
         "{asker}"
     );
+    let top = items(&cluster.json(&["top", "asker"]).unwrap());
+    assert_eq!((top.len(), top[0]["processes"][0]["uid"].as_u64()), (1, Some(0)), "{top:?}");
+    assert!(top[0]["processes"][0]["command"].as_str().is_some_and(|c| c.contains("misbehave")), "{top:?}");
+    let shown = cluster.hivemind(["top", "web"]).ok().stdout();
+    assert!(shown.matches("nginx: master").count() == 3 && !shown.contains("misbehave"), "{shown}");
     let shown = cluster.hivemind(["stats", "asker", "--once"]).ok().stdout();
     assert!(shown.contains("asker/0") && !shown.contains("web/0"), "{shown}");
 }
