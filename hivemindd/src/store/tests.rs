@@ -9,8 +9,20 @@ use crate::identity::tests::Folder;
 /// Set in the process that writes until it is killed.
 const WRITER: &str = "HIVEMIND_TEST_STORE_WRITER";
 
+/// Opens what was closed just now: sled's threads may hold its lock for a moment longer.
+fn once_free<T, E: std::fmt::Display>(open: impl Fn() -> Result<T, E>) -> T {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        match open() {
+            Ok(opened) => return opened,
+            Err(error) => assert!(std::time::Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 fn open(folder: &Path) -> SledStore {
-    let opened = SledStore::open(folder).unwrap();
+    let opened = once_free(|| SledStore::open(folder));
     assert!(opened.set_aside.is_none(), "{:?}", opened.set_aside);
     opened.store
 }
@@ -150,19 +162,11 @@ fn a_value_that_changed_is_found_and_the_rest_is_carried_over() {
     let folder = Folder::new("store-value");
     let path = folder.0.join("store");
     fill(&path, 10);
-    let raw = sled::open(&path).unwrap();
+    let raw = once_free(|| sled::open(&path));
     raw.insert("key/00009", b"a value without its checksum").unwrap();
     raw.flush().unwrap();
     drop(raw);
-    // sled's threads may hold its lock for a moment longer.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    let opened = loop {
-        match SledStore::open(&path) {
-            Ok(opened) => break opened,
-            Err(error) => assert!(std::time::Instant::now() < until, "{error}"),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
+    let opened = once_free(|| SledStore::open(&path));
     assert!(opened.set_aside.unwrap().1.contains("checksum"));
     assert_eq!(opened.store.scan(b"key/").unwrap().len(), 9);
 }
@@ -178,7 +182,7 @@ fn damage_found_while_in_use_is_set_aside_at_the_next_start() {
     store.database.remove("bad").unwrap();
     store.flush().unwrap();
     drop(store);
-    let opened = SledStore::open(&path).unwrap();
+    let opened = once_free(|| SledStore::open(&path));
     assert!(opened.set_aside.is_some());
     assert_eq!(opened.store.scan(b"key/").unwrap().len(), 10);
     drop(opened);
