@@ -368,6 +368,13 @@ async fn problem(response: Response<Incoming>) -> Problem {
     })
 }
 
+/// A path with a query of those that have a value.
+pub fn with_query(path: &str, pairs: &[(&str, Option<&str>)]) -> String {
+    let pairs = pairs.iter().filter_map(|(name, value)| Some(format!("{name}={}", percent((*value)?))));
+    let query = pairs.collect::<Vec<_>>().join("&");
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
 /// `text` for a query or a path segment (RFC 3986, section 2.1).
 pub fn percent(text: &str) -> String {
     let mut out = String::new();

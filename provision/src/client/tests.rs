@@ -19,6 +19,11 @@ fn a_node_without_a_port_gets_the_apis() {
 #[test]
 fn queries_are_percent_encoded() {
     assert_eq!(percent("a b/é&"), "a%20b%2F%C3%A9%26");
+    assert_eq!(with_query("/v1/a", &[("b", None), ("c", None)]), "/v1/a");
+    assert_eq!(
+        with_query("/v1/a", &[("b", Some("x y")), ("c", None), ("d", Some("z"))]),
+        "/v1/a?b=x%20y&d=z"
+    );
 }
 
 #[test]

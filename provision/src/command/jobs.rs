@@ -7,7 +7,7 @@ use serde_json::json;
 use super::plan;
 use super::push::{held, send};
 use crate::cli::{Chosen, Global, Jobs, JobsCommand, JobsRun, Output};
-use crate::client::percent;
+use crate::client::with_query;
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
 use crate::quantity::show_span;
@@ -24,8 +24,7 @@ pub(super) fn run(global: &Global, options: &Jobs) -> Result<Exit> {
 
 fn list(global: &Global, options: &Chosen) -> Result<Exit> {
     let client = super::client(global)?;
-    let filter = options.namespace.as_deref().map(|name| format!("?namespace={}", percent(name)));
-    let path = format!("/v1/workloads{}", filter.unwrap_or_default());
+    let path = with_query("/v1/workloads", &[("namespace", options.namespace.as_deref())]);
     let mut jobs: Vec<Workload> = super::block_on(UNCHANGED, client.list(&path))?;
     jobs.retain(|workload| {
         workload.job.is_some() && options.workload.as_ref().is_none_or(|name| *name == workload.name)

@@ -16,7 +16,7 @@ use super::push::send;
 use super::watch::phase_name;
 use super::{pin, plan};
 use crate::cli::{Global, Output, RunOnce};
-use crate::client::{Client, percent};
+use crate::client::{Client, with_query};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{FAINT, note, paint, printable, say, say_json};
 use crate::{bundle, deploy};
@@ -134,7 +134,8 @@ async fn follow(client: &Client, key: &SpecKey, mut print: impl FnMut(LogLine)) 
 
 /// Waits for the end of the container, tells on the way what it waits for, and returns its exit code.
 async fn until_ended(client: &Client, key: &SpecKey) -> Result<u32> {
-    let path = format!("/v1/replicas?namespace={}&workload={}", percent(&key.namespace), percent(&key.name));
+    let filter = [("namespace", Some(key.namespace.as_str())), ("workload", Some(key.name.as_str()))];
+    let path = with_query("/v1/replicas", &filter);
     let mut told = None;
     let mut misses = 0;
     loop {

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::push::{held, send};
 use crate::bundle;
 use crate::cli::{Global, Output, SecretName, Secrets, SecretsList, SecretsLogin, SecretsSet};
-use crate::client::{Client, percent};
+use crate::client::{Client, percent, with_query};
 use crate::compose::Compiled;
 use crate::compose::secrets::Plain;
 use crate::deploy::{self, Action};
@@ -70,8 +70,7 @@ async fn recipients(client: &Client) -> Result<BTreeMap<NodeId, PublicKey>> {
 
 fn list(global: &Global, options: &SecretsList) -> Result<Exit> {
     let client = super::client(global)?;
-    let namespace = options.namespace.as_ref().map(|name| format!("?namespace={}", percent(name)));
-    let path = format!("/v1/secrets{}", namespace.unwrap_or_default());
+    let path = with_query("/v1/secrets", &[("namespace", options.namespace.as_deref())]);
     let secrets: Vec<Secret> = super::block_on("nothing was changed", client.list(&path))?;
     if global.output == Output::Json {
         say_json(&json!({ "items": secrets }));

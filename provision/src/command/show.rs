@@ -5,7 +5,7 @@ use hivemind_spec::api::{Node, NodeState, Phase, Replica, Status, Update, Update
 
 use super::watch::phase_name;
 use crate::cli::{Chosen, Global, Output};
-use crate::client::percent;
+use crate::client::with_query;
 use crate::failure::{Exit, Result};
 use crate::quantity::{show_bytes, show_span};
 use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, Table, paint, printable, say, say_json, styled};
@@ -14,11 +14,8 @@ const UNCHANGED: &str = "nothing was changed";
 
 pub(super) fn ps(global: &Global, options: &Chosen) -> Result<Exit> {
     let client = super::client(global)?;
-    let mut filters = Vec::new();
-    filters.extend(options.namespace.iter().map(|name| format!("namespace={}", percent(name))));
-    filters.extend(options.workload.iter().map(|name| format!("workload={}", percent(name))));
-    let query = if filters.is_empty() { String::new() } else { format!("?{}", filters.join("&")) };
-    let path = format!("/v1/replicas{query}");
+    let filter = [("namespace", options.namespace.as_deref()), ("workload", options.workload.as_deref())];
+    let path = with_query("/v1/replicas", &filter);
     let mut replicas: Vec<Replica> = super::block_on(UNCHANGED, client.list(&path))?;
     replicas.sort_by(|a, b| (&a.namespace, &a.workload, a.slot).cmp(&(&b.namespace, &b.workload, b.slot)));
     if global.output == Output::Json {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{Chosen, Global, Output, StatsOf};
-use crate::client::{Client, percent};
+use crate::client::{Client, with_query};
 use crate::failure::{Exit, Result};
 use crate::quantity::{show_bytes, show_span};
 use crate::terminal::{BAD, CHANGING, Cell, FAINT, Table, paint, say, say_json, styled};
@@ -76,10 +76,9 @@ pub(super) fn run(global: &Global, options: &StatsOf) -> Result<Exit> {
 }
 
 fn path(chosen: &Chosen, processes: bool) -> String {
-    let mut query = vec![format!("processes={processes}")];
-    query.extend(chosen.namespace.iter().map(|name| format!("namespace={}", percent(name))));
-    query.extend(chosen.workload.iter().map(|name| format!("workload={}", percent(name))));
-    format!("/v1/stats?{}", query.join("&"))
+    let (namespace, workload) = (chosen.namespace.as_deref(), chosen.workload.as_deref());
+    let processes = ("processes", processes.then_some("true"));
+    with_query("/v1/stats", &[("namespace", namespace), ("workload", workload), processes])
 }
 
 /// `hivemind top`: the processes of containers.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::push::{held, send};
 use crate::cli::{Global, Output, VolumeName, Volumes, VolumesList, VolumesRemove};
-use crate::client::{Client, percent};
+use crate::client::{Client, percent, with_query};
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
 use crate::quantity::{show_bytes, show_span};
@@ -26,8 +26,7 @@ pub(super) fn run(global: &Global, command: Option<&Volumes>) -> Result<Exit> {
 
 fn list(global: &Global, options: &VolumesList) -> Result<Exit> {
     let client = super::client(global)?;
-    let namespace = options.namespace.as_ref().map(|name| format!("?namespace={}", percent(name)));
-    let path = format!("/v1/volumes{}", namespace.unwrap_or_default());
+    let path = with_query("/v1/volumes", &[("namespace", options.namespace.as_deref())]);
     let volumes: Vec<Volume> = super::block_on("nothing was changed", client.list(&path))?;
     if global.output == Output::Json {
         say_json(&json!({ "items": volumes }));
