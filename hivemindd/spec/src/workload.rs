@@ -1,6 +1,7 @@
 //! The workload document: which containers to run, how many, and where.
 
 mod container;
+mod health;
 mod job;
 mod machine;
 mod networks;
@@ -15,6 +16,7 @@ use utoipa::ToSchema;
 
 use self::container::is_domain;
 pub use self::container::*;
+pub use self::health::{GrpcCheck, HealthCheck, HttpCheck};
 pub use self::job::{Job, Missed, Overlap, Schedule};
 pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};

@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use hivemind_core::record::WorkloadId;
 use hivemind_spec::api::{
     Health, Node, Recipient, Replica, Rollout, Secret, Status, Version, Volume, Workload,
 };
@@ -29,17 +28,9 @@ pub(super) async fn nodes(State(context): State<Context>) -> Result<Json<Items<N
 #[into_params(parameter_in = Query)]
 pub(super) struct Filter {
     /// Only of this namespace.
-    pub(super) namespace: Option<String>,
+    namespace: Option<String>,
     /// Only of this workload.
-    pub(super) workload: Option<String>,
-}
-
-impl Filter {
-    /// Whether it is about a workload.
-    pub(super) fn takes(&self, workload: &WorkloadId) -> bool {
-        self.namespace.as_ref().is_none_or(|wanted| *wanted == workload.namespace)
-            && self.workload.as_ref().is_none_or(|wanted| *wanted == workload.name)
-    }
+    workload: Option<String>,
 }
 
 /// The workloads.

@@ -8,6 +8,7 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use futures_util::future::join_all;
+use hivemind_core::record::WorkloadId;
 use hivemind_core::replica::container_id;
 use hivemind_spec::api::{Stats, Usage};
 use hivemind_spec::id::NodeId;
@@ -18,7 +19,6 @@ use utoipa::IntoParams;
 
 use super::Context;
 use super::forward::{FromPeer, forward};
-use super::reads::Filter;
 use super::refusal::{Query, Refusal};
 
 /// How long another node may take: who looks again and again would rather see the others in time.
@@ -39,6 +39,13 @@ pub(super) struct Wanted {
     /// Their processes too.
     #[serde(default)]
     processes: bool,
+}
+
+impl Wanted {
+    fn takes(&self, workload: &WorkloadId) -> bool {
+        self.namespace.as_ref().is_none_or(|wanted| *wanted == workload.namespace)
+            && self.workload.as_ref().is_none_or(|wanted| *wanted == workload.name)
+    }
 }
 
 /// What running containers use. Rates are the differences of two answers.
@@ -66,45 +73,40 @@ pub(super) async fn stats(
 
 /// What is used on this node, and the other nodes that have something to say.
 async fn here(context: &Context, wanted: Wanted) -> Result<(Stats, BTreeSet<NodeId>), Problem> {
-    let Wanted { namespace, workload, processes } = wanted;
-    let filter = Filter { namespace, workload };
+    let processes = wanted.processes;
     let (me, own, others) = context
         .agent
         .read(move |node, now| {
             let me = node.me();
-            let (namespace, workload) = (filter.namespace.as_deref(), filter.workload.as_deref());
+            let (namespace, workload) = (wanted.namespace.as_deref(), wanted.workload.as_deref());
             let shown = node.view(now, "").replicas(namespace, workload);
             // One that has no address has no container.
             let others =
                 shown.iter().filter(|replica| !replica.ip.is_empty()).filter_map(|replica| replica.node);
             let others: BTreeSet<NodeId> = others.filter(|node| *node != me).collect();
             let said = node.cluster().replicas.iter().filter(|((replica, node), status)| {
-                *node == me && status.ip.is_some() && filter.takes(&replica.workload)
+                *node == me && status.ip.is_some() && wanted.takes(&replica.workload)
             });
             let own =
                 said.map(|((replica, _), status)| (replica.clone(), status.template)).collect::<Vec<_>>();
             (me, own, others)
         })
         .await?;
-    let containers: Vec<_> = own.iter().map(|(replica, template)| container_id(replica, template)).collect();
-    let mut running = vec![Vec::new(); containers.len()];
-    if processes {
-        running = context.runtime.processes(containers.clone()).await;
-    }
-    let counters = context.runtime.counters(containers).await;
+    let containers = own.iter().map(|(replica, template)| container_id(replica, template)).collect();
+    let used = context.runtime.used(containers, processes).await;
     let time_ms = context.clock.now().mono_ms;
-    let items =
-        own.into_iter().zip(counters).zip(running).filter_map(|(((replica, _), counters), processes)| {
-            Some(Usage {
-                namespace: replica.workload.namespace,
-                workload: replica.workload.name,
-                slot: replica.slot,
-                node: me,
-                time_ms,
-                counters: counters?,
-                processes,
-            })
-        });
+    let items = own.into_iter().zip(used).filter_map(|((replica, _), used)| {
+        let (counters, processes) = used?;
+        Some(Usage {
+            namespace: replica.workload.namespace,
+            workload: replica.workload.name,
+            slot: replica.slot,
+            node: me,
+            time_ms,
+            counters,
+            processes,
+        })
+    });
     Ok((Stats { items: items.collect(), missing: Vec::new() }, others))
 }
 

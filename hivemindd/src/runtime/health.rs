@@ -137,10 +137,9 @@ impl Runtime {
     ) -> Result<(bool, String), OperationError> {
         let place = (self.address(container).await?, http.port);
         let url = format!("http://{}:{}{}", place.0, place.1, http.path);
-        Ok(match timeout(limit, status_of(place, &http.path)).await {
-            Ok(Ok(status)) => (status.is_success() || status.is_redirection(), format!("{url}: {status}")),
-            Ok(Err(error)) => (false, format!("{url}: {error}")),
-            Err(_) => (false, format!("{url}: no answer within {} ms", limit.as_millis())),
+        Ok(match answer(&url, limit, status_of(place, &http.path)).await {
+            Ok(status) => (status.is_success() || status.is_redirection(), format!("{url}: {status}")),
+            Err(text) => (false, text),
         })
     }
 
@@ -151,10 +150,9 @@ impl Runtime {
         limit: Duration,
     ) -> Result<(bool, String), OperationError> {
         let ip = self.address(container).await?;
-        Ok(match timeout(limit, TcpStream::connect((ip, port))).await {
-            Ok(Ok(_)) => (true, String::new()),
-            Ok(Err(error)) => (false, format!("{ip}:{port}: {error}")),
-            Err(_) => (false, format!("{ip}:{port}: no answer within {} ms", limit.as_millis())),
+        Ok(match answer(&format!("{ip}:{port}"), limit, TcpStream::connect((ip, port))).await {
+            Ok(_) => (true, String::new()),
+            Err(text) => (false, text),
         })
     }
 
@@ -166,11 +164,10 @@ impl Runtime {
     ) -> Result<(bool, String), OperationError> {
         let place = (self.address(container).await?, grpc.port);
         let asked = format!("grpc://{}:{}/{}", place.0, place.1, grpc.service);
-        Ok(match timeout(limit, serving_status(place, &grpc.service)).await {
-            Ok(Ok(ServingStatus::Serving)) => (true, String::new()),
-            Ok(Ok(status)) => (false, format!("{asked}: {}", status.as_str_name())),
-            Ok(Err(error)) => (false, format!("{asked}: {error}")),
-            Err(_) => (false, format!("{asked}: no answer within {} ms", limit.as_millis())),
+        Ok(match answer(&asked, limit, serving_status(place, &grpc.service)).await {
+            Ok(ServingStatus::Serving) => (true, String::new()),
+            Ok(status) => (false, format!("{asked}: {}", status.as_str_name())),
+            Err(text) => (false, text),
         })
     }
 
@@ -179,6 +176,18 @@ impl Runtime {
         let record = self.container(container).await?;
         let labels = record.and_then(|record| labels::read(&record.labels));
         labels.map(|labels| labels.container.ip).ok_or_else(|| transient("the container is not there"))
+    }
+}
+
+/// The answer to a question, or in words why there is none in time.
+async fn answer<T, E: std::fmt::Display>(
+    asked: &str,
+    limit: Duration,
+    question: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    match timeout(limit, question).await {
+        Ok(answer) => answer.map_err(|error| format!("{asked}: {error}")),
+        Err(_) => Err(format!("{asked}: no answer within {} ms", limit.as_millis())),
     }
 }
 

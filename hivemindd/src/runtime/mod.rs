@@ -215,18 +215,20 @@ impl Runtime {
         within(ANSWER_LIMIT, "listing containers", self.take_inventory()).await
     }
 
-    /// What the kernel has counted of containers, in their order; none of those that are gone.
-    pub async fn counters(&self, containers: Vec<ContainerId>) -> Vec<Option<Counters>> {
+    /// What the kernel has counted of containers, and their processes if they are wanted, in their order; none of those
+    /// that are gone.
+    pub async fn used(
+        &self,
+        containers: Vec<ContainerId>,
+        processes: bool,
+    ) -> Vec<Option<(Counters, Vec<api::Process>)>> {
         let count = containers.len();
-        let read = move || containers.iter().map(cgroup::counters).collect();
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| vec![None; count])
-    }
-
-    /// The processes of containers, in their order.
-    pub async fn processes(&self, containers: Vec<ContainerId>) -> Vec<Vec<api::Process>> {
-        let count = containers.len();
-        let read = move || containers.iter().map(cgroup::processes).collect();
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| vec![Vec::new(); count])
+        let one = move |id: &ContainerId| {
+            let processes = if processes { cgroup::processes(id) } else { Vec::new() };
+            Some((cgroup::counters(id)?, processes))
+        };
+        let look = move || containers.iter().map(one).collect();
+        tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| vec![None; count])
     }
 
     async fn take_inventory(&self) -> Result<Inventory, OperationError> {

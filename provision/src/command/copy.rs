@@ -36,10 +36,7 @@ impl Place {
     /// What is before the first colon names a workload or one of its replicas; a path of this machine with such a beginning is
     /// written with `./`.
     fn parse(text: &str) -> Self {
-        let named = |replica: &str| {
-            let (workload, slot) = replica.split_once('/').unwrap_or((replica, "0"));
-            is_dns_label(workload) && slot.parse::<u32>().is_ok()
-        };
+        let named = |text: &str| super::replica(text).is_ok_and(|(workload, _)| is_dns_label(workload));
         match text.split_once(':') {
             Some((replica, path)) if named(replica) => {
                 Self::InContainer { replica: replica.to_owned(), path: path.to_owned() }
@@ -291,7 +288,7 @@ fn talk(
     });
     let needs = "it is done by `tar` in the container, which must be there";
     match ended {
-        Ok(Exit::Success | Exit::OfCommand(0)) => Ok(()),
+        Ok(Exit::OfCommand(0)) => Ok(()),
         Ok(_) => {
             let said = complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
             let said = printable(String::from_utf8_lossy(&said).trim());

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::keys::{self, Known};
+use super::plan;
 use super::watch::phase_name;
 use crate::cli::{Global, Inspect, Output};
 use crate::client::with_query;
@@ -31,16 +32,14 @@ pub(super) fn run(global: &Global, options: &Inspect) -> Result<Exit> {
     let namespace = if options.kind.is_namespaced() { options.namespace.clone() } else { String::new() };
     let key = SpecKey { kind: options.kind, namespace, name: options.name.clone() };
     let (item, known, replicas) = super::block_on("nothing was changed", async {
-        let (namespace, name) = (Some(key.namespace.as_str()), Some(key.name.as_str()));
-        let path = with_query("/v1/specs", &[("kind", Some(&key.kind.to_string())), ("name", name)]);
-        let items: Vec<SpecItem> = client.list(&path).await?;
-        let item = items.into_iter().find(|item| item.key == key && !item.deleted);
+        let item = plan::held(&client, &key).await?.filter(|item| !item.deleted);
         let item = item.ok_or_else(|| {
             Failure::new(Exit::Refused, "not-found", format!("there is no {key}"))
                 .advice("--kind and --namespace say where to look; `hivemind ps` lists workloads")
         })?;
         let known = keys::known(client.bundle(), &keys::documents(&client).await?);
-        let path = with_query("/v1/replicas", &[("namespace", namespace), ("workload", name)]);
+        let path =
+            with_query("/v1/replicas", &[("namespace", Some(&key.namespace)), ("workload", Some(&key.name))]);
         let replicas: Vec<Replica> =
             if key.kind == Kind::Workload { client.list(&path).await? } else { Vec::new() };
         Ok((item, known, replicas))

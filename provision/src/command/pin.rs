@@ -23,17 +23,6 @@ const AT_A_TIME: usize = 8;
 /// How long all of that may take. A registry that cannot be reached from here must not keep anybody from pushing.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Names which have no digest yet, and where each is to be looked up, if it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// It must be looked up.
-    Must,
-    /// It is looked up if that can be done.
-    Try,
-    /// It keeps the digest it was pushed with.
-    Keep(Digest),
-}
-
 /// The label of a document that says when what its image's tag names was last looked up, milliseconds since 1970: of
 /// those that are looked up every so often.
 const LOOKED_UP_LABEL: &str = "hivemind/looked-up";
@@ -45,13 +34,12 @@ struct Earlier {
     looked_up_ms: Option<u64>,
 }
 
-/// What there is to decide by.
-struct Known<'a> {
-    /// Of workloads that say when.
-    policies: &'a BTreeMap<String, PullPolicy>,
-    /// The documents that the cluster holds.
-    current: &'a [SpecItem],
-    now_ms: u64,
+/// An image of a workload that is named by a tag.
+struct Tag {
+    image: String,
+    policy: PullPolicy,
+    /// None: it was not pushed, or as another, or without a digest.
+    earlier: Option<Earlier>,
 }
 
 /// What came of looking up each tag.
@@ -79,12 +67,15 @@ pub(super) async fn pin(
             None => Ok(()),
         };
     }
-    let known = Known { policies, current, now_ms };
-    let wanted =
-        documents.iter().filter(|document| matches!(known.way(document), Some(Way::Must | Way::Try)));
-    let images = wanted.filter_map(Document::workload).map(|workload| workload.container.image.as_str());
-    let found = look_up(images.collect(), &options.insecure_registries).await;
-    for text in known.apply(documents, &found)? {
+    let tags: Vec<Option<Tag>> =
+        documents.iter().map(|document| Tag::of(document, policies, current)).collect();
+    let wanted = tags.iter().flatten().filter(|tag| tag.is_looked_up(now_ms));
+    let found = look_up(wanted.map(|tag| tag.image.as_str()).collect(), &options.insecure_registries).await;
+    let mut notes = BTreeSet::new();
+    for (document, tag) in documents.iter_mut().zip(tags) {
+        notes.extend(tag.map(|tag| tag.apply(document, &found, now_ms)).transpose()?.flatten());
+    }
+    for text in notes {
         note(&format!("{} {text}", paint(CHANGING, "note:")));
     }
     Ok(())
@@ -108,76 +99,70 @@ async fn look_up(images: BTreeSet<&str>, insecure: &[String]) -> Found {
     stream::iter(answers).buffer_unordered(AT_A_TIME).collect().await
 }
 
-impl Known<'_> {
-    fn policy(&self, document: &Document) -> PullPolicy {
-        self.policies.get(&document.metadata.name).copied().unwrap_or_default()
+impl Tag {
+    /// None where there is nothing to do.
+    fn of(
+        document: &Document,
+        policies: &BTreeMap<String, PullPolicy>,
+        current: &[SpecItem],
+    ) -> Option<Self> {
+        let image = document.workload()?.container.image.clone();
+        let policy = policies.get(&document.metadata.name).copied().unwrap_or_default();
+        let earlier = Earlier::of(&document.key(), &image, current);
+        (!image.contains('@')).then_some(Self { image, policy, earlier })
     }
 
-    /// How an image gets its digest; none where there is nothing to do.
-    fn way(&self, document: &Document) -> Option<Way> {
-        let image = &document.workload()?.container.image;
-        if image.contains('@') {
-            return None;
-        }
-        Some(match (self.policy(document), self.earlier(&document.key(), image)) {
-            (PullPolicy::Always, _) => Way::Must,
-            (PullPolicy::Missing, Some(earlier)) => Way::Keep(earlier.digest),
-            (PullPolicy::Every(ms), Some(Earlier { digest, looked_up_ms: Some(at_ms) }))
-                if self.now_ms < at_ms.saturating_add(ms) =>
-            {
-                Way::Keep(digest)
+    fn is_looked_up(&self, now_ms: u64) -> bool {
+        match (self.policy, &self.earlier) {
+            (PullPolicy::Missing, Some(_)) => false,
+            (PullPolicy::Every(ms), Some(Earlier { looked_up_ms: Some(at_ms), .. })) => {
+                now_ms >= at_ms.saturating_add(ms)
             }
-            _ => Way::Try,
-        })
+            _ => true,
+        }
     }
 
-    /// How the same image was pushed before, if by digest.
-    fn earlier(&self, key: &SpecKey, image: &str) -> Option<Earlier> {
-        let item = self.current.iter().find(|item| item.key == *key && !item.deleted)?;
-        let held = item.document()?;
-        let (tag, digest) = held.workload()?.container.image.split_once('@')?;
-        let digest = digest.strip_prefix("sha256:")?.parse().ok().filter(|_| tag == image)?;
-        let looked_up_ms = held.metadata.labels.get(LOOKED_UP_LABEL).and_then(|text| text.parse().ok());
-        Some(Earlier { digest, looked_up_ms })
-    }
-
-    /// Writes what was found into the documents; returns what people should know.
-    fn apply(&self, documents: &mut [Document], found: &Found) -> Result<BTreeSet<String>> {
-        let mut notes = BTreeSet::new();
-        for document in documents {
-            let Some(way) = self.way(document) else { continue };
-            let (key, policy) = (document.key(), self.policy(document));
-            let Some(Spec::Workload(workload)) = &mut document.spec else { continue };
-            let image = &mut workload.container.image;
-            let earlier = self.earlier(&key, image);
-            let kept = earlier.as_ref().map(|earlier| (earlier.digest, earlier.looked_up_ms));
-            let pinned = match (way, found.get(image.as_str())) {
-                (Way::Keep(_), _) | (Way::Try, None) => kept,
-                (_, Some(Ok(digest))) => Some((*digest, Some(self.now_ms))),
-                (Way::Must, missed) => {
-                    let why = missed.and_then(|missed| missed.as_ref().err()).map_or("", String::as_str);
-                    let text = format!("{}: {image}: {why}", key.name);
-                    return Err(Failure::local("image-not-found", text).advice(
-                        "it has `pull_policy: always`, so it must be looked up; correct what is wrong, or remove that",
-                    ));
-                }
-                (Way::Try, Some(Err(why))) => {
-                    notes.insert(match kept {
-                        Some(_) => format!("{image} stays what it was: {why}"),
-                        None => format!(
-                            "{image} is pushed as a tag, and each machine takes what that names when it fetches it: {why}"
-                        ),
-                    });
-                    kept
-                }
-            };
-            let Some((digest, looked_up_ms)) = pinned else { continue };
-            *image = format!("{image}@sha256:{digest}");
+    /// Writes what was found into its document; returns what people should know.
+    fn apply(self, document: &mut Document, found: &Found, now_ms: u64) -> Result<Option<String>> {
+        let looked_up = self.is_looked_up(now_ms);
+        let Self { image, policy, earlier } = self;
+        let (mut pinned, mut told) = (earlier, None);
+        match found.get(&image).filter(|_| looked_up) {
+            Some(Ok(digest)) => pinned = Some(Earlier { digest: *digest, looked_up_ms: Some(now_ms) }),
+            Some(Err(why)) if policy == PullPolicy::Always => {
+                let text = format!("{}: {image}: {why}", document.metadata.name);
+                return Err(Failure::local("image-not-found", text).advice(
+                    "it has `pull_policy: always`, so it must be looked up; correct what is wrong, or remove that",
+                ));
+            }
+            Some(Err(why)) if pinned.is_some() => told = Some(format!("{image} stays what it was: {why}")),
+            Some(Err(why)) => {
+                told = Some(format!(
+                    "{image} is pushed as a tag, and each machine takes what that names when it fetches it: {why}"
+                ));
+            }
+            None => {}
+        }
+        if let (Some(Earlier { digest, looked_up_ms }), Some(Spec::Workload(workload))) =
+            (pinned, &mut document.spec)
+        {
+            workload.container.image = format!("{image}@sha256:{digest}");
             if let (PullPolicy::Every(_), Some(at_ms)) = (policy, looked_up_ms) {
                 document.metadata.labels.insert(LOOKED_UP_LABEL.to_owned(), at_ms.to_string());
             }
         }
-        Ok(notes)
+        Ok(told)
+    }
+}
+
+impl Earlier {
+    fn of(key: &SpecKey, image: &str, current: &[SpecItem]) -> Option<Self> {
+        let item = current.iter().find(|item| item.key == *key && !item.deleted)?;
+        let held = item.document()?;
+        let (tag, digest) = held.workload()?.container.image.split_once('@')?;
+        let digest = digest.strip_prefix("sha256:")?.parse().ok().filter(|_| tag == image)?;
+        let looked_up_ms = held.metadata.labels.get(LOOKED_UP_LABEL).and_then(|text| text.parse().ok());
+        Some(Self { digest, looked_up_ms })
     }
 }
 
@@ -229,16 +214,13 @@ mod tests {
         current: &[SpecItem],
         found: std::result::Result<&str, &str>,
     ) -> Result<(String, Vec<String>)> {
-        let mut documents = [document(TAG)];
-        let policies = self::policy(policy);
+        let mut document = document(TAG);
         let found = found.map(|content| Digest::of(content.as_bytes())).map_err(str::to_owned);
-        let known = Known { policies: &policies, current, now_ms: NOW_MS };
-        let found = match known.way(&documents[0]) {
-            Some(Way::Must | Way::Try) => Found::from([(TAG.to_owned(), found)]),
-            _ => Found::new(),
-        };
-        let notes = known.apply(&mut documents, &found)?;
-        Ok((documents[0].workload().unwrap().container.image.clone(), notes.into_iter().collect()))
+        let tag = Tag::of(&document, &self::policy(policy), current).unwrap();
+        let found =
+            if tag.is_looked_up(NOW_MS) { Found::from([(TAG.to_owned(), found)]) } else { Found::new() };
+        let told = tag.apply(&mut document, &found, NOW_MS)?;
+        Ok((document.workload().unwrap().container.image.clone(), told.into_iter().collect()))
     }
 
     #[test]
@@ -276,12 +258,11 @@ mod tests {
     fn a_tag_that_is_looked_up_every_so_often_keeps_its_digest_for_as_long() {
         let policies = policy(PullPolicy::Every(1000));
         let push = |current: &[SpecItem], now_ms, content: &str| {
-            let mut documents = [document(TAG)];
-            let known = Known { policies: &policies, current, now_ms };
-            let looks = known.way(&documents[0]) == Some(Way::Try);
+            let mut document = document(TAG);
+            let tag = Tag::of(&document, &policies, current).unwrap();
+            let looks = tag.is_looked_up(now_ms);
             let found = Ok(Digest::of(content.as_bytes()));
-            known.apply(&mut documents, &Found::from([(TAG.to_owned(), found)])).unwrap();
-            let [document] = documents;
+            tag.apply(&mut document, &Found::from([(TAG.to_owned(), found)]), now_ms).unwrap();
             (looks, document.workload().unwrap().container.image.clone(), held_as(document))
         };
         let (looks, image, current) = push(&[], NOW_MS, "first");
@@ -293,13 +274,13 @@ mod tests {
         assert_eq!((looks, image), (true, pinned("second")));
     }
 
-    #[test]
-    fn an_image_named_by_its_digest_stays_as_it_is() {
+    #[tokio::test]
+    async fn an_image_named_by_its_digest_stays_as_it_is() {
         let image = pinned("own");
         let mut documents = [document(&image)];
-        let known = Known { policies: &policy(PullPolicy::Always), current: &[], now_ms: NOW_MS };
-        assert_eq!(known.way(&documents[0]), None);
-        assert!(known.apply(&mut documents, &Found::new()).unwrap().is_empty());
+        assert!(Tag::of(&documents[0], &policy(PullPolicy::Always), &[]).is_none());
+        let options = Pinning::default();
+        pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options).await.unwrap();
         assert_eq!(documents[0].workload().unwrap().container.image, image);
     }
 

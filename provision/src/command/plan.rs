@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{pin, secrets, source};
 use crate::cli::{Convert, Global, Output, Plan};
-use crate::client::{Client, percent};
+use crate::client::{Client, percent, with_query};
 use crate::deploy::{Action, Change, Difference, compare, left_over, wants_voters};
 use crate::failure::{Exit, Result};
 use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, note, paint, printable, say, say_json};
@@ -79,7 +79,10 @@ pub(super) async fn current(client: &Client, namespace: &str) -> Result<Vec<Spec
 
 /// What the cluster holds of a name, a tombstone where it tells of one.
 pub(super) async fn held(client: &Client, key: &SpecKey) -> Result<Option<SpecItem>> {
-    Ok(current(client, &key.namespace).await?.into_iter().find(|item| item.key == *key))
+    let kind = key.kind.to_string();
+    let name = [("kind", kind.as_str()), ("namespace", &key.namespace), ("name", &key.name)];
+    let path = with_query("/v1/specs", &name.map(|(name, value)| (name, Some(value))));
+    Ok(client.list(&path).await?.into_iter().find(|item: &SpecItem| item.key == *key))
 }
 
 /// The nodes that have a say in where exclusive workloads run, if there are any such among the documents.

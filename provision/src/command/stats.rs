@@ -110,8 +110,7 @@ pub(super) fn top(global: &Global, chosen: &Chosen) -> Result<Exit> {
             ]);
         }
     }
-    say(&if stats.items.is_empty() { NOTHING.to_owned() } else { table.render() });
-    unanswered.iter().for_each(|node| say(&missing(node)));
+    say(&with_missing(stats.items.is_empty(), &table, &unanswered));
     Ok(Exit::Success)
 }
 
@@ -156,23 +155,21 @@ fn rates(before: Option<&Usage>, now: &Usage, hostname: String) -> Rates {
     }
 }
 
-/// Where there is nothing to show.
-const NOTHING: &str = "Nothing runs. `hivemind ps` says why.";
-
-fn missing(node: &str) -> String {
-    paint(CHANGING, &format!("{node} does not answer; what runs there is missing"))
+/// A table, which may have nothing to show, and the nodes that did not answer.
+fn with_missing(is_empty: bool, table: &Table, missing: &[String]) -> String {
+    let mut text = if is_empty { "Nothing runs. `hivemind ps` says why.".to_owned() } else { table.render() };
+    for node in missing {
+        let line = format!("{node} does not answer; what runs there is missing");
+        text.push_str(&format!("\n{}", paint(CHANGING, &line)));
+    }
+    text
 }
 
 fn show(measured: &Measured) -> String {
-    let table = if measured.items.is_empty() { NOTHING.to_owned() } else { table(&measured.items) };
-    [table]
-        .into_iter()
-        .chain(measured.missing.iter().map(|node| missing(node)))
-        .collect::<Vec<_>>()
-        .join("\n")
+    with_missing(measured.items.is_empty(), &table(&measured.items), &measured.missing)
 }
 
-fn table(items: &[Rates]) -> String {
+fn table(items: &[Rates]) -> Table {
     let mut table = Table::new(&[
         "NAMESPACE",
         "REPLICA",
@@ -202,7 +199,7 @@ fn table(items: &[Rates]) -> String {
             counters.pids.to_string().into(),
         ]);
     }
-    table.render()
+    table
 }
 
 fn memory(counters: &Counters) -> Cell {
@@ -246,7 +243,7 @@ mod tests {
         let (before, now) = (usage(10_000, 1_000_000, 500), usage(12_000, 2_500_000, 4500));
         let measured = rates(Some(&before), &now, "edge-1".to_owned());
         assert_eq!((measured.cpu_millis, measured.sent_per_second), (750, 2000));
-        let text = anstream::adapter::strip_str(&table(&[measured])).to_string();
+        let text = anstream::adapter::strip_str(&table(&[measured]).render()).to_string();
         assert!(
             text.contains("web/1") && text.contains("75.0 %") && text.contains("95 MiB of 100 MiB"),
             "{text}"

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::pull::images;
 use super::{Here, InFlight, Plan, Replicas};
 use crate::cluster::Workload;
 use crate::event::{DiskState, RuntimeOp};
@@ -29,10 +30,12 @@ pub(super) struct Garbage {
 }
 
 impl Garbage {
-    fn look(&mut self, now: Time, disk: Option<DiskState>, unneeded: BTreeSet<String>) {
+    fn look(&mut self, now: Time, disk: Option<DiskState>, unneeded: &BTreeSet<&String>) {
         self.unneeded_since.retain(|image, _| unneeded.contains(image));
         for image in unneeded {
-            self.unneeded_since.entry(image).or_insert(now.mono_ms);
+            if !self.unneeded_since.contains_key(*image) {
+                self.unneeded_since.insert((*image).clone(), now.mono_ms);
+            }
         }
         if let Some(disk) = disk {
             let limit = if self.full { ENOUGH_PERCENT } else { FULL_PERCENT };
@@ -68,20 +71,17 @@ impl Replicas {
         plan: &mut Plan,
     ) {
         let inventory = self.observed.inventory();
-        let placed: BTreeSet<&str> = wanted.values().map(|w| w.spec.container.image.as_str()).collect();
+        let placed = images(wanted.values().copied());
         let needed =
             |image: &String| placed.contains(image.as_str()) || inventory.used_images.contains(image);
-        let unneeded = inventory.images.iter().filter(|image| !needed(image)).cloned().collect();
-        self.garbage.look(now, inventory.disk, unneeded);
+        let unneeded = inventory.images.iter().filter(|image| !needed(image)).collect();
+        self.garbage.look(now, inventory.disk, &unneeded);
         let busy = self.count(|op| matches!(op, InFlight::Pull { .. } | InFlight::RemoveImage { .. }));
         // After a removal the disk is looked at before the next.
         if !self.garbage.full || busy > 0 || inventory.disk.is_none() {
             return;
         }
-        let workloads = node.workloads.values();
-        let named: BTreeSet<&str> =
-            workloads.map(|workload| workload.spec.container.image.as_str()).collect();
-        let Some((image, at_ms)) = self.garbage.next(&named) else { return };
+        let Some((image, at_ms)) = self.garbage.next(&images(node.workloads.values())) else { return };
         if now.mono_ms < at_ms {
             plan.wake_at(at_ms);
             return;

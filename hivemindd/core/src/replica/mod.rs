@@ -314,7 +314,7 @@ impl Replicas {
             wanted.iter().map(|(replica, workload)| container_id(replica, &workload.template)).collect()
         });
         self.stopping.retain(|id, _| containers.contains_key(id) || ids.contains(id));
-        let images: BTreeSet<&str> = wanted.values().map(|w| w.spec.container.image.as_str()).collect();
+        let images = pull::images(wanted.values().copied());
         self.pulls.retain(|image| images.contains(image));
     }
 

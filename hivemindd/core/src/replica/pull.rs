@@ -1,6 +1,6 @@
 //! Image pulls: which run, which wait after a failure. Replicas of one image share a pull.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::{Phase, PullProgress};
 
@@ -55,6 +55,11 @@ struct State {
 /// All pulls.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pulls(BTreeMap<String, State>);
+
+/// The images that workloads have.
+pub(super) fn images<'a>(workloads: impl Iterator<Item = &'a Workload>) -> BTreeSet<&'a str> {
+    workloads.map(|workload| workload.spec.container.image.as_str()).collect()
+}
 
 fn retry_delay_ms(failures: u32) -> u64 {
     delay_ms(RETRY_MS, failures.saturating_sub(1)).min(MAX_RETRY_MS)

@@ -171,15 +171,21 @@ fn scale(cluster: &Cluster, replicas: usize) -> Duration {
 /// Starts of which the median is taken: single ones differ by half.
 const STARTS: usize = 11;
 
-/// Starting containers, and what they cost.
-fn containers() {
-    let mut cluster = Cluster::new("containers", 1).with_probe();
+/// A machine that is ready, with a probe and 1 GB.
+fn one_machine(name: &str, cpus: u32) -> Cluster {
+    let mut cluster = Cluster::new(name, 1).with_probe();
     let mut options = MachineOptions::with_image("m1", &cluster.image);
-    options.cpus = 2;
+    options.cpus = cpus;
     options.memory_mib = 1024;
     cluster.add_with(options);
     power_on(&cluster.machines[0]);
     cluster.wait_for_ready(1);
+    cluster
+}
+
+/// Starting containers, and what they cost.
+fn containers() {
+    let cluster = one_machine("containers", 2);
     let ask = |words: &[&str]| {
         probe::ask(&cluster.lab, &cluster.machines[0], words).unwrap_or_else(|error| panic!("{error}"))
     };
@@ -225,20 +231,24 @@ fn exec(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String) {
         let id = format!("exec{number}");
         let words =
             ["run", "/usr/bin/ctr", "-n", "bench", "task", "exec", "--exec-id", &id, "floor0", "true"];
-        let answer = ask(&words);
-        assert!(answer.starts_with("0 "), "{answer}");
-        answer.split_whitespace().nth(1).and_then(|ms| ms.parse().ok()).unwrap_or(f64::NAN)
+        1000.0 * seconds_of(&ask(&words))
     };
     let (ours, floors): (Vec<f64>, Vec<f64>) = (0..STARTS).map(|n| (ours(), floor(n))).unzip();
     eprintln!("   exec through the API {ours:.0?} ms, ctr exec {floors:.0?} ms");
     tell("exec_ratio", median(ours) / median(floors), "x");
 }
 
+/// How long a program ran on the machine that ended well, as the probe says it.
+fn seconds_of(answer: &str) -> f64 {
+    assert!(answer.starts_with("0 "), "{answer}");
+    answer.split_whitespace().nth(1).map_or(f64::NAN, number) / 1000.0
+}
+
 /// Containers that start at once.
 const AT_ONCE: usize = 50;
 
-/// Containers on one small machine, and what it has of memory for them, MiB.
-const CROWD: (usize, u32) = (150, 1024);
+/// Containers on one small machine.
+const CROWD: usize = 150;
 
 /// Replicas over three machines.
 const SPREAD: usize = 100;
@@ -253,12 +263,7 @@ fn crowd() {
     let push = |cluster: &Cluster, replicas: usize| {
         cluster.push(&small.replace("REPLICAS", &replicas.to_string())).ok();
     };
-    let mut cluster = Cluster::new("crowd", 1).with_probe();
-    let mut options = MachineOptions::with_image("m1", &cluster.image);
-    options.memory_mib = CROWD.1;
-    cluster.add_with(options);
-    power_on(&cluster.machines[0]);
-    cluster.wait_for_ready(1);
+    let cluster = one_machine("crowd", 1);
     let used = || {
         let ask = |words: &[&str]| probe::ask(&cluster.lab, &cluster.machines[0], words);
         used_memory(&ask(&["cat", "/proc/meminfo"]).unwrap_or_else(|error| panic!("{error}"))) / 1024.0
@@ -279,10 +284,10 @@ fn crowd() {
     tell("start_of_50_at_once_p50", starts[starts.len() / 2], "s");
     tell("start_of_50_at_once_p99", starts[starts.len() * 99 / 100], "s");
 
-    push(&cluster, CROWD.0);
-    cluster.wait_for_running("idle", CROWD.0, CROWDED);
+    push(&cluster, CROWD);
+    cluster.wait_for_running("idle", CROWD, CROWDED);
     std::thread::sleep(SETTLING);
-    let each = (used() - before) / (CROWD.0 - 1) as f64;
+    let each = (used() - before) / (CROWD - 1) as f64;
     tell("memory_of_each_of_150", each, "MB");
     drop(cluster);
 
@@ -333,9 +338,7 @@ fn ctr_run(ask: &impl Fn(&[&str]) -> String, image: &str, number: usize) -> f64 
         "sleep",
         "100000",
     ]);
-    assert!(answer.starts_with("0 "), "{answer}");
-    let ms: f64 = answer.split_whitespace().nth(1).and_then(|ms| ms.parse().ok()).unwrap_or(f64::NAN);
-    ms / 1000.0
+    seconds_of(&answer)
 }
 
 /// What three nodes cost that do nothing.

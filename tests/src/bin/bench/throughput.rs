@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use hivemind_qemu::{EmptyRegistry, MachineOptions};
+use hivemind_qemu::EmptyRegistry;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::{probe, registry, wait};
 
-use super::{START_POLL, TICKS_PER_SECOND, median, number, power_on, tell};
+use super::{START_POLL, TICKS_PER_SECOND, median, number, one_machine, seconds_of, tell};
 
 /// Pulls of each kind, in turns; the median counts. Each is of an image of its own, which no machine has.
 const PULLS: usize = 3;
@@ -22,13 +22,7 @@ const PRINTED_BYTES: usize = 32 << 20;
 
 /// Pulls and logs.
 pub(crate) fn throughput() {
-    let mut cluster = Cluster::new("throughput", 1).with_probe();
-    let mut options = MachineOptions::with_image("m1", &cluster.image);
-    options.cpus = 2;
-    options.memory_mib = 1024;
-    cluster.add_with(options);
-    power_on(&cluster.machines[0]);
-    cluster.wait_for_ready(1);
+    let cluster = one_machine("throughput", 2);
     let ask = |words: &[&str]| {
         probe::ask(&cluster.lab, &cluster.machines[0], words).unwrap_or_else(|error| panic!("{error}"))
     };
@@ -80,8 +74,11 @@ fn skopeo_copy(cluster: &Cluster, image: &str) -> f64 {
     let copy = format!(
         "time -p skopeo --insecure-policy copy --quiet --src-tls-verify=false docker://registry.lab:5001/{image} dir:/tmp/{image}"
     );
-    let said = cluster.hivemind(["exec", "copier", "sh", "-c", &copy]).ok();
-    let said = said.stderr() + &said.stdout();
+    real_seconds(&cluster.hivemind(["exec", "copier", "sh", "-c", &copy]).ok().stderr())
+}
+
+/// What `time -p` says of a command.
+fn real_seconds(said: &str) -> f64 {
     let real = said.lines().find_map(|line| line.trim().strip_prefix("real"));
     real.map_or_else(|| panic!("{said}"), number)
 }
@@ -90,15 +87,13 @@ fn skopeo_copy(cluster: &Cluster, image: &str) -> f64 {
 fn ctr_pull(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String, image: &str) -> f64 {
     let name = format!("{}:5001/{image}", cluster.lab.gateway());
     let words = ["run", "/usr/bin/ctr", "-n", "bench", "image", "pull", "--local", "--plain-http", &name];
-    let answer = ask(&words);
-    assert!(answer.starts_with("0 "), "{answer}");
-    answer.split_whitespace().nth(1).map_or(f64::NAN, number) / 1000.0
+    seconds_of(&ask(&words))
 }
 
 fn logs(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String) {
     // Lines of a hundred bytes.
     let line = "x".repeat(99);
-    let print = |to: &str| format!("time -p sh -c 'yes {line} | head -c {PRINTED_BYTES} {to}'");
+    let discard = format!("time -p sh -c 'yes {line} | head -c {PRINTED_BYTES} >/dev/null'");
     let text = "services:\n  talker:\n    image: registry.lab:5000/busybox:1\n    \
                 command: [sh, -c, 'while :; do test -e /go && { rm /go; yes LINE | head -c BYTES; touch /done; }; sleep 0.1; done']\n    \
                 stop_grace_period: 0s\n";
@@ -116,9 +111,7 @@ fn logs(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String) {
         wait::polling(START_POLL, "all is printed", STARTING, done);
         took.push(begin.elapsed().as_secs_f64());
         cost.push((ticks() - before) / TICKS_PER_SECOND);
-        let said = exec(&print(">/dev/null")).ok().stderr();
-        let real = said.lines().find_map(|line| line.trim().strip_prefix("real"));
-        discarded.push(real.map_or_else(|| panic!("{said}"), number));
+        discarded.push(real_seconds(&exec(&discard).ok().stderr()));
     }
     let mib = PRINTED_BYTES as f64 / f64::from(1 << 20);
     eprintln!(
