@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hivemind_core::event::{
-    ContainerId, ContainerLabels, ContainerPlan, Event, OperationError, RuntimeOp, TaskState,
+    ContainerId, ContainerLabels, ContainerPlan, Event, ImagePeers, OperationError, RuntimeOp, TaskState,
 };
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_spec::id::Digest;
@@ -115,6 +115,7 @@ impl World {
                 String::new()
             },
             insecure_registries: vec![self.registry_host.clone()],
+            transport: None,
             owner: None,
         })
         .unwrap()
@@ -252,13 +253,21 @@ async fn a_container_lives_from_pull_to_removal() {
     let first = plan(&image, 0, json!({}));
     let error = carry_out(&runtime, RuntimeOp::Start(Box::new(first.clone()))).await.unwrap_err();
     assert!(error.text.contains("is not on this node"), "{}", error.text);
-    let missing =
-        RuntimeOp::Pull { image: format!("{}:2", image.strip_suffix(":1").unwrap()), credentials: None };
+    let missing = RuntimeOp::Pull {
+        image: format!("{}:2", image.strip_suffix(":1").unwrap()),
+        credentials: None,
+        peers: ImagePeers::default(),
+    };
     let error = carry_out(&runtime, missing).await.unwrap_err();
     assert!(error.text.contains("404 manifest unknown"), "{}", error.text);
 
     // Pulling twice is as good as once, also at the same time.
-    let pull = || carry_out(&runtime, RuntimeOp::Pull { image: image.clone(), credentials: None });
+    let pull = || {
+        carry_out(
+            &runtime,
+            RuntimeOp::Pull { image: image.clone(), credentials: None, peers: ImagePeers::default() },
+        )
+    };
     let (one, two) = tokio::join!(pull(), pull());
     one.and(two).unwrap();
     pull().await.unwrap();
@@ -405,7 +414,12 @@ async fn an_image_that_is_removed_is_gone_with_its_layers_and_can_be_had_again()
     let world = World::new("image");
     let runtime = world.runtime();
     let image = world.push_image().await;
-    let pull = || carry_out(&runtime, RuntimeOp::Pull { image: image.clone(), credentials: None });
+    let pull = || {
+        carry_out(
+            &runtime,
+            RuntimeOp::Pull { image: image.clone(), credentials: None, peers: ImagePeers::default() },
+        )
+    };
     let blobs = world.directory.join("root/io.containerd.content.v1.content/blobs/sha256");
     let blobs = || fs::read_dir(&blobs).map_or(0, Iterator::count);
     pull().await.unwrap();

@@ -197,6 +197,7 @@ impl GuardedRegistry {
 #[derive(Debug)]
 pub struct EmptyRegistry {
     _server: Server,
+    log: PathBuf,
 }
 
 impl EmptyRegistry {
@@ -205,7 +206,12 @@ impl EmptyRegistry {
         let storage = dir.join("storage");
         fs::create_dir_all(&storage).context(format!("create {}", storage.display()))?;
         let server = Server::start(network, &dir, &storage, EMPTY_PORT, Access::ReadWrite)?;
-        Ok(EmptyRegistry { _server: server })
+        Ok(EmptyRegistry { _server: server, log: dir.join(LOG) })
+    }
+
+    /// What was asked of it, one line per request.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// What nodes call it.

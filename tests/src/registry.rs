@@ -95,6 +95,17 @@ pub fn add(lab: &Lab, registry: &EmptyRegistry, from: &str, to: &str, more: &[us
     lab.enter(copy).unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// How many bytes of answers a registry has sent of a repository (`shop`), by its log of requests in Apache's combined
+/// format.
+pub fn sent_bytes(log: &str, repository: &str) -> u64 {
+    let asked = format!("\"GET /v2/{repository}/");
+    let sent = |line: &str| {
+        let (_, answer) = line.split_once(&asked)?.1.split_once("\" ")?;
+        answer.split(' ').nth(1)?.parse::<u64>().ok()
+    };
+    log.lines().filter_map(sent).sum()
+}
+
 /// A layer with one file, which no other has by another name, as a tar archive.
 fn random_layer(name: &str, bytes: usize) -> Vec<u8> {
     let mut content = vec![0; bytes];

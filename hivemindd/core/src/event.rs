@@ -227,6 +227,16 @@ pub enum Action {
     Note(Note),
 }
 
+/// The nodes that have an image or fetch it, for another that lacks it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePeers {
+    /// Those that fetch it from its registry rather than this node, the first of them most of all. They are waited
+    /// for while they get further.
+    pub before: Vec<Peer>,
+    /// Others that may have it. Nobody waits for them: they may wait for this node.
+    pub others: Vec<Peer>,
+}
+
 /// A release to be written into the spare slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateOrder {
@@ -326,6 +336,8 @@ pub enum RuntimeOp {
         image: String,
         /// What opens its registry, if something is needed: [`hivemind_spec::secret::Credentials`].
         credentials: Option<Box<SealedSecret>>,
+        /// Who else has it or fetches it.
+        peers: ImagePeers,
     },
     /// Make the network namespace, snapshot, container and task, and start it. The image is there.
     Start(Box<ContainerPlan>),

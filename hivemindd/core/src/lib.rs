@@ -18,6 +18,7 @@ pub mod enrolment;
 pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod image;
 pub mod isolation;
 pub mod job;
 pub mod leader;

@@ -113,6 +113,7 @@ async fn serve() -> anyhow::Result<()> {
     let (in_force, keep_isolation) = network::isolation::keep(isolation.clone());
     let runtime = Runtime::connect(runtime::Settings {
         in_force: Some(in_force),
+        transport: Some(transport.clone()),
         insecure_registries: config.registries.insecure.clone(),
         owner: Some((identity.node(), identity.record_key().clone())),
         ..runtime::Settings::default()

@@ -9,6 +9,7 @@ use hivemind_core::event::Peer;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::machine::PEER_PORT;
 use hivemind_spec::problem::{Code, Problem};
+use hivemind_spec::words::chain;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -65,23 +66,13 @@ pub(super) async fn forward(
         .await?
         .ok_or_else(|| unreachable(&"its address is not known"))?;
     let peer = Peer { node, address: (address, PEER_PORT).into() };
-    let stream = context.transport.open_http(peer).await.map_err(|error| unreachable(&error))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
-        .await
-        .map_err(|error| unreachable(&error))?;
-    // Ends with the response's body or when the stream breaks.
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "forwarding ended");
-        }
-    });
     let mut request = Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
     if let Some(headers) = request.headers_mut() {
         headers.clone_from(&parts.headers);
         headers.insert(FORWARDED_AT, context.clock.now().wall_ms.into());
     }
     let request = request.body(Body::from(body)).map_err(|error| unreachable(&error))?;
-    sender.send_request(request).await.map_err(|error| unreachable(&error))
+    context.transport.request(peer, request).await.map_err(|error| unreachable(&chain(&error)))
 }
 
 /// Sends a request for another protocol to `node`. If that agrees, whatever the two ends say passes through here until

@@ -6,6 +6,7 @@
 //! ([`forward`]).
 
 mod auth;
+mod blobs;
 mod body;
 mod exec;
 mod forward;
@@ -84,7 +85,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/health", get(reads::health))
         .route("/v1/version", get(reads::version))
         .route("/v1/openapi.json", get(openapi::serve))
-        .route("/peer/releases/{release}/{part}", get(releases::read));
+        .route("/peer/releases/{release}/{part}", get(releases::read))
+        .route("/peer/blobs/{digest}", get(blobs::read).head(blobs::look));
     signed.merge(open).fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(context)
 }
 

@@ -11,7 +11,6 @@ use hivemind_spec::release::{OsReleaseSpec, ReleaseFile};
 use hivemind_spec::words::chain;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
@@ -168,17 +167,12 @@ impl Sources {
     }
 
     async fn ask_peer(&self, peer: Peer, release: ReleaseId, range: Range) -> Result<Stream, String> {
-        let stream = self.transport.open_http(peer).await.map_err(|error| error.to_string())?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| chain(&e))?;
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(connection);
         let request = Request::get(peer_path(release, range.part))
             .header(header::RANGE, range.header())
             .body(Empty::<Bytes>::new())
             .map_err(|error| error.to_string())?;
         let answered = async {
-            let answer = sender.send_request(request).await.map_err(|error| chain(&error))?;
+            let answer = self.transport.request(peer, request).await.map_err(|error| chain(&error))?;
             if answer.status() != StatusCode::PARTIAL_CONTENT {
                 return Err(format!("it answered {}", answer.status()));
             }

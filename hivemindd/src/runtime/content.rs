@@ -1,7 +1,9 @@
 //! containerd's content store and snapshots: blobs in, blobs out, layers unpacked.
 
 use std::collections::HashMap;
+use std::io;
 
+use bytes::Bytes;
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
@@ -11,7 +13,7 @@ use containerd_client::services::v1::{
 };
 use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Descriptor;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use hivemind_core::event::OperationError;
 use hivemind_spec::id::hex;
 use tokio::sync::mpsc;
@@ -71,6 +73,13 @@ impl BlobWriter {
         }
     }
 
+    /// Leaves what is written as it is, to be gone on with. Returns when containerd lets another write it.
+    pub(super) async fn close(self) {
+        let Self { sender, mut answers, .. } = self;
+        drop(sender);
+        while let Ok(Some(_)) = answers.message().await {}
+    }
+
     async fn send(
         &mut self,
         action: WriteAction,
@@ -116,6 +125,18 @@ impl Containerd {
             }
         }
         Ok(data)
+    }
+
+    /// Reads a blob in pieces, from `offset` on.
+    pub(super) async fn read_blob_from(
+        &self,
+        digest: &str,
+        offset: i64,
+    ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, OperationError> {
+        let message = ReadContentRequest { digest: digest.to_owned(), offset, size: 0 };
+        let answer = self.content().read(request(message)).await;
+        let parts = answer.map_err(refused("reading from the image store"))?.into_inner();
+        Ok(parts.map(|part| part.map(|part| Bytes::from(part.data)).map_err(io::Error::other)))
     }
 
     /// Whether a blob can be read and has its digest.

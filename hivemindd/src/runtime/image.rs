@@ -4,6 +4,11 @@
 //! unpacked. An image counts as there when its record exists, and the record is made last: after a
 //! power cut in the middle of a pull, the image is absent and the next pull goes on with the blobs
 //! that are whole.
+//!
+//! Every blob comes from another node if one has it or is fetching it ([`peers`]), else from the registry.
+
+mod peers;
+mod registry;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,39 +17,40 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, InfoRequest, ListImagesRequest,
+    UpdateImageRequest,
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Descriptor;
-use futures_util::TryStreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use hivemind_core::event::OperationError;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use hivemind_core::event::{ImagePeers, OperationError, Peer};
 use hivemind_spec::api::PullProgress;
 use hivemind_spec::secret::Credentials;
 use oci_client::Reference;
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+pub use self::peers::DONE_BYTES;
+use self::peers::{Coming, FromPeer, Peers};
+use self::registry::{Registries, Source, innermost};
 use super::client::{Containerd, Lease, if_there, permanent, refused, request, transient};
-use super::content::{CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
+use super::content::{BlobWriter, CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
 use super::{ANSWER_LIMIT, within};
+use crate::transport::Transport;
 
 /// Blobs fetched at a time, over all pulls: enough to fill a link, few enough to bound memory.
 const BLOBS_AT_A_TIME: usize = 3;
 
+/// Blobs sent to other nodes at a time. Each is up to 1 MiB of memory; those that got one send it on.
+const BLOBS_TO_OTHERS: usize = 4;
+
+/// How long whoever sends a blob may be silent in the middle of it: longer than the registry's own limit.
+const SILENCE: Duration = Duration::from_secs(45);
+
 /// Layers an image may have. Docker stops at 127; the kernel's overlayfs at 500.
 const MAX_LAYERS: usize = 256;
-
-/// How long a registry may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a registry may be silent in the middle of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pull progress is told this often: every report becomes a replicated record.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -158,6 +164,39 @@ struct Platform {
     architecture: String,
 }
 
+/// What an image is named by: the bytes as they are signed for by their digests.
+struct Documents {
+    manifest: Vec<u8>,
+    index: Option<Vec<u8>>,
+}
+
+/// What one pull goes by.
+struct Pull<'a> {
+    source: &'a Source,
+    peers: &'a Peers<'a>,
+    lease: &'a Lease,
+    meter: &'a Arc<Meter>,
+}
+
+/// How a blob is on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobHere {
+    /// All of it.
+    Whole {
+        /// Its size.
+        bytes: u64,
+    },
+    /// All of it, and others are being sent what they asked for.
+    Busy,
+    /// It is being fetched.
+    Coming {
+        /// How far those pulls are, bytes: goes up while they go on.
+        done_bytes: u64,
+    },
+    /// Not at all.
+    Lacking,
+}
+
 /// Locks by name, so that two pulls never write the same blob at once.
 #[derive(Default)]
 struct NamedLocks(Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>);
@@ -175,21 +214,17 @@ impl NamedLocks {
     }
 }
 
-/// Where an image comes from, and who asks.
-struct Source {
-    reference: Reference,
-    registry: oci_client::Client,
-    auth: RegistryAuth,
-}
-
 /// The images of this node.
 pub(super) struct Images {
     containerd: Containerd,
-    /// Asks as nobody. It remembers what it was let in with, so who has a password asks with a client of its own.
-    registry: oci_client::Client,
-    insecure: Vec<String>,
-    /// Images and blobs being fetched.
+    registries: Registries,
+    /// The way to other nodes, where there are any.
+    transport: Option<Transport>,
+    /// Images and blobs being fetched, and the nodes that send some.
     locks: NamedLocks,
+    coming: Coming,
+    /// Blobs being sent to other nodes.
+    sending: Arc<Semaphore>,
     fetching: Semaphore,
     /// Unpacking is disk-bound and layers may be shared: one at a time.
     unpacking: tokio::sync::Mutex<()>,
@@ -200,6 +235,10 @@ pub(super) struct Images {
 struct Meter {
     done: AtomicU64,
     total: AtomicU64,
+    /// Bytes that came from other nodes.
+    from_peers: AtomicU64,
+    /// How often a node that is waited for had got further.
+    waited: AtomicU64,
 }
 
 impl Meter {
@@ -209,16 +248,27 @@ impl Meter {
             total_bytes: self.total.load(Ordering::Relaxed),
         }
     }
+
+    /// A node that is waited for has got further.
+    fn waits_well(&self) {
+        self.waited.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Images {
     /// `insecure`: registries (`host:port`) spoken to by plain HTTP.
-    pub(super) fn new(containerd: Containerd, insecure: &[String]) -> Result<Self, OperationError> {
+    pub(super) fn new(
+        containerd: Containerd,
+        insecure: &[String],
+        transport: Option<Transport>,
+    ) -> Result<Self, OperationError> {
         Ok(Self {
             containerd,
-            registry: client(insecure)?,
-            insecure: insecure.to_vec(),
+            registries: Registries::new(insecure)?,
+            transport,
             locks: NamedLocks::default(),
+            coming: Coming::default(),
+            sending: Arc::new(Semaphore::new(BLOBS_TO_OTHERS)),
             fetching: Semaphore::new(BLOBS_AT_A_TIME),
             unpacking: tokio::sync::Mutex::new(()),
         })
@@ -256,6 +306,7 @@ impl Images {
         &self,
         name: &str,
         credentials: Option<Credentials>,
+        others: &ImagePeers,
         progress: impl Fn(PullProgress),
     ) -> Result<(), OperationError> {
         let lock = self.locks.get(name);
@@ -264,15 +315,18 @@ impl Images {
         if record.is_some_and(|image| image.labels.contains_key(CHAIN_LABEL)) {
             return Ok(());
         }
-        let source = self.source(name, credentials)?;
+        let source = self.registries.source(name, credentials)?;
+        let peers = Peers::new(self.transport.as_ref(), others);
         let lease = format!("pull-{}", sha256(name.as_bytes()));
         let lease = async { self.containerd.lease(&lease).await.map_err(refused("starting a pull")) };
         let lease = within(ANSWER_LIMIT, "starting a pull", lease).await?;
-        let meter = Meter::default();
+        let meter = Arc::new(Meter::default());
         let result = {
-            let fetch = self.fetch(name, &source, &lease, &meter);
+            let pull = Pull { source: &source, peers: &peers, lease: &lease, meter: &meter };
+            let fetch = self.fetch(name, &pull);
             tokio::pin!(fetch);
             let mut told = PullProgress { done_bytes: 0, total_bytes: 0 };
+            let mut waited = 0;
             let mut got_further = Instant::now();
             loop {
                 match tokio::time::timeout(PROGRESS_INTERVAL, &mut fetch).await {
@@ -281,6 +335,10 @@ impl Images {
                         told = meter.read();
                         got_further = Instant::now();
                         progress(told);
+                    }
+                    Err(_) if meter.waited.load(Ordering::Relaxed) != waited => {
+                        waited = meter.waited.load(Ordering::Relaxed);
+                        got_further = Instant::now();
                     }
                     Err(_) if got_further.elapsed() > PULL_SILENCE => {
                         break Err(transient(format!("{name}: the pull gets no further")));
@@ -292,9 +350,44 @@ impl Images {
         // After a failure the lease is left to expire: the next attempt goes on with what is there.
         if result.is_ok() {
             progress(meter.read());
+            let from_peers = meter.from_peers.load(Ordering::Relaxed);
+            tracing::info!(image = name, bytes = meter.read().total_bytes, from_peers, "fetched an image");
             self.containerd.release(lease).await.map_err(refused("ending a pull"))?;
         }
         result
+    }
+
+    /// How a blob is here, for another node.
+    pub(super) async fn blob(&self, digest: &str) -> BlobHere {
+        let message = InfoRequest { digest: digest.to_owned() };
+        let there = self.containerd.content().info(request(message)).await;
+        match there.ok().and_then(|answer| answer.into_inner().info) {
+            Some(_) if self.sending.available_permits() == 0 => BlobHere::Busy,
+            Some(info) => BlobHere::Whole { bytes: info.size.max(0).unsigned_abs() },
+            None => match self.coming.done_bytes(digest) {
+                Some(done_bytes) => BlobHere::Coming { done_bytes },
+                None => BlobHere::Lacking,
+            },
+        }
+    }
+
+    /// A blob from `from` on. Holds one of few places until it ends; None: there is none.
+    ///
+    /// # Errors
+    /// When containerd does not give it.
+    pub(super) async fn send_blob(
+        &self,
+        digest: &str,
+        from: u64,
+    ) -> Result<Option<BoxStream<'static, std::io::Result<Bytes>>>, OperationError> {
+        let Ok(place) = Arc::clone(&self.sending).try_acquire_owned() else { return Ok(None) };
+        let offset = i64::try_from(from).map_err(|_| permanent("no blob has that many bytes"))?;
+        let data = self.containerd.read_blob_from(digest, offset).await?;
+        let data = data.map(move |part| {
+            let _held = &place;
+            part
+        });
+        Ok(Some(data.boxed()))
     }
 
     /// Removes an image, and what no other has of its layers; returns when the disk has the room. It need not be there.
@@ -307,47 +400,32 @@ impl Images {
         Ok(())
     }
 
-    fn source(&self, name: &str, credentials: Option<Credentials>) -> Result<Source, OperationError> {
-        let reference = parse_reference(name)?;
-        Ok(match credentials {
-            None => Source { reference, registry: self.registry.clone(), auth: RegistryAuth::Anonymous },
-            Some(Credentials { username, password }) => {
-                let registry = client(&self.insecure)?;
-                Source { reference, registry, auth: RegistryAuth::Basic(username, password) }
-            }
-        })
-    }
-
-    async fn fetch(
-        &self,
-        name: &str,
-        source: &Source,
-        lease: &Lease,
-        meter: &Meter,
-    ) -> Result<(), OperationError> {
-        let (manifest_bytes, manifest) = self.fetch_manifest(name, source).await?;
+    async fn fetch(&self, name: &str, pull: &Pull<'_>) -> Result<(), OperationError> {
+        let (documents, manifest) = self.fetch_manifest(name, pull).await?;
         let (Some(config), Some(layers)) = (&manifest.config, &manifest.layers) else {
             return Err(permanent(format!("{name} is not a container image: its manifest has no layers")));
         };
         check_layers(name, config, layers)?;
         let total = layers.iter().chain([config]).map(|blob| blob.size).sum();
-        meter.total.store(total, Ordering::Relaxed);
+        pull.meter.total.store(total, Ordering::Relaxed);
+        let digests = layers.iter().chain([config]).map(|blob| blob.digest.as_str());
+        self.coming.begin(digests, pull.meter);
         // The configuration first: an image of another platform is refused before its layers come.
-        self.fetch_blob(source, config, lease, meter).await?;
+        self.fetch_blob(pull, config).await?;
         let read =
             self.containerd.read_blob(&config.digest).await.and_then(|bytes| parse_config(name, &bytes));
         let parsed = self.or_doubt(read, [config]).await?;
         check_config(name, &parsed, layers.len())?;
         stream::iter(layers.iter().map(Ok))
-            .try_for_each_concurrent(BLOBS_AT_A_TIME, |layer| self.fetch_blob(source, layer, lease, meter))
+            .try_for_each_concurrent(BLOBS_AT_A_TIME, |layer| self.fetch_blob(pull, layer))
             .await?;
         let chain = {
             let _alone = self.unpacking.lock().await;
             let descriptors: Vec<Descriptor> = layers.iter().map(descriptor).collect();
-            let unpacked = self.containerd.unpack(lease, &descriptors, &parsed.rootfs.diff_ids).await;
+            let unpacked = self.containerd.unpack(pull.lease, &descriptors, &parsed.rootfs.diff_ids).await;
             self.or_doubt(unpacked, layers).await?
         };
-        self.record_image(name, &manifest_bytes, &manifest, config, &chain, lease).await
+        self.record_image(name, &documents, &manifest, config, &chain, pull.lease).await
     }
 
     /// Passes on what came of using blobs. Where that failed, those that are not what containerd takes
@@ -375,119 +453,102 @@ impl Images {
         Err(transient(format!("{}; {damaged} damaged on the disk, to be fetched again", error.text)))
     }
 
+    /// The manifest for this machine, with the index that names it if there is one.
     async fn fetch_manifest(
         &self,
         name: &str,
-        source: &Source,
-    ) -> Result<(Vec<u8>, Manifest), OperationError> {
-        let (bytes, manifest) = self.fetch_one_manifest(name, source, &source.reference).await?;
-        let Some(entries) = &manifest.manifests else { return Ok((bytes, manifest)) };
+        pull: &Pull<'_>,
+    ) -> Result<(Documents, Manifest), OperationError> {
+        let (bytes, manifest) = fetch_document(name, pull, &pull.source.reference).await?;
+        let Some(entries) = &manifest.manifests else {
+            return Ok((Documents { manifest: bytes, index: None }, manifest));
+        };
         let digest = choose_platform(name, entries)?;
-        let reference = source.reference.clone_with_digest(digest.to_owned());
-        let (bytes, manifest) = self.fetch_one_manifest(name, source, &reference).await?;
+        let reference = pull.source.reference.clone_with_digest(digest.to_owned());
+        let index = Some(bytes);
+        let (bytes, manifest) = fetch_document(name, pull, &reference).await?;
         if sha256(&bytes) != digest {
             return Err(transient(format!("the registry sent another manifest of {name} than {digest}")));
         }
-        Ok((bytes, manifest))
-    }
-
-    async fn fetch_one_manifest(
-        &self,
-        name: &str,
-        source: &Source,
-        reference: &Reference,
-    ) -> Result<(Vec<u8>, Manifest), OperationError> {
-        let answer = source.registry.pull_manifest_raw(reference, &source.auth, MANIFEST_TYPES).await;
-        let (bytes, _) = answer.map_err(|error| explain(name, reference, error))?;
-        let manifest = parse_manifest(name, &bytes)?;
-        Ok((bytes.into(), manifest))
+        Ok((Documents { manifest: bytes, index }, manifest))
     }
 
     /// Fetches a blob into the content store unless it is there. containerd compares its digest
     /// before it counts.
-    async fn fetch_blob(
-        &self,
-        source: &Source,
-        blob: &Blob,
-        lease: &Lease,
-        meter: &Meter,
-    ) -> Result<(), OperationError> {
+    async fn fetch_blob(&self, pull: &Pull<'_>, blob: &Blob) -> Result<(), OperationError> {
         let lock = self.locks.get(&blob.digest);
         let _alone = lock.lock().await;
-        let _permit = self.fetching.acquire().await.map_err(|_| transient("the runtime is shutting down"))?;
-        let failed = refused("writing to the image store");
-        let Some(mut writer) =
-            self.containerd.write_blob(lease, &blob.digest, blob.size).await.map_err(&failed)?
-        else {
-            meter.done.fetch_add(blob.size, Ordering::Relaxed);
-            return Ok(());
-        };
-        let start = writer.offset();
-        meter.done.fetch_add(start, Ordering::Relaxed);
-        let (mut data, mut skip) = self.open_blob(source, blob, start).await?;
-        let mut buffer = Vec::with_capacity(CHUNK_BYTES);
-        let unreadable = |error| transient(format!("fetching {}: {}", blob.digest, innermost(&error)));
-        while let Some(part) = data.try_next().await.map_err(unreadable)? {
-            let skipped = part.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
-            skip -= skipped as u64;
-            let part = &part[skipped..];
-            if writer.offset() + (buffer.len() + part.len()) as u64 > blob.size {
-                let _ = self.containerd.abort_blob(&blob.digest).await;
-                return Err(transient(format!(
-                    "the registry sent more for {} than its manifest says",
-                    blob.digest
-                )));
+        let meter = pull.meter;
+        loop {
+            let writer = self.containerd.write_blob(pull.lease, &blob.digest, blob.size).await;
+            let Some(mut writer) = writer.map_err(refused("writing to the image store"))? else {
+                meter.done.fetch_add(blob.size, Ordering::Relaxed);
+                return Ok(());
+            };
+            meter.done.fetch_add(writer.offset(), Ordering::Relaxed);
+            let (peer, came) = self.receive(pull, &mut writer, blob).await;
+            let written = writer.offset();
+            let whole = match came {
+                Ok(()) => commit(writer, blob).await,
+                Err(fault) => {
+                    writer.close().await;
+                    Err(fault)
+                }
+            };
+            let Err(fault) = whole else { return Ok(()) };
+            // What is there counts again when it is gone on with.
+            meter.done.fetch_sub(written, Ordering::Relaxed);
+            let error = match fault {
+                Fault::Stopped(error) => error,
+                Fault::Wrong(error) => {
+                    let _ = self.containerd.abort_blob(&blob.digest).await;
+                    error
+                }
+            };
+            match peer {
+                Some(peer) => pull.peers.is_useless(peer, &error.text),
+                None => return Err(error),
             }
-            meter.done.fetch_add(part.len() as u64, Ordering::Relaxed);
-            buffer.extend_from_slice(part);
-            if buffer.len() >= CHUNK_BYTES {
-                let chunk = std::mem::replace(&mut buffer, Vec::with_capacity(CHUNK_BYTES));
-                writer.write(chunk).await.map_err(&failed)?;
-            }
-        }
-        if !buffer.is_empty() {
-            writer.write(buffer).await.map_err(&failed)?;
-        }
-        match writer.commit(HashMap::new()).await {
-            Ok(()) => Ok(()),
-            Err(status) if status.code() == Code::FailedPrecondition => {
-                // Bytes that are not those of the digest must not be gone on with.
-                let _ = self.containerd.abort_blob(&blob.digest).await;
-                Err(transient(format!(
-                    "digest mismatch: what {} sent for {} has another digest ({})",
-                    source.reference.resolve_registry(),
-                    blob.digest,
-                    status.message()
-                )))
-            }
-            Err(status) => Err(failed(status)),
         }
     }
 
-    /// Opens a blob at `start`, if the registry can. Returns how many bytes are to be skipped.
-    async fn open_blob(
+    /// Writes what is missing of a blob. Says which node sent it, if it was not the registry.
+    async fn receive(
         &self,
-        source: &Source,
+        pull: &Pull<'_>,
+        writer: &mut BlobWriter,
         blob: &Blob,
-        start: u64,
-    ) -> Result<(BoxStream<'static, std::io::Result<Bytes>>, u64), OperationError> {
-        let wanted = OciDescriptor { digest: blob.digest.clone(), ..Default::default() };
-        let Source { reference, registry, .. } = source;
-        let explain = |error| explain(&reference.whole(), reference, error);
-        if start == 0 {
-            let stream = registry.pull_blob_stream(reference, &wanted).await.map_err(explain)?;
-            return Ok((stream.stream, 0));
+    ) -> (Option<Peer>, Result<(), Fault>) {
+        let start = writer.offset();
+        if start == blob.size {
+            // An attempt before this one wrote it all, and its end was not kept.
+            return (None, Ok(()));
         }
-        match registry.pull_blob_stream_partial(reference, &wanted, start, None).await.map_err(explain)? {
-            BlobResponse::Full(stream) => Ok((stream.stream, start)),
-            BlobResponse::Partial(stream) => Ok((stream.stream, 0)),
+        // No place is taken while other nodes are waited for: they may wait for this one with another image.
+        let from_peer = pull.peers.open(&self.locks, &blob.digest, start, pull.meter).await;
+        let Ok(_place) = self.fetching.acquire().await else {
+            return (None, Err(Fault::Stopped(transient("the runtime is shutting down"))));
+        };
+        if let Some(FromPeer { peer, data, alone }) = from_peer {
+            let sender = format!("node {}", peer.node.short());
+            let came = copy(&sender, data, 0, writer, blob, pull.meter).await;
+            pull.meter.from_peers.fetch_add(writer.offset() - start, Ordering::Relaxed);
+            drop(alone);
+            return (Some(peer), came);
+        }
+        match pull.source.open_blob(&blob.digest, start).await {
+            Ok((data, skip)) => {
+                let sender = format!("registry {}", pull.source.reference.resolve_registry());
+                (None, copy(&sender, data, skip, writer, blob, pull.meter).await)
+            }
+            Err(error) => (None, Err(Fault::Stopped(error))),
         }
     }
 
     async fn record_image(
         &self,
         name: &str,
-        bytes: &[u8],
+        documents: &Documents,
         manifest: &Manifest,
         config: &Blob,
         chain: &str,
@@ -496,8 +557,15 @@ impl Images {
         let failed = refused("recording an image");
         let keep_snapshot = [(KEEP_SNAPSHOT.to_owned(), chain.to_owned())].into();
         self.containerd.label_blob(&config.digest, keep_snapshot).await.map_err(&failed)?;
+        let Documents { manifest: bytes, index } = documents;
         let digest = sha256(bytes);
-        let labels = manifest_labels(config, manifest.layers.as_deref().unwrap_or_default());
+        let mut labels = manifest_labels(config, manifest.layers.as_deref().unwrap_or_default());
+        if let Some(index) = index {
+            // Other nodes that know the image by it can have it from here.
+            let digest = sha256(index);
+            self.containerd.store_blob(lease, &digest, index, HashMap::new()).await.map_err(&failed)?;
+            labels.insert(format!("{KEEP_CONTENT}.index"), digest);
+        }
         self.containerd.store_blob(lease, &digest, bytes, labels).await.map_err(&failed)?;
         let media_type = manifest.media_type.clone().unwrap_or_else(|| MANIFEST_TYPES[0].to_owned());
         let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
@@ -519,17 +587,89 @@ impl Images {
     }
 }
 
-/// A client of registries, of which those in `insecure` (`host:port`) are spoken to by plain HTTP.
-fn client(insecure: &[String]) -> Result<oci_client::Client, OperationError> {
-    let config = ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        read_timeout: Some(READ_TIMEOUT),
-        user_agent: concat!("hivemindd/", env!("CARGO_PKG_VERSION")),
-        ..Default::default()
+/// Why a blob is not whole.
+enum Fault {
+    /// What came is right as far as is known.
+    Stopped(OperationError),
+    /// It must not be gone on with.
+    Wrong(OperationError),
+}
+
+/// Writes what `sender` sends to the end of a blob, but for the first `skip` bytes.
+async fn copy(
+    sender: &str,
+    mut data: BoxStream<'static, std::io::Result<Bytes>>,
+    mut skip: u64,
+    writer: &mut BlobWriter,
+    blob: &Blob,
+    meter: &Meter,
+) -> Result<(), Fault> {
+    let stopped = |text| Fault::Stopped(transient(text));
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES);
+    loop {
+        let part = tokio::time::timeout(SILENCE, data.try_next()).await;
+        let part = part.map_err(|_| stopped(format!("{sender} sends no more of {}", blob.digest)))?;
+        let part = part.map_err(|error| {
+            stopped(format!("fetching {} from {sender}: {}", blob.digest, innermost(&error)))
+        })?;
+        let is_last = part.is_none();
+        let part = part.unwrap_or_default();
+        let skipped = part.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+        skip -= skipped as u64;
+        buffer.extend_from_slice(&part[skipped..]);
+        if writer.offset() + buffer.len() as u64 > blob.size {
+            let text = format!("{sender} sent more for {} than its manifest says", blob.digest);
+            return Err(Fault::Wrong(transient(text)));
+        }
+        if buffer.len() >= CHUNK_BYTES || (is_last && !buffer.is_empty()) {
+            let chunk = std::mem::replace(&mut buffer, Vec::with_capacity(CHUNK_BYTES));
+            let bytes = chunk.len() as u64;
+            let failed = |status| Fault::Stopped(refused("writing to the image store")(status));
+            writer.write(chunk).await.map_err(failed)?;
+            meter.done.fetch_add(bytes, Ordering::Relaxed);
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// Ends a blob, if it is the one that its digest names.
+async fn commit(writer: BlobWriter, blob: &Blob) -> Result<(), Fault> {
+    if writer.offset() < blob.size {
+        let text = format!("{} of {} bytes came of {}", writer.offset(), blob.size, blob.digest);
+        return Err(Fault::Stopped(transient(text)));
+    }
+    writer.commit(HashMap::new()).await.map_err(|status| match status.code() {
+        Code::FailedPrecondition => {
+            let text = format!(
+                "digest mismatch: what came for {} is something else ({})",
+                blob.digest,
+                status.message()
+            );
+            Fault::Wrong(transient(text))
+        }
+        _ => Fault::Stopped(refused("writing to the image store")(status)),
+    })
+}
+
+/// A manifest or an index: from another node if it is named by its digest, else from the registry, which alone knows
+/// what a tag names.
+async fn fetch_document(
+    name: &str,
+    pull: &Pull<'_>,
+    reference: &Reference,
+) -> Result<(Vec<u8>, Manifest), OperationError> {
+    let from_peer = match reference.digest() {
+        Some(digest) => pull.peers.document(digest).await,
+        None => None,
     };
-    oci_client::Client::try_from(config)
-        .map_err(|error| permanent(format!("the registry client cannot be made: {error}")))
+    let bytes = match from_peer {
+        Some(bytes) => bytes,
+        None => pull.source.manifest(name, reference).await?,
+    };
+    let manifest = parse_manifest(name, &bytes)?;
+    Ok((bytes, manifest))
 }
 
 fn descriptor(blob: &Blob) -> Descriptor {
@@ -547,11 +687,6 @@ fn manifest_labels(config: &Blob, layers: &[Blob]) -> HashMap<String, String> {
         .enumerate()
         .map(|(index, blob)| (format!("{KEEP_CONTENT}.l.{index}"), blob.digest.clone()));
     layers.chain([(format!("{KEEP_CONTENT}.config"), config.digest.clone())]).collect()
-}
-
-/// Reads an image reference.
-pub(super) fn parse_reference(name: &str) -> Result<Reference, OperationError> {
-    name.parse().map_err(|error| permanent(format!("{name:?} is not an image reference: {error}")))
 }
 
 fn parse_manifest(name: &str, bytes: &[u8]) -> Result<Manifest, OperationError> {
@@ -626,62 +761,6 @@ fn check_config(name: &str, config: &ImageConfig, layers: usize) -> Result<(), O
         )));
     }
     Ok(())
-}
-
-/// The innermost cause of an error: `connection refused` instead of `error sending request`.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}
-
-/// Says in words what a registry refused.
-fn explain(name: &str, reference: &Reference, error: OciDistributionError) -> OperationError {
-    let host = reference.resolve_registry();
-    match error {
-        OciDistributionError::RequestError(error) if error.is_connect() || error.is_timeout() => {
-            transient(format!("cannot reach registry {host}: {}", innermost(&error)))
-        }
-        OciDistributionError::RequestError(error) => {
-            transient(format!("talking to registry {host} failed: {}", innermost(&error)))
-        }
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
-            transient(format!(
-                "registry {host} does not let this node read {name} (401); if it is private, `hivemind secrets login \
-                 {host}` gives the password, else it may be misspelt"
-            ))
-        }
-        OciDistributionError::RegistryError { envelope, .. } => {
-            let first = envelope.errors.first();
-            match first.map(|error| &error.code) {
-                Some(OciErrorCode::ManifestUnknown | OciErrorCode::NotFound) => {
-                    transient(format!("registry {host} has no {name} (404 manifest unknown)"))
-                }
-                Some(OciErrorCode::NameUnknown) => transient(format!(
-                    "registry {host} has no repository {} (404 name unknown)",
-                    reference.repository()
-                )),
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => transient(format!(
-                    "registry {host} does not let this node read {name} (denied); the password of \
-                         `hivemind secrets login {host}` is wrong or has no right to it"
-                )),
-                Some(OciErrorCode::Toomanyrequests) => {
-                    transient(format!("registry {host} is limiting requests (429); trying again later"))
-                }
-                _ => transient(format!("registry {host} refused {name}: {envelope}")),
-            }
-        }
-        OciDistributionError::ServerError { code: 404, .. } => {
-            transient(format!("registry {host} has no {name} (404)"))
-        }
-        OciDistributionError::ServerError { code, .. } => {
-            transient(format!("registry {host} failed with status {code}"))
-        }
-        OciDistributionError::DigestError(error) => transient(format!("digest mismatch in {name}: {error}")),
-        error => transient(format!("registry {host}, {name}: {}", innermost(&error))),
-    }
 }
 
 #[cfg(test)]

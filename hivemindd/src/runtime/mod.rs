@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use containerd_client::services::v1::{ListContainersRequest, ListTasksRequest};
 use containerd_client::types::v1::{Process, Status as TaskStatus};
+use futures_util::stream::BoxStream;
 use hivemind_core::event::{
     ContainerId, ContainerState, DiskState, Inventory, OperationError, RuntimeOp, TaskState,
 };
@@ -24,6 +26,7 @@ use hivemind_spec::key::SigningKey;
 use tokio::sync::Semaphore;
 
 use crate::network::isolation::InForce;
+use crate::transport::Transport;
 
 mod cgroup;
 mod client;
@@ -46,6 +49,7 @@ mod user;
 mod volume;
 mod watch;
 
+pub use image::{BlobHere, DONE_BYTES};
 pub use watch::Seen;
 
 /// Operations other than pulls that run at a time: starting is mostly waiting for containerd and
@@ -68,7 +72,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const KILLED: u32 = 137;
 
 /// Where things are. The defaults are those of the image.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     /// containerd's socket.
     pub socket: PathBuf,
@@ -92,6 +96,8 @@ pub struct Settings {
     pub shim_cgroup: String,
     /// Registries (`host:port`) spoken to by plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// The way to other nodes, which may have what a registry has; none: there are no others.
+    pub transport: Option<Transport>,
     /// Who opens secrets, and with what; absent where none can be opened.
     pub owner: Option<(NodeId, SigningKey)>,
 }
@@ -110,6 +116,7 @@ impl Default for Settings {
             in_force: None,
             shim_cgroup: "/hivemind/shims".into(),
             insecure_registries: Vec::new(),
+            transport: None,
             owner: None,
         }
     }
@@ -152,7 +159,11 @@ impl Runtime {
         // The registry client takes the process's TLS provider. An error says that there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let containerd = client::Containerd::new(&settings.socket);
-        let images = image::Images::new(containerd.clone(), &settings.insecure_registries)?;
+        let images = image::Images::new(
+            containerd.clone(),
+            &settings.insecure_registries,
+            settings.transport.clone(),
+        )?;
         let networks =
             netns::Networks { directory: settings.netns_dir.clone(), bridge: settings.bridge.clone() };
         let logs = output::Collector::start()
@@ -182,11 +193,11 @@ impl Runtime {
         let places = if matches!(op, RuntimeOp::Pull { .. }) { &self.pulls } else { &self.operations };
         let _place = places.acquire().await.map_err(|_| client::transient("the runtime is shutting down"))?;
         match op {
-            RuntimeOp::Pull { image, credentials } => {
+            RuntimeOp::Pull { image, credentials, peers } => {
                 let opened =
                     credentials.as_deref().map(|sealed| self.secrets.credentials(sealed)).transpose();
                 let opened = opened.map_err(|error| client::transient(error.to_string()))?;
-                self.images.pull(image, opened, progress).await
+                self.images.pull(image, opened, peers, progress).await
             }
             RuntimeOp::Start(plan) => within(OPERATION_LIMIT, "starting", self.start(plan)).await,
             RuntimeOp::Stop { container, signal, grace_ms } => {
@@ -213,6 +224,23 @@ impl Runtime {
     /// When containerd does not answer, in a minute at most.
     pub async fn inventory(&self) -> Result<Inventory, OperationError> {
         within(ANSWER_LIMIT, "listing containers", self.take_inventory()).await
+    }
+
+    /// How a blob of an image is here, for another node.
+    pub async fn blob(&self, digest: &str) -> BlobHere {
+        self.images.blob(digest).await
+    }
+
+    /// A blob of an image from `from` on, for another node. Few are sent at a time; None: that many are.
+    ///
+    /// # Errors
+    /// When containerd does not give it.
+    pub async fn send_blob(
+        &self,
+        digest: &str,
+        from: u64,
+    ) -> Result<Option<BoxStream<'static, io::Result<Bytes>>>, OperationError> {
+        self.images.send_blob(digest, from).await
     }
 
     /// What the kernel has counted of containers, and their processes if they are wanted, in their order; none of those
@@ -378,6 +406,8 @@ fn rfc3339(wall_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hivemind_core::event::ImagePeers;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -389,7 +419,7 @@ mod tests {
         let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
         let containerd = client::Containerd::new(&socket);
         let runtime = Runtime(Arc::new(Inner {
-            images: image::Images::new(containerd.clone(), &[]).unwrap(),
+            images: image::Images::new(containerd.clone(), &[], None).unwrap(),
             containerd,
             networks: netns::Networks { directory: folder.path().to_owned(), bridge: "absent".to_owned() },
             logs: output::Collector::start().unwrap(),
@@ -410,8 +440,11 @@ mod tests {
             let error = result.unwrap_err();
             assert!(!error.permanent && error.text.contains("has not answered for 300 s"), "{error}");
         }
-        let pull =
-            |number| RuntimeOp::Pull { image: format!("registry.test/image:{number}"), credentials: None };
+        let pull = |number| RuntimeOp::Pull {
+            image: format!("registry.test/image:{number}"),
+            credentials: None,
+            peers: ImagePeers::default(),
+        };
         let pulls: Vec<_> = (0..=PULLS_AT_A_TIME).map(pull).collect();
         for result in futures_util::future::join_all(pulls.iter().map(|op| runtime.run(op, |_| {}))).await {
             let error = result.unwrap_err();

@@ -25,6 +25,7 @@ use std::time::Duration;
 use hivemind_core::event::{Event, Message, Peer};
 use hivemind_spec::certificate::CLUSTER_NAME;
 use hivemind_spec::id::NodeId;
+use hyper_util::rt::TokioIo;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -106,6 +107,14 @@ pub enum TransportError {
     NotConnected {
         /// The node.
         node: NodeId,
+    },
+    /// A request was not answered.
+    #[error("node {node} ended the request")]
+    Broken {
+        /// The node.
+        node: NodeId,
+        /// How.
+        source: hyper::Error,
     },
 }
 
@@ -270,6 +279,31 @@ impl Transport {
             .await
             .map_err(|_| TransportError::NotConnected { node: to.node })?
             .map_err(gone)
+    }
+
+    /// Sends a request to a peer's API. The stream it travels on ends with the body of the answer.
+    ///
+    /// # Errors
+    /// When there is no connection and none can be made within three seconds, or it breaks.
+    pub async fn request<B>(
+        &self,
+        to: Peer,
+        request: hyper::Request<B>,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, TransportError>
+    where
+        B: hyper::body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + 'static,
+    {
+        let stream = TokioIo::new(self.open_http(to).await?);
+        let broken = |source| TransportError::Broken { node: to.node, source };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a request to a peer ended");
+            }
+        });
+        sender.send_request(request).await.map_err(broken)
     }
 
     /// Ends all connections, telling peers so, and stops listening.

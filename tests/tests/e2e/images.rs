@@ -3,9 +3,10 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
+use hivemind_qemu::Machine;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::{Run, items};
-use hivemind_tests::registry::tag;
+use hivemind_tests::registry::{add, sent_bytes, tag};
 use hivemind_tests::wait;
 
 /// Says its version on port 80; one replica, or one on each of two machines.
@@ -157,4 +158,90 @@ fn an_image_nobody_needs_goes_when_the_disk_fills_and_is_fetched_again_when_it_i
         }
     };
     wait::until("it is fetched again", STARTING, look);
+}
+
+/// What is fetched for a service on so many machines.
+fn many(name: &str, replicas: u32) -> String {
+    format!(
+        "services:\n  {name}:\n    image: registry.lab:5001/{name}:1\n    stop_grace_period: 0s\n    \
+         deploy: {{replicas: {replicas}, placement: {{max_replicas_per_node: 1}}}}\n"
+    )
+}
+
+const MIB: usize = 1 << 20;
+
+/// How many bytes an image has that machines have fetched, and how many of them came from other machines, as those say
+/// that have fetched it.
+fn fetched(cluster: &Cluster, image: &str) -> Vec<(u64, u64)> {
+    let number = |line: &str, name: &str| {
+        let text = line.split_once(&format!(" {name}="))?.1;
+        text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let said = cluster.machines.iter().map(|machine| {
+        let serial = machine.serial();
+        let line = serial.lines().find(|line| line.contains("fetched an image") && line.contains(image))?;
+        Some((number(line, "bytes")?, number(line, "from_peers")?))
+    });
+    said.flatten().collect()
+}
+
+#[test]
+fn one_machine_fetches_an_image_and_the_others_have_it_from_there_also_without_the_registry() {
+    let cluster = Cluster::formed("peers", 3);
+    let registry = cluster.lab.empty_registry().unwrap();
+    let layers = [8 * MIB, 4 * MIB, MIB];
+    add(&cluster.lab, &registry, "nginx:1", "shop:1", &layers);
+    cluster.push(&many("shop", 3)).ok();
+    cluster.wait_for_running("shop", 3, STARTING);
+    let fetched = fetched(&cluster, "shop");
+    let size = fetched[0].0;
+    assert!(size > layers.iter().sum::<usize>() as u64, "{size}");
+    let sent = sent_bytes(&registry.log(), "shop");
+    assert!(sent >= size, "{sent} of {size}: this test does not count");
+    assert!(sent * 10 <= size * 12, "{sent} bytes of {size} crossed the link of the registry");
+    let mut from_peers: Vec<_> = fetched.into_iter().map(|(_, from_peers)| from_peers).collect();
+    from_peers.sort_unstable();
+    assert_eq!(from_peers, [0, size, size]);
+
+    // A machine that comes later needs no registry at all.
+    add(&cluster.lab, &registry, "nginx:1", "late:1", &[MIB]);
+    cluster.push(&many("late", 2)).ok();
+    cluster.wait_for_running("late", 2, STARTING);
+    drop(registry);
+    cluster.push(&many("late", 3)).ok();
+    cluster.wait_for_running("late", 3, STARTING);
+}
+
+#[test]
+fn when_the_machine_that_fetches_an_image_loses_power_another_fetches_it() {
+    let cluster = Cluster::formed("peer-dies", 3);
+    let registry = cluster.lab.empty_registry().unwrap();
+    add(&cluster.lab, &registry, "nginx:1", "shop:1", &[5 * MIB]);
+    // Half a megabyte a second leaves the computer, which is where the registry is.
+    let mut slow = cluster.lab.command("tc");
+    slow.args([
+        "qdisc", "add", "dev", "lab0", "root", "tbf", "rate", "4mbit", "burst", "64k", "latency", "1s",
+    ]);
+    Run::of(slow).ok();
+    cluster.push(&many("shop", 3)).ok();
+    let fetcher = wait::until("one machine fetches it", STARTING, || {
+        let log = registry.log();
+        // The image's configuration, which is small, comes first.
+        let asked = log.lines().find(|line| line.contains("\"GET /v2/shop/blobs/")).map(str::to_owned);
+        let asked = asked.ok_or("nobody has asked yet")?;
+        let at = |machine: &&Machine| asked.starts_with(&format!("{} ", machine.address()));
+        cluster.machines.iter().find(at).ok_or(asked.clone())
+    });
+    fetcher.0.power_cut();
+    let look = || {
+        let replicas = items(&cluster.json(&["ps", "shop"])?);
+        let running = replicas.iter().filter(|replica| replica["phase"] == "running").count();
+        if running == 2 { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    };
+    wait::until("it runs on the two that are left", STARTING, look);
+    let mut fetched = fetched(&cluster, "shop");
+    fetched.sort_unstable_by_key(|(_, from_peers)| *from_peers);
+    let [(_, once), (size, other)] = fetched[..] else { panic!("{fetched:?}") };
+    // But for the configuration, which the one that is gone gave.
+    assert!(once < size / 100 && other == size, "one has fetched it for both: {fetched:?}");
 }

@@ -14,7 +14,8 @@ use hivemind_spec::volume::Per;
 
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
-use crate::event::{Action, Actions, Level, NetworkPlan, VolumePlan};
+use crate::event::{Action, Actions, ImagePeers, Level, NetworkPlan, VolumePlan};
+use crate::image::Asker;
 use crate::isolation::View;
 use crate::record::{
     Decision, JobProgress, Matter, NodeStatus, Observation, RecordKey, ReplicaId, ReplicaStatus, Rollout,
@@ -334,6 +335,7 @@ impl Node {
         let mounts = self.volumes_of(&wanted);
         let secrets = self.secrets_of(&wanted);
         let credentials = self.credentials_of(&wanted);
+        let image_peers = self.image_peers_of(&wanted);
         let here = Here {
             leases: &leases,
             waits: &waits,
@@ -341,6 +343,7 @@ impl Node {
             volumes: &mounts,
             secrets: &secrets,
             credentials: &credentials,
+            image_peers: &image_peers,
             workloads: &self.cluster.workloads,
             orders: &volumes.orders,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
@@ -395,6 +398,22 @@ impl Node {
             all.insert(replica.clone(), plans);
         }
         all
+    }
+
+    /// Whom to ask for the images that are missing here.
+    fn image_peers_of(&self, wanted: &BTreeMap<ReplicaId, &Workload>) -> BTreeMap<ReplicaId, ImagePeers> {
+        let asker = Asker {
+            cluster: &self.cluster,
+            liveness: &self.liveness,
+            me: self.settings.me,
+            peer_port: self.settings.peer_port,
+        };
+        let lacking = wanted.iter().filter(|(_, workload)| !self.replicas.has_image(workload));
+        let of = |(replica, workload): (&ReplicaId, &&Workload)| {
+            let peers = asker.peers(&replica.workload.namespace, &workload.spec.container.image);
+            (replica.clone(), peers)
+        };
+        lacking.map(of).collect()
     }
 
     /// Says which parts of volumes this node has, and takes back what it said about those that are gone.

@@ -614,7 +614,7 @@ impl Replicas {
         }
         let blocked = match self.after_end(now, replica, plan) {
             Some(standing) => Some(standing),
-            None => self.fetch(now, replica, workload, node.credentials.get(replica), plan),
+            None => self.fetch(now, replica, workload, node, plan),
         };
         let blocked = blocked.or_else(|| match node.leases.get(&replica.workload) {
             None | Some((Lease::Held { .. }, _)) => None,

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use hivemind_spec::api::{Phase, PullProgress};
 
 use super::life::{self, delay_ms};
-use super::{InFlight, Plan, Replicas, Standing};
+use super::{Here, InFlight, Plan, Replicas, Standing};
 use crate::cluster::Workload;
-use crate::event::{OperationError, RuntimeOp, SealedSecret};
+use crate::event::{OperationError, RuntimeOp};
 use crate::record::ReplicaId;
 use crate::time::Time;
 
@@ -122,19 +122,24 @@ impl Pulls {
 }
 
 impl Replicas {
+    /// Whether the image of a workload is on this node.
+    pub fn has_image(&self, workload: &Workload) -> bool {
+        self.observed.inventory().images.contains(&workload.spec.container.image)
+    }
+
     /// Sees that the image is there; `None` when it is.
     pub(super) fn fetch(
         &mut self,
         now: Time,
         replica: &ReplicaId,
         workload: &Workload,
-        credentials: Option<&Result<SealedSecret, String>>,
+        here: Here<'_>,
         plan: &mut Plan,
     ) -> Option<Standing> {
         let image = &workload.spec.container.image;
         let goes =
             self.count(|op| matches!(op, InFlight::RemoveImage { image: going } if going == image)) > 0;
-        if self.observed.inventory().images.contains(image) && !goes {
+        if self.has_image(workload) && !goes {
             return None;
         }
         let busy = self.count(|op| matches!(op, InFlight::Pull { .. }));
@@ -163,12 +168,13 @@ impl Replicas {
                 Some(Standing::new(Phase::Pulling, reason))
             }
             Pull::Free => {
-                let credentials = match credentials.cloned().transpose() {
+                let credentials = match here.credentials.get(replica).cloned().transpose() {
                     Ok(credentials) => credentials.map(Box::new),
                     Err(reason) => return Some(Standing::new(Phase::Assigned, reason)),
                 };
                 self.pulls.began(image);
-                let op = RuntimeOp::Pull { image: image.clone(), credentials };
+                let peers = here.image_peers.get(replica).cloned().unwrap_or_default();
+                let op = RuntimeOp::Pull { image: image.clone(), credentials, peers };
                 self.begin(InFlight::Pull { image: image.clone() }, op, plan);
                 Some(Standing::new(Phase::Pulling, format!("pulls {image}")))
             }

@@ -109,6 +109,7 @@ impl Bench {
             volumes: &self.volumes,
             secrets: &self.secrets,
             credentials: &self.credentials,
+            image_peers: &BTreeMap::new(),
             workloads: &self.workloads,
             orders: &self.orders,
         };
@@ -275,6 +276,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         volumes: &BTreeMap::new(),
         secrets: &BTreeMap::new(),
         credentials: &BTreeMap::new(),
+        image_peers: &BTreeMap::new(),
         workloads: &BTreeMap::new(),
         orders: &BTreeMap::new(),
     };

@@ -1,3 +1,6 @@
+use oci_client::errors::OciDistributionError;
+
+use super::registry::{explain, parse_reference};
 use super::*;
 
 fn entry(os: &str, architecture: &str, digest: &str) -> IndexEntry {
@@ -133,9 +136,9 @@ async fn first_bytes(insecure: bool) -> Vec<u8> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let list = if insecure { vec![host.clone()] } else { vec!["other.lab:5000".to_owned()] };
-    let images = Images::new(Containerd::new(std::path::Path::new("/nonexistent")), &list).unwrap();
-    let source = images.source(&format!("{host}/web:1"), None).unwrap();
-    let client = tokio::spawn(async move { images.fetch_manifest("web:1", &source).await.map(drop) });
+    let registries = Registries::new(&list).unwrap();
+    let source = registries.source(&format!("{host}/web:1"), None).unwrap();
+    let client = tokio::spawn(async move { source.manifest("web:1", &source.reference).await });
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut bytes = vec![0; 5];
     stream.read_exact(&mut bytes).await.unwrap();
@@ -154,10 +157,8 @@ async fn only_registries_on_the_list_are_spoken_to_in_the_clear() {
 #[tokio::test]
 async fn a_registry_that_is_down_is_named() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let images =
-        Images::new(Containerd::new(std::path::Path::new("/nonexistent")), &["127.0.0.1:1".into()]).unwrap();
-    let source = images.source("127.0.0.1:1/web", None).unwrap();
-    let error = images.fetch_manifest("127.0.0.1:1/web", &source).await.map(drop).unwrap_err();
+    let source = Registries::new(&["127.0.0.1:1".into()]).unwrap().source("127.0.0.1:1/web", None).unwrap();
+    let error = source.manifest("127.0.0.1:1/web", &source.reference).await.unwrap_err();
     assert!(
         error.text.starts_with("cannot reach registry 127.0.0.1:1: Connection refused"),
         "{}",
