@@ -13,6 +13,7 @@ mod namespaces;
 mod nodes;
 mod pin;
 mod plan;
+mod prepare;
 mod push;
 mod remove;
 mod rollout;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::keys::{self, Known};
-use super::plan;
+use super::prepare;
 use super::watch::phase_name;
 use crate::cli::{Global, Inspect, Output};
 use crate::client::with_query;
@@ -32,7 +32,7 @@ pub(super) fn run(global: &Global, options: &Inspect) -> Result<Exit> {
     let namespace = if options.kind.is_namespaced() { options.namespace.clone() } else { String::new() };
     let key = SpecKey { kind: options.kind, namespace, name: options.name.clone() };
     let (item, known, replicas) = super::block_on("nothing was changed", async {
-        let item = plan::held(&client, &key).await?.filter(|item| !item.deleted);
+        let item = prepare::held(&client, &key).await?.filter(|item| !item.deleted);
         let item = item.ok_or_else(|| {
             Failure::new(Exit::Refused, "not-found", format!("there is no {key}"))
                 .advice("--kind and --namespace say where to look; `hivemind ps` lists workloads")

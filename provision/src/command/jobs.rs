@@ -4,7 +4,7 @@ use hivemind_spec::api::{Job, SpecItem, Workload};
 use hivemind_spec::document::{Document, Kind, SpecKey};
 use serde_json::json;
 
-use super::plan;
+use super::prepare;
 use super::push::{held, send};
 use crate::cli::{Chosen, Global, Jobs, JobsCommand, JobsRun, Output};
 use crate::client::with_query;
@@ -44,7 +44,7 @@ fn run_again(global: &Global, options: &JobsRun) -> Result<Exit> {
     let (namespace, name) = (options.namespace.clone(), options.job.clone());
     let key = SpecKey { kind: Kind::Workload, namespace, name };
     let accepted = super::block_on("stopped; look with `hivemind jobs`", async {
-        let item = plan::held(&client, &key).await?.filter(|item| !item.deleted);
+        let item = prepare::held(&client, &key).await?.filter(|item| !item.deleted);
         let Some(document) = item.as_ref().and_then(SpecItem::document) else {
             let text = format!("there is no job {}/{}", key.namespace, key.name);
             return Err(Failure::new(Exit::Refused, "not-found", text)

@@ -43,10 +43,24 @@ struct Tag {
 }
 
 /// What came of looking up each tag.
-type Found = BTreeMap<String, std::result::Result<Digest, String>>;
+pub(super) type Found = BTreeMap<String, std::result::Result<Digest, String>>;
+
+/// Looks up the tags of which it is certain before it is known what the cluster holds.
+pub(super) async fn look_ahead(
+    documents: &[Document],
+    policies: &BTreeMap<String, PullPolicy>,
+    options: &Pinning,
+) -> Found {
+    let tags = documents.iter().filter_map(|document| Tag::of(document, policies, &[]));
+    let certain =
+        |tag: &Tag| matches!(tag.policy, PullPolicy::Unsaid | PullPolicy::Always) && !options.no_pin;
+    let images = tags.filter(certain).map(|tag| tag.image).collect();
+    look_up(images, &options.insecure_registries).await
+}
 
 /// Gives the images of workloads the digests that their tags have now. What cannot be looked up keeps the digest it was
-/// pushed with before, or else stays a tag, and is told. `policies` are those of workloads that say when.
+/// pushed with before, or else stays a tag, and is told. `policies` are those of workloads that say when; `found` is what
+/// was looked up already.
 ///
 /// # Errors
 /// `image-not-found` for what must be looked up and cannot be.
@@ -56,6 +70,7 @@ pub(super) async fn pin(
     current: &[SpecItem],
     now_ms: u64,
     options: &Pinning,
+    found: &mut Found,
 ) -> Result<()> {
     if options.no_pin {
         return match policies.iter().find(|(_, policy)| **policy == PullPolicy::Always) {
@@ -70,10 +85,11 @@ pub(super) async fn pin(
     let tags: Vec<Option<Tag>> =
         documents.iter().map(|document| Tag::of(document, policies, current)).collect();
     let wanted = tags.iter().flatten().filter(|tag| tag.is_looked_up(now_ms));
-    let found = look_up(wanted.map(|tag| tag.image.as_str()).collect(), &options.insecure_registries).await;
+    let missing = wanted.map(|tag| tag.image.clone()).filter(|image| !found.contains_key(image)).collect();
+    found.extend(look_up(missing, &options.insecure_registries).await);
     let mut notes = BTreeSet::new();
     for (document, tag) in documents.iter_mut().zip(tags) {
-        notes.extend(tag.map(|tag| tag.apply(document, &found, now_ms)).transpose()?.flatten());
+        notes.extend(tag.map(|tag| tag.apply(document, found, now_ms)).transpose()?.flatten());
     }
     for text in notes {
         note(&format!("{} {text}", paint(CHANGING, "note:")));
@@ -81,7 +97,7 @@ pub(super) async fn pin(
     Ok(())
 }
 
-async fn look_up(images: BTreeSet<&str>, insecure: &[String]) -> Found {
+async fn look_up(images: BTreeSet<String>, insecure: &[String]) -> Found {
     if images.is_empty() {
         return Found::new();
     }
@@ -95,7 +111,10 @@ async fn look_up(images: BTreeSet<&str>, insecure: &[String]) -> Found {
             Err(_) => Err(format!("registry {} does not answer in time", reference.resolve_registry())),
         }
     };
-    let answers = images.into_iter().map(async |image| (image.to_owned(), one(image).await));
+    let answers = images.into_iter().map(async |image| {
+        let found = one(&image).await;
+        (image, found)
+    });
     stream::iter(answers).buffer_unordered(AT_A_TIME).collect().await
 }
 
@@ -280,7 +299,9 @@ mod tests {
         let mut documents = [document(&image)];
         assert!(Tag::of(&documents[0], &policy(PullPolicy::Always), &[]).is_none());
         let options = Pinning::default();
-        pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options).await.unwrap();
+        pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options, &mut Found::new())
+            .await
+            .unwrap();
         assert_eq!(documents[0].workload().unwrap().container.image, image);
     }
 
@@ -290,14 +311,18 @@ mod tests {
         let image = format!("{closed}/shop:1");
         let mut documents = [document(&image)];
         let options = Pinning { no_pin: false, insecure_registries: vec![closed.to_string()] };
-        pin(&mut documents, &BTreeMap::new(), &[], NOW_MS, &options).await.unwrap();
+        pin(&mut documents, &BTreeMap::new(), &[], NOW_MS, &options, &mut Found::new()).await.unwrap();
         assert_eq!(documents[0].workload().unwrap().container.image, image);
         let failure =
-            pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options).await.unwrap_err();
+            pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options, &mut Found::new())
+                .await
+                .unwrap_err();
         assert!(failure.detail.contains(&closed.to_string()), "{}", failure.detail);
         let options = Pinning { no_pin: true, ..options };
         let failure =
-            pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options).await.unwrap_err();
+            pin(&mut documents, &policy(PullPolicy::Always), &[], NOW_MS, &options, &mut Found::new())
+                .await
+                .unwrap_err();
         assert_eq!(failure.code, "contradictory");
     }
 }

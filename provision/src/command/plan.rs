@@ -1,16 +1,12 @@
 //! `hivemind plan` and `hivemind convert`: look, and change nothing.
 
-use std::collections::BTreeSet;
-
-use hivemind_spec::api::{Node, NodeState, SpecItem};
 use hivemind_spec::document::{Document, Kind, SpecKey};
-use hivemind_spec::id::NodeId;
 use serde_json::{Value, json};
 
-use super::{pin, secrets, source};
+use super::prepare::{Prepared, prepare};
+use super::source;
 use crate::cli::{Convert, Global, Output, Plan};
-use crate::client::{Client, percent, with_query};
-use crate::deploy::{Action, Change, Difference, compare, left_over, wants_voters};
+use crate::deploy::{Action, Change, Difference};
 use crate::failure::{Exit, Result};
 use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, note, paint, printable, say, say_json};
 
@@ -18,15 +14,8 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
     let client = super::client(global)?;
     let namespace = &options.source.namespace;
-    let (documents, current, enrolled) = super::block_on("nothing was changed", async {
-        let current = current(&client, namespace).await?;
-        let mut documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
-        pin::pin(&mut documents, &compiled.pull_policies, &current, client.now_ms(), &options.pinning)
-            .await?;
-        Ok((documents, current, enrolled(&client, &compiled.documents).await?))
-    })?;
-    let changes = compare(documents, &current, &enrolled, client.now_ms());
-    let left = left_over(&compiled.project, &changes, &current);
+    let Prepared { changes, left } =
+        super::block_on("nothing was changed", prepare(&client, &compiled, namespace, &options.pinning))?;
     let differs = changes.iter().any(|change| change.action != Action::Keep);
     if global.output == Output::Json {
         let (kept, changed): (Vec<_>, Vec<_>) = changes.iter().partition(|c| c.action == Action::Keep);
@@ -70,28 +59,6 @@ pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
 pub(super) fn schema() -> Exit {
     say_json(&hivemind_spec::schema::of_documents());
     Exit::Success
-}
-
-/// The documents the cluster holds in a namespace, tombstones included where it tells.
-pub(super) async fn current(client: &Client, namespace: &str) -> Result<Vec<SpecItem>> {
-    client.list(&format!("/v1/specs?namespace={}", percent(namespace))).await
-}
-
-/// What the cluster holds of a name, a tombstone where it tells of one.
-pub(super) async fn held(client: &Client, key: &SpecKey) -> Result<Option<SpecItem>> {
-    let kind = key.kind.to_string();
-    let name = [("kind", kind.as_str()), ("namespace", &key.namespace), ("name", &key.name)];
-    let path = with_query("/v1/specs", &name.map(|(name, value)| (name, Some(value))));
-    Ok(client.list(&path).await?.into_iter().find(|item: &SpecItem| item.key == *key))
-}
-
-/// The nodes that have a say in where exclusive workloads run, if there are any such among the documents.
-pub(super) async fn enrolled(client: &Client, documents: &[Document]) -> Result<BTreeSet<NodeId>> {
-    if !wants_voters(documents) {
-        return Ok(BTreeSet::new());
-    }
-    let nodes: Vec<Node> = client.list("/v1/nodes").await?;
-    Ok(nodes.into_iter().filter(|node| node.state != NodeState::Revoked).map(|node| node.id).collect())
 }
 
 pub(super) fn left_over_note(key: &SpecKey) -> String {

@@ -5,11 +5,12 @@ use hivemind_spec::document::{Document, Kind};
 use hivemind_spec::dsse::Envelope;
 use serde_json::json;
 
-use super::plan::{current, enrolled, left_over_note};
-use super::{pin, secrets, source, watch};
+use super::plan::left_over_note;
+use super::prepare::{Prepared, prepare};
+use super::{source, watch};
 use crate::cli::{Global, Output, Push};
 use crate::client::Client;
-use crate::deploy::{Action, Change, compare, left_over};
+use crate::deploy::{Action, Change};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{CHANGING, FAINT, GOOD, STRONG, note, paint, say, say_json};
 
@@ -17,19 +18,11 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
     let client = super::client(global)?;
     let text = global.output == Output::Text;
-    let changes = super::block_on("nothing was pushed", async {
-        let current = current(&client, &options.source.namespace).await?;
-        let enrolled = enrolled(&client, &compiled.documents).await?;
-        let namespace = &options.source.namespace;
-        let mut documents = secrets::with_secrets(&client, &compiled, namespace, &current).await?;
-        pin::pin(&mut documents, &compiled.pull_policies, &current, client.now_ms(), &options.pinning)
-            .await?;
-        let changes = compare(documents, &current, &enrolled, client.now_ms());
-        for key in left_over(&compiled.project, &changes, &current) {
-            note(&paint(FAINT, &left_over_note(&key)));
-        }
-        Ok(changes)
-    })?;
+    let prepared = prepare(&client, &compiled, &options.source.namespace, &options.pinning);
+    let Prepared { changes, left } = super::block_on("nothing was pushed", prepared)?;
+    for key in left {
+        note(&paint(FAINT, &left_over_note(&key)));
+    }
     let interrupted = "stopped; what was reported as accepted goes on, the rest was not pushed";
     let accepted = super::block_on(interrupted, async {
         let mut accepted = Vec::new();

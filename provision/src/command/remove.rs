@@ -4,7 +4,7 @@ use hivemind_spec::document::{Kind, SpecKey};
 use serde_json::json;
 
 use super::push::{held, send};
-use super::{plan, source};
+use super::{prepare, source};
 use crate::cli::{Global, Output, Remove, Source};
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
@@ -26,7 +26,7 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
     names.sort();
     names.dedup();
     let client = super::client(global)?;
-    let current = super::block_on("nothing was removed", plan::current(&client, &options.namespace))?;
+    let current = super::block_on("nothing was removed", prepare::current(&client, &options.namespace))?;
     let find = |name: &String| {
         let key = SpecKey { kind: Kind::Workload, namespace: options.namespace.clone(), name: name.clone() };
         current.iter().find(|item| item.key == key && !item.deleted)

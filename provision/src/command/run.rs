@@ -14,7 +14,7 @@ use serde_json::json;
 use super::logs::{self, Seen};
 use super::push::send;
 use super::watch::phase_name;
-use super::{pin, plan};
+use super::{pin, prepare};
 use crate::cli::{Global, Output, RunOnce};
 use crate::client::{Client, with_query};
 use crate::failure::{Exit, Failure, Result};
@@ -35,16 +35,20 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
     };
     let key = SpecKey { kind: Kind::Workload, namespace: options.namespace.clone(), name };
     super::block_on("nothing was run, or only just; look with `hivemind jobs`", async {
-        let before = plan::held(&client, &key).await?;
+        let mut document = document(&key, options);
+        let documents = std::slice::from_mut(&mut document);
+        let policies = BTreeMap::new();
+        let looked = pin::look_ahead(documents, &policies, &options.pinning);
+        let looked = async { Ok(looked.await) };
+        let (before, mut found) = tokio::try_join!(prepare::held(&client, &key), looked)?;
         if before.as_ref().is_some_and(|item| !item.deleted) {
             let text = format!("there is a workload {} already", key.name);
             return Err(Failure::new(Exit::Conflict, "exists", text).advice("give another --name, or none"));
         }
-        let mut document = document(&key, options);
         deploy::succeed(&mut document, before.as_ref(), client.now_ms());
         deploy::want_again(&mut document);
         let documents = std::slice::from_mut(&mut document);
-        pin::pin(documents, &BTreeMap::new(), &[], client.now_ms(), &options.pinning).await?;
+        pin::pin(documents, &policies, &[], client.now_ms(), &options.pinning, &mut found).await?;
         send(&client, &document).await
     })?;
     let text = global.output == Output::Text;
@@ -100,7 +104,7 @@ fn document(key: &SpecKey, options: &RunOnce) -> Document {
 }
 
 async fn remove(client: &Client, key: &SpecKey) -> Result<()> {
-    if let Some(item) = plan::held(client, key).await?.filter(|item| !item.deleted) {
+    if let Some(item) = prepare::held(client, key).await?.filter(|item| !item.deleted) {
         send(client, &deploy::removal(&item, client.now_ms())).await?;
     }
     Ok(())
