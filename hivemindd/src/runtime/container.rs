@@ -137,15 +137,18 @@ impl Runtime {
     /// Starts a container that may exist already, whole or half made.
     pub(super) async fn start(&self, plan: &ContainerPlan) -> Result<(), OperationError> {
         let id = &plan.id;
-        if let Some(task) = self.task(id).await?
-            && task.status() == TaskStatus::Running
-        {
-            return Ok(());
+        // Its record is made first and removed last: without it there is nothing of it.
+        if self.container(id).await?.is_some() {
+            if let Some(task) = self.task(id).await?
+                && task.status() == TaskStatus::Running
+            {
+                return Ok(());
+            }
+            self.clear(id, false).await?;
         }
-        self.remove(id, false).await?;
         let result = self.make(plan).await;
         if result.is_err()
-            && let Err(error) = self.remove(id, false).await
+            && let Err(error) = self.clear(id, false).await
         {
             tracing::warn!(container = id.0, %error, "what a failed start left is not removed yet");
         }
@@ -400,6 +403,13 @@ impl Runtime {
 
     /// Removes all there is of a container, whether whole, half made or not there.
     pub(super) async fn remove(&self, id: &ContainerId, logs: bool) -> Result<(), OperationError> {
+        self.clear(id, logs).await?;
+        fence::lift(&id.0);
+        Ok(())
+    }
+
+    /// The same, but for the deadline that is set before the next one of this name starts.
+    async fn clear(&self, id: &ContainerId, logs: bool) -> Result<(), OperationError> {
         let container = self.container(id).await?;
         self.stop(id, Some("SIGKILL"), KILL_PATIENCE).await?;
         let delete = DeleteTaskRequest { container_id: id.0.clone() };
@@ -412,7 +422,6 @@ impl Runtime {
         self.lift_root_limit(id, container.as_ref());
         self.networks.remove(id).await?;
         cgroup::remove(id);
-        fence::lift(&id.0);
         let files = self.files(id);
         remove_folder(&files).map_err(|error| transient(format!("removing {}: {error}", files.display())))?;
         if let Some(labels) = container.and_then(|container| labels::read(&container.labels))

@@ -317,6 +317,12 @@ impl Ledger {
                 format!("m{index} starts {} without a key to {name}", plan.labels.replica)
             });
         }
+        if self.exclusive.contains(&plan.labels.replica.workload) {
+            let what = "what may not run twice has a deadline from its start on";
+            self.must(machine.fences.contains_key(&plan.id), what, || {
+                format!("m{index} starts {} without one", plan.labels.replica)
+            });
+        }
         let (mut cpu, mut memory) = (0, 0);
         for plan in machine.runtime.running() {
             cpu += plan.spec.resources.cpu_millis();

@@ -493,6 +493,9 @@ impl World {
         let machine = &mut self.machines[index];
         let result = machine.runtime.run(op, wall_ms, &mut self.rng);
         if result.is_ok() {
+            if let RuntimeOp::Remove { container, .. } = op {
+                machine.fences.remove(container);
+            }
             self.ledger.ran(index, machine, op);
             self.machines[index].enforce_fences(self.now_ms);
             self.ledger.nothing_exclusive_runs_twice(&self.machines, self.now_ms);

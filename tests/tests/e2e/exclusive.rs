@@ -23,6 +23,10 @@ fn an_exclusive_workload_never_runs_twice_whatever_befalls_its_machine() {
     cluster
         .push("services:\n  single:\n    image: registry.lab:5000/misbehave:1\n    x-hivemind: {exclusive: true}\n")
         .ok();
+    it_has_a_deadline_from_its_start_on(&cluster);
+    cluster.wait_for_running("single", 1, STARTING);
+    probe::ask(&cluster.lab, &cluster.machines[holder(&cluster)], &["kill", "SIGKILL", PROCESS]).unwrap();
+    it_has_a_deadline_from_its_start_on(&cluster);
     cluster.wait_for_running("single", 1, STARTING);
     let holder = a_machine_that_is_cut_off_stops_before_another_starts(&cluster);
     let holder = an_agent_that_stands_still_keeps_nothing_alive(&cluster, holder);
@@ -31,6 +35,21 @@ fn an_exclusive_workload_never_runs_twice_whatever_befalls_its_machine() {
 
 fn runs(cluster: &Cluster, machine: &Machine) -> Result<bool, String> {
     Ok(!probe::ask(&cluster.lab, machine, &["pids", PROCESS])?.is_empty())
+}
+
+/// Waits for a process that is new, and looks whether PID 1 has been told until when it may run.
+fn it_has_a_deadline_from_its_start_on(cluster: &Cluster) {
+    let pids = |machine: &Machine| probe::ask(&cluster.lab, machine, &["pids", PROCESS]).unwrap();
+    let started = || cluster.machines.iter().find(|machine| !pids(machine).is_empty());
+    let (machine, _) = wait::polling(Duration::from_millis(50), "it starts", STARTING, || {
+        started().ok_or("it has not".to_owned())
+    });
+    let list = ["run", "/usr/bin/ctr", "--namespace", "hivemind", "containers", "list", "--quiet"];
+    let answer = probe::ask(&cluster.lab, machine, &list).unwrap();
+    let containers: Vec<&str> = answer.lines().skip(1).collect();
+    let [container] = containers[..] else { panic!("{answer}") };
+    let fence = format!("/run/hivemind/fences/{container}");
+    probe::ask(&cluster.lab, machine, &["cat", &fence]).unwrap_or_else(|error| panic!("{error}"));
 }
 
 fn holder(cluster: &Cluster) -> usize {

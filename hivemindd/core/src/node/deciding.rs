@@ -14,7 +14,7 @@ use hivemind_spec::volume::Per;
 
 use super::{Content, MAX_ROUNDS, Node};
 use crate::cluster::Workload;
-use crate::event::{Action, Actions, ImagePeers, Level, NetworkPlan, VolumePlan};
+use crate::event::{Action, Actions, ImagePeers, Level, NetworkPlan, RuntimeOp, VolumePlan};
 use crate::image::Asker;
 use crate::isolation::View;
 use crate::record::{
@@ -355,7 +355,11 @@ impl Node {
         let lease_wake_ms = self.leases.wake_at_ms(now.mono_ms);
         let wakes = [plan.wake_at_ms, lease_wake_ms, volumes.wake_at_ms];
         self.replica_wake_ms = wakes.into_iter().flatten().min();
-        if self.fences != plan.fences {
+        // What ran before under this name was removed, and its deadline with it.
+        let fenced =
+            |op: &RuntimeOp| matches!(op, RuntimeOp::Start(start) if plan.fences.contains_key(&start.id));
+        let starts = plan.operations.iter().any(|(_, op)| fenced(op));
+        if self.fences != plan.fences || starts {
             if !plan.fences.is_empty() {
                 out.push(Action::Fence(plan.fences.clone()));
             }
