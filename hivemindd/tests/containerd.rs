@@ -18,6 +18,7 @@ use hivemind_core::event::{
 };
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_spec::id::Digest;
+use hivemind_spec::machine::Registries;
 use hivemind_spec::workload::HealthCheck;
 use hivemindd::runtime::logs::LogQuery;
 use hivemindd::runtime::{Runtime, Seen, Settings, health};
@@ -114,7 +115,7 @@ impl World {
             } else {
                 String::new()
             },
-            insecure_registries: vec![self.registry_host.clone()],
+            registries: Registries { insecure: vec![self.registry_host.clone()], ..Registries::default() },
             transport: None,
             owner: None,
         })

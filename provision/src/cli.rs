@@ -328,6 +328,9 @@ pub struct ImageConfigure {
     pub interface: Option<String>,
     /// A static address with prefix length, as 192.0.2.5/24; without it DHCP
     #[arg(long)]
+    /// A mirror of a registry (`docker.io`), or of all (`*`), to be asked first
+    #[arg(long = "mirror", value_name = "REGISTRY=HOST[:PORT]", value_parser = pair)]
+    pub mirrors: Vec<(String, String)>,
     pub address: Option<String>,
     /// The default gateway of a static address
     #[arg(long, requires = "address")]

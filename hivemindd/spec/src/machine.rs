@@ -131,4 +131,20 @@ pub struct Registries {
     /// Registries spoken to by plain HTTP, `host:port`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub insecure: Vec<String>,
+    /// Mirrors of registries, `host` or `host:port`, by the registry's name as images have it (`docker.io`), or
+    /// [`ALL_REGISTRIES`] for those that have none of their own. They are asked first, in this order, and without a
+    /// password.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mirrors: BTreeMap<String, Vec<String>>,
+}
+
+/// Stands for every registry among those that have mirrors.
+pub const ALL_REGISTRIES: &str = "*";
+
+impl Registries {
+    /// The mirrors of a registry, by its name as images have it.
+    pub fn mirrors_of(&self, registry: &str) -> &[String] {
+        let found = self.mirrors.get(registry).or_else(|| self.mirrors.get(ALL_REGISTRIES));
+        found.map(Vec::as_slice).unwrap_or_default()
+    }
 }

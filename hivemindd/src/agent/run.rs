@@ -114,7 +114,7 @@ async fn serve() -> anyhow::Result<()> {
     let runtime = Runtime::connect(runtime::Settings {
         in_force: Some(in_force),
         transport: Some(transport.clone()),
-        insecure_registries: config.registries.insecure.clone(),
+        registries: config.registries.clone(),
         owner: Some((identity.node(), identity.record_key().clone())),
         ..runtime::Settings::default()
     })?;

@@ -26,15 +26,15 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use hivemind_core::event::{ImagePeers, OperationError, Peer};
 use hivemind_spec::api::PullProgress;
+use hivemind_spec::machine;
 use hivemind_spec::secret::Credentials;
-use oci_client::Reference;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use self::peers::DONE_BYTES;
 use self::peers::{Coming, FromPeer, Peers};
-use self::registry::{Registries, Source, innermost};
+use self::registry::{FromRegistry, Registries, Source, innermost};
 use super::client::{Containerd, Lease, if_there, permanent, refused, request, transient};
 use super::content::{BlobWriter, CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
 use super::{ANSWER_LIMIT, within};
@@ -256,15 +256,14 @@ impl Meter {
 }
 
 impl Images {
-    /// `insecure`: registries (`host:port`) spoken to by plain HTTP.
     pub(super) fn new(
         containerd: Containerd,
-        insecure: &[String],
+        registries: machine::Registries,
         transport: Option<Transport>,
     ) -> Result<Self, OperationError> {
         Ok(Self {
             containerd,
-            registries: Registries::new(insecure)?,
+            registries: Registries::new(registries)?,
             transport,
             locks: NamedLocks::default(),
             coming: Coming::default(),
@@ -459,14 +458,13 @@ impl Images {
         name: &str,
         pull: &Pull<'_>,
     ) -> Result<(Documents, Manifest), OperationError> {
-        let (bytes, manifest) = fetch_document(name, pull, &pull.source.reference).await?;
+        let (bytes, manifest) = fetch_document(name, pull, None).await?;
         let Some(entries) = &manifest.manifests else {
             return Ok((Documents { manifest: bytes, index: None }, manifest));
         };
         let digest = choose_platform(name, entries)?;
-        let reference = pull.source.reference.clone_with_digest(digest.to_owned());
         let index = Some(bytes);
-        let (bytes, manifest) = fetch_document(name, pull, &reference).await?;
+        let (bytes, manifest) = fetch_document(name, pull, Some(digest)).await?;
         if sha256(&bytes) != digest {
             return Err(transient(format!("the registry sent another manifest of {name} than {digest}")));
         }
@@ -536,12 +534,17 @@ impl Images {
             drop(alone);
             return (Some(peer), came);
         }
-        match pull.source.open_blob(&blob.digest, start).await {
-            Ok((data, skip)) => {
-                let sender = format!("registry {}", pull.source.reference.resolve_registry());
-                (None, copy(&sender, data, skip, writer, blob, pull.meter).await)
+        loop {
+            let start = writer.offset();
+            let FromRegistry { host, data, skip } = match pull.source.open_blob(&blob.digest, start).await {
+                Ok(opened) => opened,
+                Err(error) => return (None, Err(Fault::Stopped(error))),
+            };
+            let came = copy(&format!("registry {host}"), data, skip, writer, blob, pull.meter).await;
+            match came {
+                Err(Fault::Stopped(error)) if pull.source.is_useless(&host, &error.text) => {}
+                came => return (None, came),
             }
-            Err(error) => (None, Err(Fault::Stopped(error))),
         }
     }
 
@@ -654,19 +657,19 @@ async fn commit(writer: BlobWriter, blob: &Blob) -> Result<(), Fault> {
 }
 
 /// A manifest or an index: from another node if it is named by its digest, else from the registry, which alone knows
-/// what a tag names.
+/// what a tag names. `digest`: that of the manifest for this machine, once the index has named it.
 async fn fetch_document(
     name: &str,
     pull: &Pull<'_>,
-    reference: &Reference,
+    digest: Option<&str>,
 ) -> Result<(Vec<u8>, Manifest), OperationError> {
-    let from_peer = match reference.digest() {
+    let from_peer = match digest.or(pull.source.reference.digest()) {
         Some(digest) => pull.peers.document(digest).await,
         None => None,
     };
     let bytes = match from_peer {
         Some(bytes) => bytes,
-        None => pull.source.manifest(name, reference).await?,
+        None => pull.source.manifest(digest).await?,
     };
     let manifest = parse_manifest(name, &bytes)?;
     Ok((bytes, manifest))

@@ -23,6 +23,7 @@ use hivemind_core::event::{
 use hivemind_spec::api::{self, Counters, PullProgress};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
+use hivemind_spec::machine;
 use tokio::sync::Semaphore;
 
 use crate::network::isolation::InForce;
@@ -94,8 +95,8 @@ pub struct Settings {
     pub in_force: Option<InForce>,
     /// The cgroup shims are in, so that they are not counted as containerd's; empty: containerd's.
     pub shim_cgroup: String,
-    /// Registries (`host:port`) spoken to by plain HTTP.
-    pub insecure_registries: Vec<String>,
+    /// How registries are asked.
+    pub registries: machine::Registries,
     /// The way to other nodes, which may have what a registry has; none: there are no others.
     pub transport: Option<Transport>,
     /// Who opens secrets, and with what; absent where none can be opened.
@@ -115,7 +116,7 @@ impl Default for Settings {
             bridge: "hive0".into(),
             in_force: None,
             shim_cgroup: "/hivemind/shims".into(),
-            insecure_registries: Vec::new(),
+            registries: machine::Registries::default(),
             transport: None,
             owner: None,
         }
@@ -159,11 +160,8 @@ impl Runtime {
         // The registry client takes the process's TLS provider. An error says that there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let containerd = client::Containerd::new(&settings.socket);
-        let images = image::Images::new(
-            containerd.clone(),
-            &settings.insecure_registries,
-            settings.transport.clone(),
-        )?;
+        let images =
+            image::Images::new(containerd.clone(), settings.registries.clone(), settings.transport.clone())?;
         let networks =
             netns::Networks { directory: settings.netns_dir.clone(), bridge: settings.bridge.clone() };
         let logs = output::Collector::start()
@@ -419,7 +417,7 @@ mod tests {
         let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
         let containerd = client::Containerd::new(&socket);
         let runtime = Runtime(Arc::new(Inner {
-            images: image::Images::new(containerd.clone(), &[], None).unwrap(),
+            images: image::Images::new(containerd.clone(), machine::Registries::default(), None).unwrap(),
             containerd,
             networks: netns::Networks { directory: folder.path().to_owned(), bridge: "absent".to_owned() },
             logs: output::Collector::start().unwrap(),

@@ -79,6 +79,9 @@ fn machine_config(token: &StoredToken, options: &ImageConfigure) -> Result<Machi
         token.seeds.extend(options.seeds.iter().cloned());
     }
     config.registries.insecure.extend(options.insecure_registries.iter().cloned());
+    for (registry, mirror) in &options.mirrors {
+        config.registries.mirrors.entry(registry.clone()).or_default().push(mirror.clone());
+    }
     let network = &mut config.network;
     network.interface = options.interface.clone().or(network.interface.take());
     network.address = options.address.clone().or(network.address.take());

@@ -245,3 +245,19 @@ fn when_the_machine_that_fetches_an_image_loses_power_another_fetches_it() {
     // But for the configuration, which the one that is gone gave.
     assert!(once < size / 100 && other == size, "one has fetched it for both: {fetched:?}");
 }
+
+#[test]
+fn a_mirror_gives_the_images_of_a_registry_that_cannot_be_reached() {
+    let cluster = Cluster::new("mirror", 1);
+    // The first does not answer.
+    let mirror = |port: u16| format!("registry.example=registry.lab:{port}");
+    cluster.configure(&cluster.image.disk, &["--mirror", &mirror(5003), "--mirror", &mirror(5000)]);
+    let cluster = cluster.form(1);
+    let pushed = cluster.push(
+        "services:\n  shop:\n    image: registry.example/nginx:1\n    ports: ['8080:80']\n    stop_grace_period: 0s\n",
+    );
+    assert!(pushed.ok().stderr().contains("is pushed as a tag"), "this computer has no mirror");
+    cluster.wait_for_running("shop", 1, STARTING);
+    let said = cluster.get(&format!("http://{}:8080/", cluster.machines[0].address())).unwrap();
+    assert!(said.contains("version 1"), "{said}");
+}

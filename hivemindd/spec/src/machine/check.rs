@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::parse::Segment;
-use super::{Cluster, MachineConfig, Network, Node, Registries, Token};
+use super::{ALL_REGISTRIES, Cluster, MachineConfig, Network, Node, Registries, Token};
 use crate::key::PublicKey;
 
 /// Longest name of a cluster and longest DNS label (RFC 1123, section 2.1), characters.
@@ -17,6 +17,9 @@ const MAX_INTERFACE: usize = 15;
 
 /// Entries in any list: more than a person writes, few enough to try one after the other at boot.
 const MAX_LIST: usize = 64;
+
+/// Mirrors of one registry: each that does not answer takes its time before the next is asked.
+const MAX_MIRRORS: usize = 4;
 
 /// The smallest container range holds four nodes' /24.
 const MAX_RANGE_PREFIX: u8 = 22;
@@ -116,18 +119,26 @@ fn check_node(node: &Node) -> Result<(), Fault> {
     for (name, value) in &node.labels {
         let charset = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_./".contains(&c));
         if name.is_empty() || name.len() > MAX_HOST || !charset(name) {
-            return Err(label_fault(name, "a label's name has letters, digits, `-`, `_`, `.` and `/` only"));
+            return Err(entry_fault(
+                "node.labels",
+                name,
+                "a label's name has letters, digits, `-`, `_`, `.` and `/` only",
+            ));
         }
         if value.len() > MAX_HOST || value.chars().any(char::is_control) {
-            return Err(label_fault(name, "a label's value is one line of at most 253 characters"));
+            return Err(entry_fault(
+                "node.labels",
+                name,
+                "a label's value is one line of at most 253 characters",
+            ));
         }
     }
     Ok(())
 }
 
-/// Label names may hold dots, so the path is not made by splitting.
-fn label_fault(name: &str, message: &str) -> Fault {
-    let mut fault = fault("node.labels", message);
+/// Names of entries may hold dots, so the path is not made by splitting.
+fn entry_fault(path: &str, name: &str, message: impl Into<String>) -> Fault {
+    let mut fault = fault(path, message);
     fault.path.push(Segment::Key(name.to_owned()));
     fault
 }
@@ -158,7 +169,24 @@ fn check_network(network: &Network) -> Result<(), Fault> {
 }
 
 fn check_registries(registries: &Registries) -> Result<(), Fault> {
-    check_list("registries.insecure", &registries.insecure, |registry| check_host(registry, true))
+    check_list("registries.insecure", &registries.insecure, |registry| check_host(registry, true))?;
+    if registries.mirrors.len() > MAX_LIST {
+        let message = format!("mirrors of at most {MAX_LIST} registries; remove some");
+        return Err(fault("registries.mirrors", message));
+    }
+    for (registry, mirrors) in &registries.mirrors {
+        let wrong = |message: String| entry_fault("registries.mirrors", registry, message);
+        if registry != ALL_REGISTRIES {
+            check_host(registry, false).map_err(wrong)?;
+        }
+        if mirrors.is_empty() || mirrors.len() > MAX_MIRRORS {
+            return Err(wrong(format!("1 to {MAX_MIRRORS} mirrors; change the list")));
+        }
+        for (index, mirror) in mirrors.iter().enumerate() {
+            check_host(mirror, false).map_err(|message| wrong(message).at(index))?;
+        }
+    }
+    Ok(())
 }
 
 const LABEL_RULE: &str =

@@ -37,6 +37,9 @@ ntp = ["ntp.example"]
 
 [registries]
 insecure = ["registry.example:5000"]
+
+[registries.mirrors]
+"docker.io" = ["mirror.example", "cache.example:5000"]
 "#
     )
 }
@@ -104,6 +107,23 @@ fn every_fault_gives_its_line_its_key_and_what_to_do() {
         ),
         ("gateway = \"192.0.2.1\"", "gateway = \"none\"", BadValue, 24, "network.gateway", "correct"),
         ("[\"ntp.example\"]", "[\"ntp example\"]", BadValue, 26, "network.ntp[0]", "host"),
+        ("\"docker.io\" =", "\"docker io\" =", BadValue, 32, "registries.mirrors.docker io", "host"),
+        (
+            "\"cache.example:5000\"",
+            "\"cache:x\"",
+            BadValue,
+            32,
+            "registries.mirrors.docker.io[1]",
+            "host:port",
+        ),
+        (
+            "[\"mirror.example\", \"cache.example:5000\"]",
+            "[]",
+            BadValue,
+            32,
+            "registries.mirrors.docker.io",
+            "1 to 4 mirrors",
+        ),
         ("registry.example:5000", "registry.example", BadValue, 29, "registries.insecure[0]", "host:port"),
     ];
     for (old, new, code, line, key, hint) in cases {
@@ -147,4 +167,14 @@ fn lists_are_bounded() {
     let many = vec!["\"192.0.2.1\""; 65].join(",");
     let error = fault_of(&with("dns = [\"192.0.2.53\"]", &format!("dns = [{many}]")));
     assert_eq!((error.code, error.line), (ConfigCode::BadValue, 25));
+}
+
+#[test]
+fn a_registry_has_its_own_mirrors_or_else_those_of_all() {
+    let mut registries = MachineConfig::parse(&full()).unwrap().registries;
+    assert_eq!(registries.mirrors_of("docker.io"), ["mirror.example", "cache.example:5000"]);
+    assert!(registries.mirrors_of("ghcr.io").is_empty());
+    registries.mirrors.insert(crate::machine::ALL_REGISTRIES.to_owned(), vec!["all.example".to_owned()]);
+    assert_eq!(registries.mirrors_of("ghcr.io"), ["all.example"]);
+    assert_eq!(registries.mirrors_of("docker.io").len(), 2);
 }

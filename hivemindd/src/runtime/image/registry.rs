@@ -1,10 +1,13 @@
 //! Registries (OCI distribution specification 1.1), and their refusals in words.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use hivemind_core::event::OperationError;
+use hivemind_spec::machine;
 use hivemind_spec::secret::Credentials;
 use oci_client::Reference;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
@@ -25,70 +28,146 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Registries {
     /// Asks as nobody. It remembers what it was let in with, so who has a password asks with a client of its own.
     anonymous: oci_client::Client,
-    insecure: Vec<String>,
+    config: machine::Registries,
 }
 
 impl Registries {
-    /// `insecure`: registries (`host:port`) spoken to by plain HTTP.
-    pub(super) fn new(insecure: &[String]) -> Result<Self, OperationError> {
-        Ok(Self { anonymous: client(insecure)?, insecure: insecure.to_vec() })
+    pub(super) fn new(config: machine::Registries) -> Result<Self, OperationError> {
+        Ok(Self { anonymous: client(&config.insecure)?, config })
     }
 
-    /// The one that has an image, to be asked with a password if there is one.
+    /// Where an image is: at the mirrors of its registry, and there, where a password is used if there is one.
     pub(super) fn source(
         &self,
         name: &str,
         credentials: Option<Credentials>,
     ) -> Result<Source, OperationError> {
         let reference = parse_reference(name)?;
-        Ok(match credentials {
-            None => Source { reference, client: self.anonymous.clone(), auth: RegistryAuth::Anonymous },
+        let anonymous = || (self.anonymous.clone(), RegistryAuth::Anonymous);
+        let mirrors = self.config.mirrors_of(reference.registry()).iter().map(|mirror| {
+            let mut reference = reference.clone();
+            reference.set_mirror_registry(mirror.clone());
+            let (client, auth) = anonymous();
+            Place { reference, client, auth }
+        });
+        let mut places: Vec<Place> = mirrors.collect();
+        let (client, auth) = match credentials {
+            None => anonymous(),
             Some(Credentials { username, password }) => {
-                let auth = RegistryAuth::Basic(username, password);
-                Source { reference, client: client(&self.insecure)?, auth }
+                (client(&self.config.insecure)?, RegistryAuth::Basic(username, password))
             }
-        })
+        };
+        places.push(Place { reference: reference.clone(), client, auth });
+        Ok(Source { name: name.to_owned(), reference, places, failed: Mutex::default() })
     }
 }
 
-/// Where an image comes from, and who asks.
+/// Where one image comes from, for one pull.
 pub(super) struct Source {
+    name: String,
     pub(super) reference: Reference,
+    /// The mirrors, then the registry.
+    places: Vec<Place>,
+    /// What the mirrors said that are not asked any more.
+    failed: Mutex<BTreeMap<usize, String>>,
+}
+
+/// A registry, or a mirror of it, and who asks.
+struct Place {
+    reference: Reference,
     client: oci_client::Client,
     auth: RegistryAuth,
 }
 
+/// A blob as it comes.
+pub(super) struct FromRegistry {
+    pub(super) host: String,
+    pub(super) data: BoxStream<'static, std::io::Result<Bytes>>,
+    /// How many bytes are to be skipped.
+    pub(super) skip: u64,
+}
+
 impl Source {
-    /// The bytes of the manifest that a reference names.
-    pub(super) async fn manifest(
-        &self,
-        name: &str,
-        reference: &Reference,
-    ) -> Result<Vec<u8>, OperationError> {
-        let answer = self.client.pull_manifest_raw(reference, &self.auth, MANIFEST_TYPES).await;
-        let (bytes, _) = answer.map_err(|error| explain(name, reference, error))?;
+    /// The bytes of the manifest for a tag or a digest.
+    pub(super) async fn manifest(&self, digest: Option<&str>) -> Result<Vec<u8>, OperationError> {
+        let mut index = self.first();
+        loop {
+            match self.places[index].manifest(digest).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => index = self.after(index, error)?,
+            }
+        }
+    }
+
+    /// Opens a blob at `start`, if the registry can.
+    pub(super) async fn open_blob(&self, digest: &str, start: u64) -> Result<FromRegistry, OperationError> {
+        let mut index = self.first();
+        loop {
+            match self.places[index].open_blob(digest, start).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => index = self.after(index, error)?,
+            }
+        }
+    }
+
+    /// What a mirror sent is no use. Returns whether it was one: the registry itself has to do.
+    pub(super) fn is_useless(&self, host: &str, why: &str) -> bool {
+        let mirrors = &self.places[..self.places.len() - 1];
+        let found = mirrors.iter().position(|place| place.reference.resolve_registry() == host);
+        if let Some(index) = found {
+            self.failed().insert(index, why.to_owned());
+        }
+        found.is_some()
+    }
+
+    /// The first place that has not failed.
+    fn first(&self) -> usize {
+        let failed = self.failed();
+        (0..self.places.len()).find(|index| !failed.contains_key(index)).unwrap_or(self.places.len() - 1)
+    }
+
+    /// The place that is asked after one that failed. The last one's failure is that of all.
+    fn after(&self, index: usize, error: OciDistributionError) -> Result<usize, OperationError> {
+        let reference = &self.places[index].reference;
+        let error = explain(&self.name, reference, error);
+        if index + 1 < self.places.len() {
+            tracing::debug!(mirror = reference.resolve_registry(), %error, "asking the next");
+            self.failed().insert(index, error.text);
+            return Ok(self.first());
+        }
+        let mirrors: String = self.failed().values().map(|text| format!("; mirror: {text}")).collect();
+        Err(OperationError { text: error.text + &mirrors, ..error })
+    }
+
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<usize, String>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    async fn manifest(&self, digest: Option<&str>) -> Result<Vec<u8>, OciDistributionError> {
+        let reference = match digest {
+            Some(digest) => self.reference.clone_with_digest(digest.to_owned()),
+            None => self.reference.clone(),
+        };
+        let (bytes, _) = self.client.pull_manifest_raw(&reference, &self.auth, MANIFEST_TYPES).await?;
         Ok(bytes.into())
     }
 
-    /// Opens a blob at `start`, if the registry can. Returns how many bytes are to be skipped.
-    pub(super) async fn open_blob(
-        &self,
-        digest: &str,
-        start: u64,
-    ) -> Result<(BoxStream<'static, std::io::Result<Bytes>>, u64), OperationError> {
-        let wanted = OciDescriptor { digest: digest.to_owned(), ..Default::default() };
+    async fn open_blob(&self, digest: &str, start: u64) -> Result<FromRegistry, OciDistributionError> {
         let Self { reference, client, auth } = self;
-        let explain = |error| explain(&reference.whole(), reference, error);
+        let wanted = OciDescriptor { digest: digest.to_owned(), ..Default::default() };
         // Whoever has the manifest from another node has not been let in yet.
         client.store_auth_if_needed(reference.resolve_registry(), auth).await;
-        if start == 0 {
-            let stream = client.pull_blob_stream(reference, &wanted).await.map_err(explain)?;
-            return Ok((stream.stream, 0));
-        }
-        match client.pull_blob_stream_partial(reference, &wanted, start, None).await.map_err(explain)? {
-            BlobResponse::Full(stream) => Ok((stream.stream, start)),
-            BlobResponse::Partial(stream) => Ok((stream.stream, 0)),
-        }
+        let (stream, skip) = if start == 0 {
+            (client.pull_blob_stream(reference, &wanted).await?, 0)
+        } else {
+            match client.pull_blob_stream_partial(reference, &wanted, start, None).await? {
+                BlobResponse::Full(stream) => (stream, start),
+                BlobResponse::Partial(stream) => (stream, 0),
+            }
+        };
+        Ok(FromRegistry { host: reference.resolve_registry().to_owned(), data: stream.stream, skip })
     }
 }
 

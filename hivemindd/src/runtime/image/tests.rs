@@ -1,3 +1,5 @@
+use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
 use oci_client::errors::OciDistributionError;
 
 use super::registry::{explain, parse_reference};
@@ -129,6 +131,10 @@ fn refusals_of_a_registry_read_well() {
     }
 }
 
+fn insecure_only(insecure: Vec<String>) -> Registries {
+    Registries::new(machine::Registries { insecure, ..machine::Registries::default() }).unwrap()
+}
+
 /// Answers one request on a loopback port and says what protocol it was spoken to in.
 async fn first_bytes(insecure: bool) -> Vec<u8> {
     use tokio::io::AsyncReadExt as _;
@@ -136,9 +142,9 @@ async fn first_bytes(insecure: bool) -> Vec<u8> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let list = if insecure { vec![host.clone()] } else { vec!["other.lab:5000".to_owned()] };
-    let registries = Registries::new(&list).unwrap();
+    let registries = insecure_only(list);
     let source = registries.source(&format!("{host}/web:1"), None).unwrap();
-    let client = tokio::spawn(async move { source.manifest("web:1", &source.reference).await });
+    let client = tokio::spawn(async move { source.manifest(None).await });
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut bytes = vec![0; 5];
     stream.read_exact(&mut bytes).await.unwrap();
@@ -157,12 +163,84 @@ async fn only_registries_on_the_list_are_spoken_to_in_the_clear() {
 #[tokio::test]
 async fn a_registry_that_is_down_is_named() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let source = Registries::new(&["127.0.0.1:1".into()]).unwrap().source("127.0.0.1:1/web", None).unwrap();
-    let error = source.manifest("127.0.0.1:1/web", &source.reference).await.unwrap_err();
+    let source = insecure_only(vec!["127.0.0.1:1".into()]).source("127.0.0.1:1/web", None).unwrap();
+    let error = source.manifest(None).await.unwrap_err();
     assert!(
         error.text.starts_with("cannot reach registry 127.0.0.1:1: Connection refused"),
         "{}",
         error.text
     );
     assert!(!error.permanent);
+}
+
+/// A stand-in for a registry on loopback: what it was asked, and with which password.
+#[derive(Clone, Default)]
+struct Asked(Arc<Mutex<Vec<(String, bool)>>>);
+
+impl Asked {
+    /// Answers every question for a manifest with these bytes, or else that it has none. Returns where.
+    async fn answer(&self, manifest: Option<&'static [u8]>, guarded: bool) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let asked = self.clone();
+        let answer = async move |request: axum::extract::Request| {
+            let password = request.headers().contains_key("authorization");
+            asked.0.lock().unwrap().push((request.uri().to_string(), password));
+            let found = manifest.filter(|_| request.uri().path().contains("/manifests/"));
+            let wants_password = [("www-authenticate", "Basic realm=\"lab\"")];
+            match (found, request.uri().path()) {
+                (Some(bytes), _) => bytes.into_response(),
+                (None, "/v2/") if guarded => (StatusCode::UNAUTHORIZED, wants_password).into_response(),
+                (None, _) => StatusCode::NOT_FOUND.into_response(),
+            }
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        host
+    }
+
+    fn manifests(&self) -> Vec<(String, bool)> {
+        let asked = self.0.lock().unwrap();
+        asked.iter().filter(|(uri, _)| uri.contains("/manifests/")).cloned().collect()
+    }
+}
+
+#[tokio::test]
+async fn mirrors_are_asked_before_their_registry_in_their_order_and_without_its_password() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (first, second, own) = (Asked::default(), Asked::default(), Asked::default());
+    let (first_host, second_host) =
+        (first.answer(None, false).await, second.answer(Some(b"{}"), false).await);
+    let own_host = own.answer(Some(b"{}"), true).await;
+    let mirrors = |list: &[&String]| [(own_host.clone(), list.iter().map(|m| (*m).clone()).collect())].into();
+    let registries = |list: &[&String]| {
+        let insecure = vec![first_host.clone(), second_host.clone(), own_host.clone()];
+        Registries::new(machine::Registries { insecure, mirrors: mirrors(list) }).unwrap()
+    };
+    let password = || Some(Credentials { username: "ci".to_owned(), password: "secret".to_owned() });
+    let source = registries(&[&first_host, &second_host]).source(&format!("{own_host}/web:1"), password());
+    assert_eq!(source.unwrap().manifest(None).await.unwrap(), b"{}");
+    let question = format!("/v2/web/manifests/1?ns={own_host}");
+    assert_eq!(first.manifests(), [(question.clone(), false)]);
+    assert_eq!(second.manifests(), [(question, false)]);
+    assert!(own.0.lock().unwrap().is_empty());
+
+    // Without a mirror that has it, the registry is asked, and a mirror that failed is not asked again.
+    let source = registries(&[&first_host]).source(&format!("{own_host}/web:1"), password()).unwrap();
+    source.manifest(None).await.unwrap();
+    assert_eq!(own.manifests(), [("/v2/web/manifests/1".to_owned(), true)]);
+    source.manifest(Some(&sha256(b"{}"))).await.unwrap();
+    assert_eq!((first.manifests().len(), own.manifests().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn where_nobody_has_an_image_all_that_were_asked_are_named() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = machine::Registries {
+        insecure: vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()],
+        mirrors: [("*".to_owned(), vec!["127.0.0.1:2".to_owned()])].into(),
+    };
+    let source = Registries::new(config).unwrap().source("127.0.0.1:1/web", None).unwrap();
+    let error = source.manifest(None).await.unwrap_err();
+    assert!(error.text.starts_with("cannot reach registry 127.0.0.1:1: Connection refused"), "{error}");
+    assert!(error.text.contains("mirror: cannot reach registry 127.0.0.1:2"), "{error}");
 }
