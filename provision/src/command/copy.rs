@@ -14,6 +14,7 @@ use super::exec::{self, Keeper, Printer};
 use crate::bundle;
 use crate::cli::{Copy, Global, Output};
 use crate::client::Client;
+use crate::compose::fitted;
 use crate::failure::{Exit, Failure, Result};
 use crate::quantity::show_bytes;
 use crate::terminal::{printable, say, say_json};
@@ -36,10 +37,12 @@ impl Place {
     /// What is before the first colon names a workload or one of its replicas; a path of this machine with such a beginning is
     /// written with `./`.
     fn parse(text: &str) -> Self {
-        let named = |text: &str| super::replica(text).is_ok_and(|(workload, _)| is_dns_label(workload));
+        // A service's name also as its Compose file has it.
+        let named =
+            |text: &str| super::replica(text).is_ok_and(|(workload, _)| is_dns_label(&fitted(workload)));
         match text.split_once(':') {
             Some((replica, path)) if named(replica) => {
-                Self::InContainer { replica: replica.to_owned(), path: path.to_owned() }
+                Self::InContainer { replica: fitted(replica), path: path.to_owned() }
             }
             _ => Self::Here(text.into()),
         }
@@ -309,6 +312,7 @@ mod tests {
             |replica: &str, path: &str| Place::InContainer { replica: replica.into(), path: path.into() };
         assert_eq!(Place::parse("web:/etc/app.conf"), there("web", "/etc/app.conf"));
         assert_eq!(Place::parse("web/1:data"), there("web/1", "data"));
+        assert_eq!(Place::parse("web_app/1:data"), there("web-app/1", "data"));
         for path in ["./web:x", "a/b:c", "/srv/x", "Web:x", "plain"] {
             assert_eq!(Place::parse(path), Place::Here(path.into()), "{path}");
         }
