@@ -12,7 +12,7 @@ use hivemind_spec::namespace::Permission;
 use crate::quantity;
 
 pub use self::workloads::{
-    Chosen, Copy, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
+    Chosen, Copy, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
 };
 
 /// Runs containers on a cluster of Hivemind machines.
@@ -115,6 +115,11 @@ pub enum Command {
         after_help = "Examples:\n  hivemind stats\n  hivemind stats web --once\n  hivemind stats --output json"
     )]
     Stats(StatsOf),
+    /// Show what has happened lately, on all machines
+    #[command(
+        after_help = "Examples:\n  hivemind events --level warning\n  hivemind events web --since 1h\n  hivemind events -f --output json"
+    )]
+    Events(EventsOf),
     /// List the processes of containers
     #[command(after_help = "Examples:\n  hivemind top web\n  hivemind top --output json")]
     Top(Chosen),
@@ -323,14 +328,14 @@ pub struct ImageConfigure {
     /// A registry to speak plain HTTP to, HOST:PORT
     #[arg(long = "insecure-registry", value_name = "HOST:PORT", value_delimiter = ',')]
     pub insecure_registries: Vec<String>,
+    /// A mirror of a registry (`docker.io`), or of all (`*`), to be asked first
+    #[arg(long = "mirror", value_name = "REGISTRY=HOST[:PORT]", value_parser = pair)]
+    pub mirrors: Vec<(String, String)>,
     /// The network interface; without it the first with a carrier
     #[arg(long)]
     pub interface: Option<String>,
     /// A static address with prefix length, as 192.0.2.5/24; without it DHCP
     #[arg(long)]
-    /// A mirror of a registry (`docker.io`), or of all (`*`), to be asked first
-    #[arg(long = "mirror", value_name = "REGISTRY=HOST[:PORT]", value_parser = pair)]
-    pub mirrors: Vec<(String, String)>,
     pub address: Option<String>,
     /// The default gateway of a static address
     #[arg(long, requires = "address")]

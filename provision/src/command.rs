@@ -2,6 +2,7 @@
 
 mod bars;
 mod copy;
+mod events;
 mod exec;
 mod image;
 mod init;
@@ -55,6 +56,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Ps(options) => show::ps(&global, &options),
         Command::Run(options) => run::run(&global, &options),
         Command::Stats(options) => stats::run(&global, &options),
+        Command::Events(options) => events::run(&global, &options),
         Command::Top(chosen) => stats::top(&global, &chosen),
         Command::Jobs(options) => jobs::run(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use hivemind_spec::api::{Accepted, Capacity, PullProgress, Release, Update};
+use hivemind_spec::api::{Accepted, Capacity, PullProgress, Release, Severity, Update};
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{Digest, NodeId, ReleaseId};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::isolation::{Isolation, NetworkId};
 use crate::lease::Letter;
-use crate::record::{Record, RecordKey, ReplicaId, VolumePart};
+use crate::record::{Record, RecordKey, ReplicaId, VolumePart, WorkloadId};
 use crate::time::Time;
 
 /// Names a request so that its answer finds it. Given by the edge, never reused while it runs.
@@ -253,24 +253,15 @@ pub type Actions = Vec<Action>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// How urgent.
-    pub level: Level,
+    pub level: Severity,
     /// A stable code, kebab case: `node-joined`, `join-refused`, `replica-started`.
     pub code: String,
     /// What happened, in words.
     pub text: String,
+    /// The workload it is about.
+    pub workload: Option<WorkloadId>,
     /// When.
     pub time: Time,
-}
-
-/// How urgent a note is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Level {
-    /// Good to know.
-    Info,
-    /// Works, but somebody should know.
-    Warning,
-    /// A person must look.
-    Error,
 }
 
 /// What nodes say to each other.

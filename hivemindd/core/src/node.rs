@@ -27,7 +27,7 @@ mod updating;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use hivemind_spec::api::SpecItem;
+use hivemind_spec::api::{Severity, SpecItem};
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::{ClusterId, Digest, KeyId, NodeId, TokenId};
@@ -38,14 +38,12 @@ use rand_chacha::ChaCha8Rng;
 use crate::checking::Keyring;
 use crate::cluster::{Cluster, ContainerRange, Liveness};
 use crate::enrolment::{ChainVerifier, Pace};
-use crate::event::{
-    Action, Actions, ContainerId, Event, Level, NetworkPlan, NodeFacts, Note, SealedSecret, Zone,
-};
+use crate::event::{Action, Actions, ContainerId, Event, NetworkPlan, NodeFacts, Note, SealedSecret, Zone};
 use crate::isolation::Reach;
 use crate::leader::Leader;
 use crate::lease::Leases;
 use crate::membership::Membership;
-use crate::record::{Record, RecordKey, ReplicaId, Topic};
+use crate::record::{Record, RecordKey, ReplicaId, Topic, WorkloadId};
 use crate::replica::Replicas;
 use crate::report::View;
 use crate::state::{Content, Map};
@@ -244,6 +242,9 @@ pub struct Node {
     seen_saved_ms: u64,
     woken_at_ms: Option<u64>,
 }
+
+/// How urgent something is, its code, and what happened in words.
+type Told = (Severity, &'static str, String);
 
 impl Node {
     /// Starts from what the store holds (every key and value). What of it does not verify is
@@ -509,8 +510,14 @@ impl Node {
         self.rng.random_range(0..below_ms.max(1))
     }
 
-    fn note(&self, now: Time, level: Level, code: &str, text: String, out: &mut Actions) {
-        out.push(Action::Note(Note { level, code: code.to_owned(), text, time: now }));
+    fn note(&self, now: Time, level: Severity, code: &str, text: String, out: &mut Actions) {
+        out.push(Action::Note(Note { level, code: code.to_owned(), text, workload: None, time: now }));
+    }
+
+    /// A note about a workload.
+    fn note_of(&self, now: Time, id: &WorkloadId, (level, code, text): Told, out: &mut Actions) {
+        let workload = Some(id.clone());
+        out.push(Action::Note(Note { level, code: code.to_owned(), text, workload, time: now }));
     }
 
     fn is_leader(&self) -> bool {

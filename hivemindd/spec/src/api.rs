@@ -540,6 +540,53 @@ pub struct Job {
     pub next_ms: Option<u64>,
 }
 
+/// `GET /v1/events?seconds=…`: what has happened lately, from all nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Events {
+    /// In the order of their times.
+    pub items: Vec<Event>,
+    /// Nodes that are up and did not answer in time.
+    #[schema(value_type = Vec<String>)]
+    pub missing: Vec<NodeId>,
+}
+
+/// Something that happened, as a node saw it. What concerns all, all say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Event {
+    /// The node that says so.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Its name among that node's events: two answers that have it mean the same one.
+    pub id: String,
+    /// How long ago it was, milliseconds, by that node's own clock, which no setting of the time changes.
+    pub age_ms: u64,
+    /// When it was, by the clock of the node that was asked.
+    pub time_ms: u64,
+    /// How urgent.
+    pub level: Severity,
+    /// What kind of event, kebab case, stable: `node-down`, `replica-running`.
+    pub code: String,
+    /// What happened, in words.
+    pub text: String,
+    /// The workload it is about, as `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+}
+
+/// How urgent an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Works, but somebody should know.
+    Warning,
+    /// A person must look.
+    Error,
+}
+
 /// `GET /v1/stats?namespace=…&workload=…&processes=…`: what running containers use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -11,8 +11,10 @@
 mod facts;
 mod handle;
 mod hands;
+mod happened;
 mod run;
 mod turn;
 
 pub use self::handle::AgentHandle;
+pub use self::happened::Happened;
 pub use self::run::run;

@@ -29,6 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use super::facts;
 use super::handle::AgentHandle;
 use super::hands::Hands;
+use super::happened::Happened;
 use super::turn::Turn;
 use crate::clock::Clock;
 use crate::discovery::{Announcement, Discovery};
@@ -105,6 +106,7 @@ async fn serve() -> anyhow::Result<()> {
 
     let (events, event_queue) = mpsc::channel(MAX_EVENTS);
     let (agent, questions) = AgentHandle::new();
+    let happened = Arc::new(Happened::new(identity.node(), identity.boot()));
     let (underlay_tx, underlay) = watch::channel(None);
     let leaf = identity.mint_leaf(&[], &names(&config, &identity), now.wall_ms)?;
     let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PEER_PORT));
@@ -135,6 +137,7 @@ async fn serve() -> anyhow::Result<()> {
         transport: transport.clone(),
         running: running.clone(),
         runtime: runtime.clone(),
+        happened: Arc::clone(&happened),
         seen: Arc::new(api::Seen::since(now)),
         bodies: Arc::default(),
         sessions: Arc::new(Semaphore::new(api::MAX_SESSIONS)),
@@ -171,7 +174,7 @@ async fn serve() -> anyhow::Result<()> {
         clock: Arc::clone(&clock),
         events,
     };
-    Turn::new(node, first, clock, hands).run(event_queue, questions, stop()).await;
+    Turn::new(node, first, clock, hands, happened).run(event_queue, questions, stop()).await;
     tracing::info!("stopping");
     transport.close().await;
     tasks.shutdown().await;

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hivemind_core::event::{Action, Actions, Event, Level, Note, RequestId};
+use hivemind_core::event::{Action, Actions, Event, Note, RequestId};
 use hivemind_core::node::Node;
 use hivemind_init::pulse;
-use hivemind_spec::api::Accepted;
+use hivemind_spec::api::{Accepted, Severity};
 use hivemind_spec::problem::Problem;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::handle::Ask;
 use super::hands::Hands;
+use super::happened::Happened;
 use crate::clock::Clock;
 
 /// The longest sleep without looking at the time, should the core ask for no wake-up.
@@ -26,6 +27,7 @@ pub(super) struct Turn {
     node: Node,
     clock: Arc<Clock>,
     hands: Hands,
+    happened: Arc<Happened>,
     pushes: BTreeMap<RequestId, Answer>,
     next_request: RequestId,
     wake: Instant,
@@ -33,9 +35,15 @@ pub(super) struct Turn {
 
 impl Turn {
     /// Starts with what the core wants done first.
-    pub(super) fn new(node: Node, first: Actions, clock: Arc<Clock>, hands: Hands) -> Self {
+    pub(super) fn new(
+        node: Node,
+        first: Actions,
+        clock: Arc<Clock>,
+        hands: Hands,
+        happened: Arc<Happened>,
+    ) -> Self {
         let wake = Instant::now();
-        let mut turn = Self { node, clock, hands, pushes: BTreeMap::new(), next_request: 0, wake };
+        let mut turn = Self { node, clock, hands, happened, pushes: BTreeMap::new(), next_request: 0, wake };
         turn.carry_out(first);
         turn
     }
@@ -95,7 +103,10 @@ impl Turn {
                         let _ = answer.send(result);
                     }
                 }
-                Action::Note(note) => log(&note),
+                Action::Note(note) => {
+                    log(&note);
+                    self.happened.add(note);
+                }
                 action => self.hands.carry_out(action),
             }
         }
@@ -111,8 +122,8 @@ fn beat() {
 
 fn log(note: &Note) {
     match note.level {
-        Level::Info => tracing::info!(code = %note.code, "{}", note.text),
-        Level::Warning => tracing::warn!(code = %note.code, "{}", note.text),
-        Level::Error => tracing::error!(code = %note.code, "{}", note.text),
+        Severity::Info => tracing::info!(code = %note.code, "{}", note.text),
+        Severity::Warning => tracing::warn!(code = %note.code, "{}", note.text),
+        Severity::Error => tracing::error!(code = %note.code, "{}", note.text),
     }
 }

@@ -2,21 +2,32 @@
 //! over the QUIC connection between the nodes. The other node checks the signature again, by the
 //! clock of the node that forwards: the two clocks may differ by decades.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, Request, Response, StatusCode};
+use futures_util::future::join_all;
 use hivemind_core::event::Peer;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::machine::PEER_PORT;
 use hivemind_spec::problem::{Code, Problem};
 use hivemind_spec::words::chain;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Context;
+
+/// How long another node may take: who looks again and again would rather see the others in time.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The longest answer of another node, bytes: some thousand containers.
+const MAX_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 
 /// Marks a request that another node forwarded: it is answered here, and never forwarded again.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +84,23 @@ pub(super) async fn forward(
     }
     let request = request.body(Body::from(body)).map_err(|error| unreachable(&error))?;
     context.transport.request(peer, request).await.map_err(|error| unreachable(&chain(&error)))
+}
+
+/// What other nodes answer to a request, each for itself. None: it did not in time.
+pub(super) async fn gather<T: DeserializeOwned>(
+    context: &Context,
+    nodes: impl IntoIterator<Item = NodeId>,
+    parts: &Parts,
+) -> Vec<(NodeId, Option<T>)> {
+    let one = async |node| {
+        let answer = async {
+            let answer = forward(context, node, parts, Bytes::new()).await.ok()?;
+            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await.ok()?;
+            serde_json::from_slice(&body.to_bytes()).ok()
+        };
+        (node, tokio::time::timeout(PATIENCE, answer).await.ok().flatten())
+    };
+    join_all(nodes.into_iter().map(one)).await
 }
 
 /// Sends a request for another protocol to `node`. If that agrees, whatever the two ends say passes through here until

@@ -8,6 +8,7 @@
 mod auth;
 mod blobs;
 mod body;
+mod events;
 mod exec;
 mod forward;
 mod logs;
@@ -35,7 +36,7 @@ pub use self::exec::MAX_SESSIONS;
 pub use self::server::{listen_address, serve, serve_peers, tls_config};
 
 use self::refusal::Refusal;
-use crate::agent::AgentHandle;
+use crate::agent::{AgentHandle, Happened};
 use crate::clock::Clock;
 use crate::release::Running;
 use crate::runtime::Runtime;
@@ -54,6 +55,8 @@ pub struct Context {
     pub running: Running,
     /// The containers of this node.
     pub runtime: Runtime,
+    /// What has happened here lately.
+    pub happened: Arc<Happened>,
     /// Signed requests seen lately.
     pub seen: Arc<Seen>,
     /// Room for requests' bodies.
@@ -72,6 +75,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/workloads", get(reads::workloads))
         .route("/v1/replicas", get(reads::replicas))
         .route("/v1/stats", get(stats::stats))
+        .route("/v1/events", get(events::events))
         .route("/v1/releases", get(reads::releases))
         .route("/v1/volumes", get(reads::volumes))
         .route("/v1/secrets", get(reads::secrets))

@@ -5,7 +5,7 @@ use hivemind_spec::exec::{ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{exec, logs, orders, reads, specs, stats, support};
+use super::{events, exec, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,6 +23,7 @@ use super::{exec, logs, orders, reads, specs, stats, support};
         reads::workloads,
         reads::replicas,
         stats::stats,
+        events::events,
         reads::releases,
         reads::volumes,
         reads::secrets,

@@ -1,31 +1,20 @@
 //! What containers use of their machines, from whichever nodes they run on.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::request::Parts;
-use futures_util::future::join_all;
 use hivemind_core::record::WorkloadId;
 use hivemind_core::replica::container_id;
 use hivemind_spec::api::{Stats, Usage};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::problem::Problem;
-use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Context;
-use super::forward::{FromPeer, forward};
+use super::forward::{FromPeer, gather};
 use super::refusal::{Query, Refusal};
-
-/// How long another node may take: who looks again and again would rather see the others in time.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// The longest answer of another node, bytes: some thousand containers.
-const MAX_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 
 /// Of which containers, and what.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -59,9 +48,7 @@ pub(super) async fn stats(
     let (parts, _) = request.into_parts();
     let (mut stats, others) = here(&context, wanted).await?;
     if parts.extensions.get::<FromPeer>().is_none() {
-        let (context, parts) = (&context, &parts);
-        let asked = others.into_iter().map(async |node| (node, from(context, node, parts).await));
-        for (node, answer) in join_all(asked).await {
+        for (node, answer) in gather::<Stats>(&context, others, &parts).await {
             match answer {
                 Some(answer) => stats.items.extend(answer.items),
                 None => stats.missing.push(node),
@@ -108,13 +95,4 @@ async fn here(context: &Context, wanted: Wanted) -> Result<(Stats, BTreeSet<Node
         })
     });
     Ok((Stats { items: items.collect(), missing: Vec::new() }, others))
-}
-
-async fn from(context: &Context, node: NodeId, parts: &Parts) -> Option<Stats> {
-    let answer = async {
-        let answer = forward(context, node, parts, Bytes::new()).await.ok()?;
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await.ok()?;
-        serde_json::from_slice(&body.to_bytes()).ok()
-    };
-    tokio::time::timeout(PATIENCE, answer).await.ok().flatten()
 }

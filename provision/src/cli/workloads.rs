@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Subcommand};
 
+use hivemind_spec::api::Severity;
 use hivemind_spec::document::Kind;
 use hivemind_spec::workload::Constraint;
 
@@ -71,6 +72,29 @@ pub struct StatsOf {
     /// How long between two looks
     #[arg(long, default_value = "2s", value_parser = quantity::duration_ms)]
     pub interval: u64,
+}
+
+/// See [`super::Command::Events`].
+#[derive(Debug, Args)]
+pub struct EventsOf {
+    /// Which.
+    #[command(flatten)]
+    pub chosen: Chosen,
+    /// Only what is at least that urgent: info, warning, error
+    #[arg(long, default_value = "info", value_parser = severity, value_name = "LEVEL")]
+    pub level: Severity,
+    /// Only what happened in that last time, as 10m; without it all that machines remember
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration_ms)]
+    pub since: Option<u64>,
+    /// Go on as more happens
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+fn severity(text: &str) -> Result<Severity, String> {
+    let all = [("info", Severity::Info), ("warning", Severity::Warning), ("error", Severity::Error)];
+    let found = all.into_iter().find(|(name, _)| *name == text).map(|(_, severity)| severity);
+    found.ok_or_else(|| "it is info, warning or error".to_owned())
 }
 
 /// See [`super::Command::Run`].

@@ -72,6 +72,7 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
         let left = [cluster.replicas("web")?, cluster.replicas("asker")?].concat();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
     });
+    what_has_happened_is_told_by_all_machines(&cluster);
     let url = format!("http://{}:8080/", cluster.machines[0].address());
     wait::until("the published port is closed", Duration::from_secs(20), || match cluster.get(&url) {
         Ok(answer) => Err(answer),
@@ -104,6 +105,31 @@ fn what_they_use_is_shown_from_all_machines(cluster: &Cluster) {
     assert!(shown.matches("nginx: master").count() == 3 && !shown.contains("misbehave"), "{shown}");
     let shown = cluster.hivemind(["stats", "asker", "--once"]).ok().stdout();
     assert!(shown.contains("asker/0") && !shown.contains("web/0"), "{shown}");
+}
+
+fn what_has_happened_is_told_by_all_machines(cluster: &Cluster) {
+    let events = cluster.json(&["events"]).unwrap();
+    assert_eq!(events["missing"], serde_json::json!([]), "{events}");
+    let told =
+        |code: &str| items(&events).into_iter().filter(|event| event["code"] == code).collect::<Vec<_>>();
+    let (running, gone) = (told("replica-running"), told("replica-gone"));
+    assert_eq!((running.len(), gone.len()), (4, 4), "{events}");
+    let nodes: BTreeSet<_> = running.iter().map(|event| event["node"].to_string()).collect();
+    assert_eq!(nodes.len(), 3, "each tells of its own");
+    assert!(told("node-joined").len() >= 6, "each tells of the others");
+    let times: Vec<_> = items(&events).iter().map(|event| event["timeMs"].as_u64().unwrap()).collect();
+    assert!(times.is_sorted(), "{times:?}");
+
+    let of_one = items(&cluster.json(&["events", "asker", "--since", "10m"]).unwrap());
+    assert!(
+        of_one.len() >= 2 && of_one.iter().all(|event| event["workload"] == "default/asker"),
+        "{of_one:?}"
+    );
+    let urgent = items(&cluster.json(&["events", "--level", "error"]).unwrap());
+    assert!(urgent.is_empty(), "{urgent:?}");
+    let shown = cluster.hivemind(["events"]).ok().stdout();
+    assert!(shown.contains("default/asker-0 is running"), "{shown}");
+    assert!(shown.contains("2 nodes") || shown.contains("3 nodes"), "what several tell is one line: {shown}");
 }
 
 #[test]

@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hivemind_spec::api::Phase;
+use hivemind_spec::api::{Phase, Severity};
 use hivemind_spec::document::{Kind, SpecKey};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::release::Architecture;
 use hivemind_spec::volume::Per;
 
-use super::{Content, MAX_ROUNDS, Node};
+use super::{Content, MAX_ROUNDS, Node, Told};
 use crate::cluster::Workload;
-use crate::event::{Action, Actions, ImagePeers, Level, NetworkPlan, RuntimeOp, VolumePlan};
+use crate::event::{Action, Actions, ImagePeers, NetworkPlan, RuntimeOp, VolumePlan};
 use crate::image::Asker;
 use crate::isolation::View;
 use crate::record::{
@@ -164,7 +164,7 @@ impl Node {
                 || "there is no leader: no node that can run workloads is alive".to_owned(),
                 |leader| format!("node {} leads", self.name(&leader)),
             );
-            self.note(now, Level::Info, "leader-changed", text, out);
+            self.note(now, Severity::Info, "leader-changed", text, out);
         }
         let unfit = self.is_catching_up() || self.disk_refuses || !self.knows_enough();
         if !self.is_leader() || unfit || !self.unplaced {
@@ -192,7 +192,7 @@ impl Node {
         {
             let late_s = now.wall_ms.saturating_sub(run_ms) / 1000;
             let text = format!("job {}/{} is run, {late_s} s after its time", id.namespace, id.name);
-            self.note(now, Level::Info, "job-run", text, out);
+            self.note_of(now, id, (Severity::Info, "job-run", text), out);
         }
     }
 
@@ -210,7 +210,7 @@ impl Node {
         {
             let text =
                 format!("the release for {} goes no further: {}", architecture.name(), rollout.stopped);
-            self.note(now, Level::Warning, "rollout-stopped", text, out);
+            self.note(now, Severity::Warning, "rollout-stopped", text, out);
         }
     }
 
@@ -443,6 +443,8 @@ impl Node {
         let before = self.own_replica_statuses();
         for gone in before.keys().filter(|replica| !statuses.contains_key(replica)) {
             self.replica_said_ms.remove(gone);
+            let told = (Severity::Info, "replica-gone", format!("{gone} is gone from this node"));
+            self.note_of(now, &gone.workload, told, out);
             self.say(now, Topic::Replica(gone.clone()), None);
         }
         for (replica, status) in statuses {
@@ -455,8 +457,8 @@ impl Node {
                 continue;
             }
             self.replica_said_ms.insert(replica.clone(), now.mono_ms);
-            if let Some((level, code, text)) = told(&replica, before.get(&replica), &status) {
-                self.note(now, level, code, text, out);
+            if let Some(told) = told(&replica, before.get(&replica), &status) {
+                self.note_of(now, &replica.workload, told, out);
             }
             self.say(now, Topic::Replica(replica), Some(Observation::Replica(status)));
         }
@@ -487,7 +489,7 @@ impl Node {
                         "{} as stored here does not verify, and nothing of it is run: {reason}",
                         super::replication::describe(&place)
                     );
-                    self.note(now, Level::Error, "stored-record-refused", text, out);
+                    self.note(now, Severity::Error, "stored-record-refused", text, out);
                 }
             }
         }
@@ -513,22 +515,20 @@ impl Node {
 
 /// What the console tells of a replica's new state; a machine without a network has no other voice.
 /// Steps on the way to a state are for `hivemind ps` alone.
-fn told(
-    replica: &ReplicaId,
-    before: Option<&ReplicaStatus>,
-    status: &ReplicaStatus,
-) -> Option<(Level, &'static str, String)> {
+fn told(replica: &ReplicaId, before: Option<&ReplicaStatus>, status: &ReplicaStatus) -> Option<Told> {
     let which = |s: &ReplicaStatus| (s.phase, s.template, s.restarts);
     if before.is_some_and(|before| which(before) == which(status)) {
         return None;
     }
     let (level, code, state) = match status.phase {
-        Phase::Running => (Level::Info, "replica-running", "is running"),
-        Phase::Completed => (Level::Info, "replica-completed", "is completed"),
-        Phase::Unhealthy => (Level::Warning, "replica-unhealthy", "is unhealthy"),
-        Phase::Backoff => (Level::Warning, "replica-waits", "waits to start again"),
-        Phase::Failed => (Level::Warning, "replica-failed", "has failed"),
-        Phase::Pending | Phase::Assigned | Phase::Pulling | Phase::Starting | Phase::Stopping => return None,
+        Phase::Running => (Severity::Info, "replica-running", "is running"),
+        Phase::Completed => (Severity::Info, "replica-completed", "is completed"),
+        Phase::Unhealthy => (Severity::Warning, "replica-unhealthy", "is unhealthy"),
+        Phase::Backoff => (Severity::Warning, "replica-waits", "waits to start again"),
+        Phase::Failed => (Severity::Warning, "replica-failed", "has failed"),
+        Phase::Pulling => (Severity::Info, "replica-pulls", "waits for its image"),
+        Phase::Stopping => (Severity::Info, "replica-stops", "stops"),
+        Phase::Pending | Phase::Assigned | Phase::Starting => return None,
     };
     let reason = if status.reason.is_empty() { String::new() } else { format!(": {}", status.reason) };
     Some((level, code, format!("{replica} {state}{reason}")))

@@ -11,10 +11,11 @@ use std::net::SocketAddr;
 use hivemind_spec::id::NodeId;
 
 use super::{Content, Node};
-use crate::event::{Actions, Level, Peer};
+use crate::event::{Actions, Peer};
 use crate::record::{Doubled, Observation, RecordKey, Topic};
 use crate::report::doubled_text;
 use crate::time::Time;
+use hivemind_spec::api::Severity;
 
 /// How long after a newer run began the words of an older one may still be on their way, milliseconds: a
 /// stream's time-out and a connection's.
@@ -79,7 +80,7 @@ impl Node {
         if told.is_none_or(|told_ms| now.wall_ms.abs_diff(told_ms) > TOLD_AGAIN_MS) {
             let doubled = Doubled { addresses, seen_ms: now.wall_ms };
             let text = format!("node {} {}", self.name(&from.node), doubled_text(&doubled));
-            self.note(now, Level::Warning, "node-doubled", text, out);
+            self.note(now, Severity::Warning, "node-doubled", text, out);
             self.say(now, Topic::Doubled(from.node), Some(Observation::Doubled(doubled)));
         }
     }

@@ -11,11 +11,12 @@ use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::NodeId;
 
 use super::{Content, Node};
-use crate::event::{Actions, Level};
+use crate::event::Actions;
 use crate::mutation::{Mutation, is_on};
 use crate::record::{Decision, Forgotten, Matter, RecordKey};
 use crate::state::{Order, Version, key_hash, version_hash};
 use crate::time::Time;
+use hivemind_spec::api::Severity;
 
 /// How long deletions are remembered at least, milliseconds: for people who ask what became of
 /// something, and for documents that travel by hand.
@@ -98,7 +99,7 @@ impl Node {
                 "{unheard} deletions are forgotten although some nodes have not heard of them, because \
                  over {MAX_TOMBSTONES} are remembered; revoke nodes that do not come back"
             );
-            self.note(now, Level::Warning, "deletions-forgotten", text, out);
+            self.note(now, Severity::Warning, "deletions-forgotten", text, out);
         }
         self.forget(now, &old);
     }

@@ -7,11 +7,12 @@ use hivemind_spec::id::{Digest, KeyId};
 use serde::{Deserialize, Serialize};
 
 use super::{Content, Node, store};
-use crate::event::{Actions, Level};
+use crate::event::Actions;
 use crate::record::{Observation, Overtaken, RecordKey, Topic};
 use crate::report::overtaken_text;
 use crate::state::encode;
 use crate::time::Time;
+use hivemind_spec::api::Severity;
 
 /// How long people are told, milliseconds, unless they push again before: a working day and the night
 /// around it.
@@ -89,7 +90,13 @@ impl Node {
                     by_signer: current.signer,
                     since_ms: now.wall_ms,
                 };
-                self.note(now, Level::Warning, "version-overtaken", overtaken_text(&name, &overtaken), out);
+                self.note(
+                    now,
+                    Severity::Warning,
+                    "version-overtaken",
+                    overtaken_text(&name, &overtaken),
+                    out,
+                );
                 self.say(now, Topic::Overtaken(name.clone()), Some(Observation::Overtaken(overtaken)));
             }
             self.forget_accepted(&name, &accepted.version.digest);

@@ -19,13 +19,14 @@ use rand::seq::SliceRandom as _;
 use super::{Content, GRACE_MS, Node, SYNC_AT_START_MS};
 use crate::cluster::LastSeen;
 use crate::enrolment::{self, JoinRefusal, MAX_ANCHORS, YOUNG_MS};
-use crate::event::{Action, Actions, Level, Message, NodeFacts, Peer};
+use crate::event::{Action, Actions, Message, NodeFacts, Peer};
 use crate::membership::{Identity, Membership, Outcome};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{Enrolment, Observation, Record, RecordKey, Topic};
 use crate::state::Entry;
 use crate::sync;
 use crate::time::Time;
+use hivemind_spec::api::Severity;
 
 /// How long the view of who is alive must have stood still before replicas are taken over,
 /// milliseconds. A node that is cut off finds the others dead one after another, and must not take a
@@ -123,7 +124,7 @@ impl Node {
                 None => {
                     let text = "the token's document in the machine configuration is not signed by a key \
                                 of this cluster; others will not let this node in unless they know it";
-                    self.note(now, Level::Warning, "token-document-refused", text.to_owned(), out);
+                    self.note(now, Severity::Warning, "token-document-refused", text.to_owned(), out);
                 }
             }
         }
@@ -281,7 +282,7 @@ impl Node {
     ) {
         if let Message::Refused { reason } = message {
             let text = format!("node {} at {address} refuses this node: {reason}", from.short());
-            return self.note(now, Level::Warning, "refused-by-peer", text, out);
+            return self.note(now, Severity::Warning, "refused-by-peer", text, out);
         }
         let peer = Peer { node: from, address };
         match self.peers.get(&from).map(|state| &state.stage) {
@@ -316,7 +317,7 @@ impl Node {
             Ok(outcome) => self.follow(now, outcome, out),
             Err(e @ crate::membership::PacketError::Spoofed { .. }) => {
                 let text = format!("a membership packet from node {} is dropped: {e}", from.short());
-                self.note(now, Level::Warning, "packet-dropped", text, out);
+                self.note(now, Severity::Warning, "packet-dropped", text, out);
             }
             // Packets of a peer's earlier or later self are nobody's fault.
             Err(_) => {}
@@ -393,14 +394,14 @@ impl Node {
                 let admission = Observation::Admission { token, admitted_ms: now.wall_ms };
                 self.say(now, Topic::Admission(node), Some(admission));
                 let text = format!("node {node} joined with token {}", token.short());
-                self.note(now, Level::Info, "node-joined", text, out);
+                self.note(now, Severity::Info, "node-joined", text, out);
             }
             Err(refusal) if self.takes_on_faith(now, &refusal, &offered.1) => {
                 self.take(offered.0, offered.1, Some(node));
                 self.anchors.insert(node);
                 self.save_anchors();
                 let text = format!("this node is new and takes node {node} for an older member");
-                self.note(now, Level::Info, "node-trusted", text, out);
+                self.note(now, Severity::Info, "node-trusted", text, out);
             }
             Err(_) => return,
         }
@@ -489,7 +490,7 @@ impl Node {
         if self.refused.get(&node).is_none_or(|before| now.mono_ms >= before.at_ms + REFUSED_REST_MS) {
             let place = address.map(|a| format!(" at {a}")).unwrap_or_default();
             let text = format!("node {node}{place} is refused: {refusal}");
-            self.note(now, Level::Warning, "join-refused", text, out);
+            self.note(now, Severity::Warning, "join-refused", text, out);
             if self.refused.len() >= MAX_REFUSED {
                 self.refused.clear();
             }
@@ -532,11 +533,11 @@ impl Node {
         }
         for peer in &outcome.up {
             let text = format!("node {} is up at {}", self.name(&peer.node), peer.address);
-            self.note(now, Level::Info, "node-up", text, out);
+            self.note(now, Severity::Info, "node-up", text, out);
         }
         for node in &outcome.down {
             let text = format!("node {} is down", self.name(node));
-            self.note(now, Level::Warning, "node-down", text, out);
+            self.note(now, Severity::Warning, "node-down", text, out);
         }
         if !outcome.up.is_empty() || !outcome.down.is_empty() {
             self.look_around(now);

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use hivemind_spec::api::Accepted;
+use hivemind_spec::api::{Accepted, Severity};
 use hivemind_spec::document::{Document, Kind, MAX_DOCUMENT_BYTES, Spec, SpecKey};
 use hivemind_spec::dsse::{Envelope, EnvelopeError, Verified};
 use hivemind_spec::id::{Digest, NodeId};
@@ -21,7 +21,7 @@ use hivemind_spec::secret::of as secret_of;
 use super::replication::{self, FANOUT};
 use super::{Content, Node};
 use crate::checking;
-use crate::event::{Action, Actions, Level, Message, RequestId};
+use crate::event::{Action, Actions, Message, RequestId};
 use crate::mutation::{Mutation, is_on};
 use crate::permission;
 use crate::record::{Record, RecordKey, VolumeId, WorkloadId};
@@ -74,7 +74,7 @@ impl Node {
             Ok((place, changed)) => {
                 if changed {
                     let text = format!("{} was accepted", replication::describe(&place));
-                    self.note(now, Level::Info, "document-accepted", text, out);
+                    self.note(now, Severity::Info, "document-accepted", text, out);
                 }
                 if changed {
                     self.remember_accepted(now, &place, out);

@@ -9,7 +9,7 @@ use rand::seq::SliceRandom as _;
 use super::store::{self, Stored};
 use super::{Content, Node, Unplanned};
 use crate::cluster::{LastSeen, OsRelease};
-use crate::event::{Action, Actions, BatchId, Level, Message, Peer};
+use crate::event::{Action, Actions, BatchId, Message, Peer};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{
     Body, Decision, Matter, Observation, Record, RecordKey, SharedKey, Statement, Topic, VolumeId,
@@ -20,6 +20,7 @@ use crate::sync::{self, Comparison};
 use crate::time::Time;
 use crate::trust::Trust;
 use crate::{enrolment, picture, statement};
+use hivemind_spec::api::Severity;
 
 /// Peers a change is sent to at once. Up to this many others hear of it directly; in larger
 /// clusters it spreads on from them.
@@ -67,7 +68,7 @@ impl Node {
     fn refuse_stored(&mut self, now: Time, key: Vec<u8>, text: &str, out: &mut Actions) {
         self.store.put(key, None);
         let text = format!("{text}; it is dropped and comes again from the other nodes");
-        self.note(now, Level::Error, "stored-record-refused", text, out);
+        self.note(now, Severity::Error, "stored-record-refused", text, out);
     }
 
     fn load_local(&mut self, now: Time, name: &str, value: &[u8]) {
@@ -357,7 +358,7 @@ impl Node {
         let Some(written) = self.store.end(batch) else { return };
         self.store_failed_ms = None;
         if std::mem::take(&mut self.disk_refuses) {
-            self.note(now, Level::Info, "store-recovered", "the disk takes changes again".to_owned(), out);
+            self.note(now, Severity::Info, "store-recovered", "the disk takes changes again".to_owned(), out);
             // It held nothing of what it heard meanwhile.
             let others: Vec<_> = self.liveness.alive.iter().copied().collect();
             self.meet_anew(now, &others);
@@ -395,7 +396,7 @@ impl Node {
         }
         if !std::mem::replace(&mut self.disk_refuses, true) {
             let text = format!("changes could not be stored: {reason}; check the state partition");
-            self.note(now, Level::Error, "store-failed", text, out);
+            self.note(now, Severity::Error, "store-failed", text, out);
             self.tell_without_storing(out);
         }
     }
@@ -529,7 +530,7 @@ impl Node {
         {
             self.complained_ms.insert(from.node, now.mono_ms);
             let text = format!("{} from node {} is refused: {reason}", describe(key), self.name(&from.node));
-            self.note(now, Level::Warning, "record-refused", text, out);
+            self.note(now, Severity::Warning, "record-refused", text, out);
         }
         if let Some(ack) = ack
             && all_held

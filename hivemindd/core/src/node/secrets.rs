@@ -6,10 +6,11 @@ use super::Node;
 use hivemind_spec::document::SpecKey;
 
 use crate::cluster::Workload;
-use crate::event::{Actions, Level, SealedSecret};
+use crate::event::{Actions, SealedSecret};
 use crate::record::{Observation, ReplicaId, Topic};
 use crate::secret;
 use crate::time::Time;
+use hivemind_spec::api::Severity;
 
 impl Node {
     /// The secrets of replicas that have any, or why they cannot have them here.
@@ -70,7 +71,7 @@ impl Node {
                 Some(key) => self.say(now, Topic::Shared(name, node), Some(Observation::Shared(key))),
                 None => {
                     let text = format!("this node's key to {name} does not open it; set the secret again");
-                    self.note(now, Level::Warning, "secret-unopened", text, out);
+                    self.note(now, Severity::Warning, "secret-unopened", text, out);
                     self.unopened.insert(name, version);
                 }
             }

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use hivemind_spec::api::Phase;
+use hivemind_spec::api::{Phase, Severity};
 use hivemind_spec::id::NodeId;
 
 use super::Node;
 use super::replication::SAVE_SEEN_EVERY_MS;
 use crate::cluster::Workload;
-use crate::event::{Action, Actions, Level, NodeFacts};
+use crate::event::{Action, Actions, NodeFacts};
 use crate::mutation::{Mutation, is_on};
 use crate::record::ReplicaId;
 use crate::time::Time;
@@ -70,7 +70,7 @@ impl Node {
             self.trial.called_good = true;
             self.note(
                 now,
-                Level::Info,
+                Severity::Info,
                 "release-good",
                 "the node is well on its new release".to_owned(),
                 out,

@@ -8,12 +8,12 @@
 //! ([`super::trial`]). A node that loses its turn leaves the spare slot as it is, which is no release until it is
 //! started.
 
-use hivemind_spec::api::{Update, UpdatePhase};
+use hivemind_spec::api::{Severity, Update, UpdatePhase};
 use hivemind_spec::id::ReleaseId;
 
 use super::Node;
 use crate::cluster::{OsRelease, Workload};
-use crate::event::{Action, Actions, Level, Peer, UpdateOrder};
+use crate::event::{Action, Actions, Peer, UpdateOrder};
 use crate::record::ReplicaId;
 use crate::rollout::{self, Standing};
 use crate::state::Content;
@@ -79,7 +79,7 @@ impl Node {
         if self.has_left() || now.mono_ms >= until_ms {
             self.updating.started = true;
             let text = format!("release {release} is in its slot: the machine starts it");
-            self.note(now, Level::Info, "release-started", text, out);
+            self.note(now, Severity::Info, "release-started", text, out);
             out.push(Action::StartRelease(release));
         }
     }
@@ -115,7 +115,7 @@ impl Node {
         let held = self.updating.order.as_ref().is_some_and(|order| order.spec == release.spec);
         if !held && let Err(reason) = self.verify_release_again(&release) {
             let text = format!("release {wanted} as stored here does not verify, and is not taken: {reason}");
-            self.note(now, Level::Error, "stored-record-refused", text, out);
+            self.note(now, Severity::Error, "stored-record-refused", text, out);
             return None;
         }
         let peers = self.peers_with(&release);
