@@ -1,5 +1,7 @@
 //! Durations and sizes as people write them, in Compose files and on the command line.
 
+use hivemind_spec::words::parse_timestamp;
+
 /// Reads a duration: numbers with units, largest first is usual but not needed (`24h`, `1m30s`,
 /// `500ms`, `1.5s`). Gives milliseconds. Units: `w`, `d`, `h`, `m`, `s`, `ms`, `us`.
 ///
@@ -35,6 +37,38 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
         return Err(format!("{text:?} is too long a duration"));
     }
     Ok(total.round() as u64)
+}
+
+/// A time as people say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// So many milliseconds ago.
+    Ago(u64),
+    /// Milliseconds since 1970.
+    At(u64),
+}
+
+impl Moment {
+    /// Reads `10m` (ago) or a time in RFC 3339.
+    ///
+    /// # Errors
+    /// Says what was expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(ms) = parse_timestamp(text) {
+            return Ok(Self::At(ms));
+        }
+        duration_ms(text).map(Self::Ago).map_err(|_| {
+            format!("{text:?} is no time; write for example \"10m\" (ago) or \"2026-11-29T08:00:00Z\"")
+        })
+    }
+
+    /// How long ago that is, milliseconds; 0 for what is to come.
+    pub fn ago_ms(self, now_ms: u64) -> u64 {
+        match self {
+            Self::Ago(ms) => ms,
+            Self::At(ms) => now_ms.saturating_sub(ms),
+        }
+    }
 }
 
 /// Reads a size in bytes: a number with an optional unit (`b`, `k`, `kb`, `m`, `mb`, `g`, `gb`, in

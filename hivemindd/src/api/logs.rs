@@ -40,13 +40,17 @@ const MAX_SORTED_LINES: usize = 100_000;
 
 /// Which lines.
 #[derive(Debug, Default, Clone, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Filter {
     /// Only of this replica.
     slot: Option<u32>,
-    /// How many of the last lines of each replica.
+    /// How many of the last lines of each replica: 100 if it is not given, or ten thousand with `maxAgeMs`.
     tail: Option<usize>,
+    /// Only lines printed in so many last milliseconds, by each node's own clock.
+    max_age_ms: Option<u64>,
+    /// Only lines printed so many milliseconds ago or longer.
+    min_age_ms: Option<u64>,
     /// Go on with new lines as they come.
     #[serde(default)]
     follow: bool,
@@ -67,10 +71,13 @@ pub(super) async fn stream(
     let workload = WorkloadId { namespace, name };
     let (me, places) = places(&context, &workload, filter.slot).await?;
     let (lines, received) = mpsc::channel::<LogLine>(MAX_WAITING_LINES);
+    let now_ms = context.clock.now().wall_ms;
+    let [since_ms, until_ms] =
+        [filter.max_age_ms, filter.min_age_ms].map(|age| age.map(|ms| now_ms.saturating_sub(ms)));
     let local = places.iter().filter(|(_, node)| *node == me).map(|(replica, _)| replica.clone());
     for replica in local {
-        let tail = filter.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL);
-        let query = LogQuery { tail: Some(tail), since_ms: None, follow: filter.follow };
+        let tail = filter.tail.unwrap_or(if since_ms.is_some() { MAX_TAIL } else { DEFAULT_TAIL });
+        let query = LogQuery { tail: Some(tail.min(MAX_TAIL)), since_ms, until_ms, follow: filter.follow };
         tokio::spawn(pass_on(context.runtime.read_log(&replica, query), lines.clone()));
     }
     let (parts, _) = request.into_parts();

@@ -16,6 +16,7 @@ use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::{Channel, Endpoint, Uri};
 use containerd_client::tonic::{Code, Request, Status};
 use hivemind_core::event::OperationError;
+use hivemind_spec::words::timestamp;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -118,7 +119,7 @@ impl Containerd {
         let header =
             id.parse().map_err(|_| Status::invalid_argument(format!("{id:?} cannot name a lease")))?;
         let expires_ms = super::wall_ms() + LEASE_SECONDS * 1000;
-        let labels = [("containerd.io/gc.expire".to_owned(), super::rfc3339(expires_ms))].into();
+        let labels = [("containerd.io/gc.expire".to_owned(), timestamp(expires_ms))].into();
         unless_there(self.leases().create(request(CreateRequest { id: id.to_owned(), labels })).await)?;
         Ok(Lease { id: id.to_owned(), header })
     }

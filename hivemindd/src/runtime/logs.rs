@@ -29,6 +29,8 @@ pub struct LogQuery {
     pub tail: Option<usize>,
     /// Only those at or after this time, wall milliseconds.
     pub since_ms: Option<u64>,
+    /// Of those that are there, only those at or before this time, wall milliseconds.
+    pub until_ms: Option<u64>,
     /// Go on with lines as they come.
     pub follow: bool,
 }
@@ -114,6 +116,7 @@ fn read_past(path: &Path, slot: u32, query: &LogQuery) -> io::Result<(Vec<LogLin
             records
                 .inspect(|line| too_old |= query.since_ms.is_some_and(|since| line.time_ms < since))
                 .filter(|line| query.since_ms.is_none_or(|since| line.time_ms >= since))
+                .filter(|line| query.until_ms.is_none_or(|until| line.time_ms <= until))
                 .take(wanted),
         );
         if lines.len() >= query.tail.unwrap_or(usize::MAX) || (too_old && lines.len() == before) {

@@ -386,22 +386,6 @@ fn wall_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A time in RFC 3339, UTC, whole seconds.
-fn rfc3339(wall_ms: u64) -> String {
-    let seconds = wall_ms / 1000;
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days to a date of the proleptic Gregorian calendar, counting from 1 March of year 0.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use hivemind_core::event::ImagePeers;
@@ -448,13 +432,5 @@ mod tests {
             let error = result.unwrap_err();
             assert!(!error.permanent && error.text.contains("has not answered for 60 s"), "{error}");
         }
-    }
-
-    #[test]
-    fn times_are_written_as_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
-        assert_eq!(rfc3339(1_709_251_199_999), "2024-02-29T23:59:59Z");
-        assert_eq!(rfc3339(4_102_444_800_000), "2100-01-01T00:00:00Z");
     }
 }

@@ -11,7 +11,7 @@ use hivemind_spec::workload::Constraint;
 
 use super::{Pinning, variable};
 use crate::compose::fitted;
-use crate::quantity;
+use crate::quantity::{self, Moment};
 
 /// A workload's name, also as its Compose file has it.
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a result")]
@@ -83,9 +83,9 @@ pub struct EventsOf {
     /// Only what is at least that urgent: info, warning, error
     #[arg(long, default_value = "info", value_parser = severity, value_name = "LEVEL")]
     pub level: Severity,
-    /// Only what happened in that last time, as 10m; without it all that machines remember
-    #[arg(long, value_name = "TIME", value_parser = quantity::duration_ms)]
-    pub since: Option<u64>,
+    /// Only what happened since then: 10m ago, or a time in RFC 3339; without it all that machines remember
+    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
+    pub since: Option<Moment>,
     /// Go on as more happens
     #[arg(short, long)]
     pub follow: bool,
@@ -166,6 +166,12 @@ pub struct Logs {
     /// Only the last lines of each replica
     #[arg(long, value_name = "N")]
     pub tail: Option<u32>,
+    /// Only what was printed since then: 10m ago, or a time in RFC 3339; all of it, unless there is a --tail
+    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
+    pub since: Option<Moment>,
+    /// Only what was printed before then
+    #[arg(long, value_name = "TIME", value_parser = Moment::parse, conflicts_with = "follow")]
+    pub until: Option<Moment>,
     /// Show when each line was printed
     #[arg(long, short)]
     pub timestamps: bool,

@@ -14,7 +14,6 @@ use super::exec::{self, Keeper, Printer};
 use crate::bundle;
 use crate::cli::{Copy, Global, Output};
 use crate::client::Client;
-use crate::compose::fitted;
 use crate::failure::{Exit, Failure, Result};
 use crate::quantity::show_bytes;
 use crate::terminal::{printable, say, say_json};
@@ -37,13 +36,10 @@ impl Place {
     /// What is before the first colon names a workload or one of its replicas; a path of this machine with such a beginning is
     /// written with `./`.
     fn parse(text: &str) -> Self {
+        let named = |text: &str| super::replica(text).is_ok_and(|(workload, _)| is_dns_label(workload));
         // A service's name also as its Compose file has it.
-        let named =
-            |text: &str| super::replica(text).is_ok_and(|(workload, _)| is_dns_label(&fitted(workload)));
-        match text.split_once(':') {
-            Some((replica, path)) if named(replica) => {
-                Self::InContainer { replica: fitted(replica), path: path.to_owned() }
-            }
+        match text.split_once(':').map(|(replica, path)| (replica.replace('_', "-"), path)) {
+            Some((replica, path)) if named(&replica) => Self::InContainer { replica, path: path.to_owned() },
             _ => Self::Here(text.into()),
         }
     }

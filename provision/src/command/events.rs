@@ -6,8 +6,8 @@ use std::time::Duration;
 use anstyle::Style;
 use hivemind_spec::api::{Event, Events, Node, Severity};
 use hivemind_spec::id::NodeId;
+use hivemind_spec::words::timestamp;
 
-use super::logs::timestamp;
 use crate::cli::{EventsOf, Global, Output};
 use crate::client::{Client, with_query};
 use crate::failure::{Exit, Failure, Result};
@@ -29,7 +29,7 @@ pub(super) fn run(global: &Global, options: &EventsOf) -> Result<Exit> {
     let client = super::client(global)?;
     let work = async {
         let mut seen = Seen::default();
-        let mut seconds = options.since.map(|ms| ms.div_ceil(1000));
+        let mut seconds = options.since.map(|time| time.ago_ms(client.now_ms()).div_ceil(1000));
         let mut misses = 0;
         loop {
             match look(&client, seconds).await {

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Color, Style};
 use hivemind_spec::api::LogLine;
+use hivemind_spec::words::timestamp;
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Bytes;
 
 use crate::cli::{Global, Logs, Output};
-use crate::client::{Client, percent};
+use crate::client::{Client, percent, with_query};
 use crate::failure::{Exit, Failure, Result};
+use crate::quantity::Moment;
 use crate::terminal::{BAD, FAINT, note, paint, printable, say};
 
 /// The longest line taken from a node, bytes: nodes split longer ones.
@@ -39,7 +41,11 @@ pub(super) fn run(global: &Global, options: &Logs) -> Result<Exit> {
         let mut tail = options.tail;
         let mut misses = 0;
         loop {
-            let path = path(&options.namespace, workload, slot, tail, options.follow);
+            let now_ms = client.now_ms();
+            let ago = |time: Option<Moment>| time.map(|time| time.ago_ms(now_ms));
+            let ages_ms = (ago(options.since), ago(options.until));
+            let lines = Lines { slot, tail, follow: options.follow, ages_ms };
+            let path = path(&options.namespace, workload, lines);
             let before = seen.latest.clone();
             let ended = stream(&client, &path, &mut seen, print).await;
             if !options.follow {
@@ -64,19 +70,30 @@ pub(super) fn run(global: &Global, options: &Logs) -> Result<Exit> {
     }
 }
 
-pub(super) fn path(
-    namespace: &str,
-    workload: &str,
-    slot: Option<u32>,
-    tail: Option<u32>,
-    follow: bool,
-) -> String {
-    let mut query = Vec::new();
-    query.extend(slot.map(|slot| format!("slot={slot}")));
-    query.extend(tail.map(|tail| format!("tail={tail}")));
-    query.extend(follow.then(|| "follow=true".to_owned()));
-    let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-    format!("/v1/logs/{}/{}{query}", percent(namespace), percent(workload))
+/// Which lines of a workload.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lines {
+    pub(super) slot: Option<u32>,
+    /// How many of the last of each replica.
+    pub(super) tail: Option<u32>,
+    pub(super) follow: bool,
+    /// How long ago they were printed at most, and at least, milliseconds.
+    pub(super) ages_ms: (Option<u64>, Option<u64>),
+}
+
+pub(super) fn path(namespace: &str, workload: &str, lines: Lines) -> String {
+    let Lines { slot, tail, follow, ages_ms: (most, least) } = lines;
+    let path = format!("/v1/logs/{}/{}", percent(namespace), percent(workload));
+    let [slot, tail] = [slot, tail].map(|number| number.map(|number| number.to_string()));
+    let [most, least] = [most, least].map(|ms| ms.map(|ms| ms.to_string()));
+    let pairs = [
+        ("slot", slot.as_deref()),
+        ("tail", tail.as_deref()),
+        ("follow", follow.then_some("true")),
+        ("maxAgeMs", most.as_deref()),
+        ("minAgeMs", least.as_deref()),
+    ];
+    with_query(&path, &pairs)
 }
 
 /// Prints the new lines of a stream, to its end.
@@ -174,26 +191,6 @@ fn render(line: &LogLine, timestamps: bool) -> String {
     format!("{slot} {time}{text}")
 }
 
-/// RFC 3339 in UTC, to the millisecond.
-pub(super) fn timestamp(ms: u64) -> String {
-    let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
-    let (year, month, day) = civil(days);
-    let (s, ms) = (rest / 1000, rest % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{ms:03}Z", s / 3600, s / 60 % 60, s % 60)
-}
-
-/// The date of a day since 1970 in the Gregorian calendar, by counting eras of 400 years that
-/// start in March, so that the leap day ends a year.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day_of_year - (153 * shifted + 2) / 5 + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,16 +200,9 @@ mod tests {
         assert_eq!(crate::command::replica("web").unwrap(), ("web", None));
         assert_eq!(crate::command::replica("web/2").unwrap(), ("web", Some(2)));
         assert_eq!(crate::command::replica("web/x").unwrap_err().exit, Exit::Input);
-        assert_eq!(path("a", "web", Some(1), Some(5), true), "/v1/logs/a/web?slot=1&tail=5&follow=true");
-        assert_eq!(path("a", "web", None, None, false), "/v1/logs/a/web");
-    }
-
-    #[test]
-    fn times_are_written_as_rfc_3339() {
-        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(timestamp(951_827_696_789), "2000-02-29T12:34:56.789Z");
-        assert_eq!(timestamp(1_798_761_599_000), "2026-12-31T23:59:59.000Z");
-        assert_eq!(timestamp(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+        let lines = Lines { slot: Some(1), tail: Some(5), follow: true, ages_ms: (Some(9), None) };
+        assert_eq!(path("a", "web", lines), "/v1/logs/a/web?slot=1&tail=5&follow=true&maxAgeMs=9");
+        assert_eq!(path("a", "web", Lines::default()), "/v1/logs/a/web");
     }
 
     #[test]

@@ -113,7 +113,8 @@ async fn remove(client: &Client, key: &SpecKey) -> Result<()> {
 /// Prints what the container prints until it has ended, and says how it did.
 async fn follow(client: &Client, key: &SpecKey, mut print: impl FnMut(LogLine)) -> Result<u32> {
     let mut seen = Seen::default();
-    let path = |follow| logs::path(&key.namespace, &key.name, Some(0), Some(TAIL), follow);
+    let lines = logs::Lines { slot: Some(0), tail: Some(TAIL), ..logs::Lines::default() };
+    let path = |follow| logs::path(&key.namespace, &key.name, logs::Lines { follow, ..lines });
     let (following, whole) = (path(true), path(false));
     let ended = async {
         let end = until_ended(client, key);

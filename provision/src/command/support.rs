@@ -10,12 +10,12 @@ use flate2::write::GzEncoder;
 use hivemind_spec::api::{Node, NodeState, Support};
 use serde_json::json;
 
-use super::logs::timestamp;
 use super::nodes::{called, find};
 use crate::cli::{self, Global, Output};
 use crate::client::Client;
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{BAD, GOOD, note, paint, say, say_json};
+use hivemind_spec::words::timestamp;
 
 /// The longest name of a file that is taken from a node, bytes.
 const MAX_NAME_BYTES: usize = 100;

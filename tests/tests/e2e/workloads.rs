@@ -54,6 +54,13 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     what_they_use_is_shown_from_all_machines(&cluster);
     let said = cluster.hivemind(["logs", "web", "--tail", "1000"]).ok().stdout();
     assert!(said.contains("GET / "), "the logs tell of the requests: {said}");
+    let of = |more: &[&str]| {
+        let arguments = [&["logs", "web"], more].concat();
+        cluster.hivemind(arguments).ok().stdout().lines().count()
+    };
+    assert!(of(&["--since", "1h"]) >= said.lines().count(), "all of it");
+    assert_eq!((of(&["--since", "2099-01-01T00:00:00Z"]), of(&["--until", "1h"])), (0, 0));
+    assert!(of(&["--until", "2099-01-01T00:00:00Z", "--tail", "1"]) >= 3, "the last line of each replica");
     assert!(!cluster.consoles().contains("query:"), "consoles do not tell of every question to the DNS");
 
     let inspected = cluster.json(&["inspect", "web"]).unwrap();

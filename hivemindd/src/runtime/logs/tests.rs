@@ -22,7 +22,7 @@ fn write(log: &mut LogFile, numbers: std::ops::Range<u64>, per_file: usize) {
 }
 
 fn past(path: &Path, tail: Option<usize>, since_ms: Option<u64>) -> Vec<LogLine> {
-    read_past(path, 3, &LogQuery { tail, since_ms, follow: false }).unwrap().0
+    read_past(path, 3, &LogQuery { tail, since_ms, ..LogQuery::default() }).unwrap().0
 }
 
 #[test]
@@ -38,6 +38,10 @@ fn a_tail_reaches_over_rotated_files() {
     assert_eq!(texts(&past(&path, None, Some(47))), ["n47", "n48", "n49"]);
     assert_eq!(texts(&past(&path, Some(1), Some(5))), ["n49"]);
     assert_eq!(past(&path, Some(0), None), []);
+    let between = LogQuery { since_ms: Some(10), until_ms: Some(12), ..LogQuery::default() };
+    assert_eq!(texts(&read_past(&path, 3, &between).unwrap().0), ["n10", "n11", "n12"], "in an older file");
+    let last_before = LogQuery { tail: Some(1), until_ms: Some(30), ..LogQuery::default() };
+    assert_eq!(texts(&read_past(&path, 3, &last_before).unwrap().0), ["n30"]);
     fs::remove_dir_all(&directory).unwrap();
 }
 
