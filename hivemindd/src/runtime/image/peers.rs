@@ -138,7 +138,10 @@ impl<'a> Peers<'a> {
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
         loop {
-            let asked = self.all().map(async |(peer, before)| (peer, before, self.ask(peer, digest).await));
+            let asked = self
+                .all()
+                .into_iter()
+                .map(async |(peer, before)| (peer, before, self.ask(peer, digest).await));
             let mut wait = false;
             for (peer, before, word) in join_all(asked).await {
                 match word {
@@ -169,14 +172,14 @@ impl<'a> Peers<'a> {
     }
 
     /// Those to be asked, and whether each is waited for.
-    fn all(&self) -> impl Iterator<Item = (Peer, bool)> + use<'a> {
+    fn all(&self) -> Vec<(Peer, bool)> {
+        if self.transport.is_none() {
+            return Vec::new();
+        }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let useless: Vec<NodeId> =
-            known.iter().filter(|(_, known)| known.useless).map(|(node, _)| *node).collect();
         let before = self.list.before.iter().map(|peer| (*peer, true));
         let all = before.chain(self.list.others.iter().map(|peer| (*peer, false)));
-        let usable = all.filter(move |(peer, _)| !useless.contains(&peer.node));
-        usable.take(if self.transport.is_some() { usize::MAX } else { 0 })
+        all.filter(|(peer, _)| known.get(&peer.node).is_none_or(|known| !known.useless)).collect()
     }
 
     fn know<T>(&self, peer: Peer, look: impl FnOnce(&mut Known) -> T) -> T {
@@ -198,7 +201,10 @@ impl<'a> Peers<'a> {
                 }
                 // It has given up.
                 (Some(Word::Lacking), Some(_)) => false,
-                _ if known.misses >= MAX_MISSES => false,
+                _ if known.misses >= MAX_MISSES => {
+                    known.useless = true;
+                    false
+                }
                 (_, None) => known.moved.elapsed() < BEGIN_PATIENCE,
                 (_, Some(_)) => known.moved.elapsed() < SILENCE_PATIENCE,
             }
