@@ -32,10 +32,6 @@ const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// How long containerd may take to accept a connection before it counts as down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a pull fetched is kept this long after the agent died in the middle of it, in seconds: long
-/// enough to go on from there, short enough not to fill the disk.
-const LEASE_SECONDS: u64 = 3600;
-
 /// A failure that trying again may cure.
 pub(super) fn transient(text: impl Into<String>) -> OperationError {
     OperationError { text: text.into(), permanent: false }
@@ -114,11 +110,11 @@ impl Containerd {
         tasks: TasksClient,
     }
 
-    /// Makes a lease: what is made under it is not collected as garbage while it lasts.
-    pub(super) async fn lease(&self, id: &str) -> Result<Lease, Status> {
+    /// Makes a lease, unless it is there: what is made under it is not collected as garbage while it lasts.
+    /// `expires_ms`: milliseconds since 1970.
+    pub(super) async fn lease(&self, id: &str, expires_ms: u64) -> Result<Lease, Status> {
         let header =
             id.parse().map_err(|_| Status::invalid_argument(format!("{id:?} cannot name a lease")))?;
-        let expires_ms = super::wall_ms() + LEASE_SECONDS * 1000;
         let labels = [("containerd.io/gc.expire".to_owned(), timestamp(expires_ms))].into();
         unless_there(self.leases().create(request(CreateRequest { id: id.to_owned(), labels })).await)?;
         Ok(Lease { id: id.to_owned(), header })

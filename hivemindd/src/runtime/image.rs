@@ -37,7 +37,7 @@ use self::peers::{Coming, FromPeer, Peers};
 use self::registry::{FromRegistry, Registries, Source, innermost};
 use super::client::{Containerd, Lease, if_there, permanent, refused, request, transient};
 use super::content::{BlobWriter, CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
-use super::{ANSWER_LIMIT, within};
+use super::{ANSWER_LIMIT, wall_ms, within};
 use crate::transport::Transport;
 
 /// Blobs fetched at a time, over all pulls: enough to fill a link, few enough to bound memory.
@@ -316,8 +316,10 @@ impl Images {
         }
         let source = self.registries.source(name, credentials)?;
         let peers = Peers::new(self.transport.as_ref(), others);
-        let lease = format!("pull-{}", sha256(name.as_bytes()));
-        let lease = async { self.containerd.lease(&lease).await.map_err(refused("starting a pull")) };
+        let (lease, expires_ms) = lease_of(name, wall_ms());
+        let lease = async {
+            self.containerd.lease(&lease, expires_ms).await.map_err(refused("starting a pull"))
+        };
         let lease = within(ANSWER_LIMIT, "starting a pull", lease).await?;
         let meter = Arc::new(Meter::default());
         let result = {
@@ -673,6 +675,15 @@ async fn fetch_document(
     };
     let manifest = parse_manifest(name, &bytes)?;
     Ok((bytes, manifest))
+}
+
+/// The lease of a pull that begins now, milliseconds since 1970, and when it expires: in one to two days. A lease cannot
+/// be prolonged, and what is fetched must be kept for as long as a pull over a slow link takes, or one that is tried
+/// again and again; so each day has its own, and takes over from the one before what the pull comes across.
+fn lease_of(image: &str, now_ms: u64) -> (String, u64) {
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    let day = now_ms / DAY_MS;
+    (format!("pull-{}-{day}", sha256(image.as_bytes())), (day + 2) * DAY_MS)
 }
 
 fn descriptor(blob: &Blob) -> Descriptor {

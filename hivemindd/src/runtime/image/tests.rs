@@ -244,3 +244,17 @@ async fn where_nobody_has_an_image_all_that_were_asked_are_named() {
     assert!(error.text.starts_with("cannot reach registry 127.0.0.1:1: Connection refused"), "{error}");
     assert!(error.text.contains("mirror: cannot reach registry 127.0.0.1:2"), "{error}");
 }
+
+#[test]
+fn what_a_pull_fetched_is_kept_for_a_day_at_least_and_two_at_most() {
+    const HOUR_MS: u64 = 3600 * 1000;
+    for start in (0..100).map(|n| 1_800_000_000_000 + n * 1_234_567) {
+        let (name, expires_ms) = lease_of("shop:1", start);
+        assert!((24 * HOUR_MS..=48 * HOUR_MS).contains(&(expires_ms - start)), "{start}");
+        // A later pull that finds the lease there, and cannot prolong it, has a day as well.
+        let later = start + 5 * HOUR_MS;
+        let (same, _) = lease_of("shop:1", later);
+        assert!(same != name || expires_ms - later >= 24 * HOUR_MS, "{start}");
+    }
+    assert_ne!(lease_of("shop:1", 0).0, lease_of("shop:2", 0).0);
+}
