@@ -27,54 +27,54 @@ const MAX_MISSES: u32 = 30;
 
 pub(super) fn run(global: &Global, options: &EventsOf) -> Result<Exit> {
     let client = super::client(global)?;
+    let mut seen = Seen::default();
     let work = async {
-        let mut seen = Seen::default();
-        let mut seconds = options.since.map(|time| time.ago_ms(client.now_ms()).div_ceil(1000));
+        let since_s = options.since.map(|time| time.ago_ms(client.now_ms()).div_ceil(1000));
+        print(&client, global.output, options, since_s, &mut seen).await?;
         let mut misses = 0;
-        loop {
-            match look(&client, seconds).await {
-                Ok((events, names)) => {
-                    misses = 0;
-                    if global.output == Output::Json && !options.follow {
-                        let items = events.items.into_iter().filter(|event| options.takes(event)).collect();
-                        say_json(&Events { items, ..events });
-                        return Ok(Exit::Success);
-                    }
-                    let missing = events.missing.clone();
-                    let new: Vec<Event> = events
-                        .items
-                        .into_iter()
-                        .filter(|event| options.takes(event) && seen.is_new(event))
-                        .collect();
-                    if global.output == Output::Json {
-                        new.iter().for_each(|event| say(&serde_json::to_string(event).unwrap_or_default()));
-                    } else {
-                        seen.told_by_one(new).iter().for_each(|told| say(&told.render(&names)));
-                    }
-                    if !options.follow {
-                        for node in missing {
-                            let text = format!("{} did not answer in time", hostname(&names, &node));
-                            note(&format!("{} {text}", paint(CHANGING, "note:")));
-                        }
-                        return Ok(Exit::Success);
-                    }
-                }
-                Err(failure)
-                    if options.follow && failure.exit == Exit::Unreachable && misses < MAX_MISSES =>
-                {
-                    misses += 1;
-                }
+        while options.follow {
+            tokio::time::sleep(LOOK_EVERY).await;
+            match print(&client, global.output, options, Some(LOOK_BACK_S), &mut seen).await {
+                Ok(()) => misses = 0,
+                Err(failure) if failure.exit == Exit::Unreachable && misses < MAX_MISSES => misses += 1,
                 Err(failure) => return Err(failure),
             }
-            seconds = Some(LOOK_BACK_S);
-            tokio::time::sleep(LOOK_EVERY).await;
         }
+        Ok(Exit::Success)
     };
     match super::block_on("", work) {
         // Ctrl-C is how following ends.
         Err(Failure { exit: Exit::Interrupted, .. }) if options.follow => Ok(Exit::Success),
         ended => ended,
     }
+}
+
+/// Asks for the events of the last `seconds`, and prints those that are new.
+async fn print(
+    client: &Client,
+    output: Output,
+    options: &EventsOf,
+    seconds: Option<u64>,
+    seen: &mut Seen,
+) -> Result<()> {
+    let (events, names) = look(client, seconds).await?;
+    let items = events.items.into_iter().filter(|event| options.takes(event));
+    let new: Vec<Event> = items.filter(|event| seen.is_new(event)).collect();
+    match output {
+        Output::Json if options.follow => {
+            new.iter().for_each(|event| say(&serde_json::to_string(event).unwrap_or_default()));
+        }
+        Output::Json => say_json(&Events { items: new, missing: events.missing }),
+        Output::Text => {
+            seen.told_by_one(new).iter().for_each(|told| say(&told.render(&names)));
+            // Those that follow learn of a machine that is gone by an event.
+            for node in events.missing.iter().filter(|_| !options.follow) {
+                let text = format!("{} did not answer in time", hostname(&names, node));
+                note(&format!("{} {text}", paint(CHANGING, "note:")));
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn look(client: &Client, seconds: Option<u64>) -> Result<(Events, BTreeMap<NodeId, String>)> {
