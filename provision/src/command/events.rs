@@ -19,6 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How far back each of these looks goes, seconds: further than one machine's answers may be behind another's.
 const LOOK_BACK_S: u64 = 60;
 
+/// How long what was printed is remembered: many times that, milliseconds.
+const FORGOTTEN_AFTER_MS: u64 = 10 * LOOK_BACK_S * 1000;
+
 /// For how long what several machines say counts as one, milliseconds.
 const SAME_WITHIN_MS: u64 = 15_000;
 
@@ -60,6 +63,7 @@ async fn print(
     let (events, names) = look(client, seconds).await?;
     let items = events.items.into_iter().filter(|event| options.takes(event));
     let new: Vec<Event> = items.filter(|event| seen.is_new(event)).collect();
+    seen.forget();
     match output {
         Output::Json if options.follow => {
             new.iter().for_each(|event| say(&serde_json::to_string(event).unwrap_or_default()));
@@ -138,14 +142,21 @@ impl Told {
 /// What was printed.
 #[derive(Default)]
 struct Seen {
-    events: BTreeSet<(NodeId, String)>,
+    /// With their times, milliseconds since 1970.
+    events: BTreeMap<(NodeId, String), u64>,
     /// What can still be told by others, the oldest first.
     lately: VecDeque<Told>,
 }
 
 impl Seen {
     fn is_new(&mut self, event: &Event) -> bool {
-        self.events.insert((event.node, event.id.clone()))
+        self.events.insert((event.node, event.id.clone()), event.time_ms).is_none()
+    }
+
+    /// Forgets what is so old that no answer has it any more.
+    fn forget(&mut self) {
+        let latest = self.events.values().copied().max().unwrap_or_default();
+        self.events.retain(|_, time_ms| *time_ms + FORGOTTEN_AFTER_MS >= latest);
     }
 
     /// Each of these once, whoever told of it, but for those that were printed already.
@@ -200,6 +211,10 @@ mod tests {
         // One that tells it again means another one, as does whoever tells it much later.
         assert_eq!(printed(&mut seen, &[event(1, 1, 9500, "a is down")]).len(), 1);
         assert_eq!(printed(&mut seen, &[event(4, 0, 60_000, "a is down")]).len(), 1);
+        // What nobody can tell again is forgotten.
+        printed(&mut seen, &[event(1, 2, 60_000 + FORGOTTEN_AFTER_MS, "c is down")]);
+        seen.forget();
+        assert_eq!(seen.events.len(), 2);
     }
 
     #[test]
