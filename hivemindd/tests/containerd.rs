@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{WriteAction, WriteContentRequest};
+use containerd_client::tonic::Request;
 use hivemind_core::event::{
     ContainerId, ContainerLabels, ContainerPlan, Event, ImagePeers, OperationError, RuntimeOp, TaskState,
 };
@@ -158,6 +161,28 @@ impl World {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         name
+    }
+
+    /// Leaves of a blob what an attempt leaves that was cut off when it had written this.
+    async fn leave(&self, blob: &[u8], written: &[u8]) {
+        const CHUNK: usize = 1 << 20;
+        let channel = containerd_client::connect(self.directory.join("containerd.sock")).await.unwrap();
+        let message = |action: WriteAction, offset: usize, data: &[u8]| WriteContentRequest {
+            action: action.into(),
+            r#ref: format!("blob-{}", digest(blob)),
+            total: i64::try_from(blob.len()).unwrap(),
+            expected: digest(blob),
+            offset: i64::try_from(offset).unwrap(),
+            data: data.to_vec(),
+            ..Default::default()
+        };
+        let parts = written.chunks(CHUNK).enumerate();
+        let parts = parts.map(|(number, data)| message(WriteAction::Write, number * CHUNK, data));
+        let messages: Vec<_> = std::iter::once(message(WriteAction::Stat, 0, &[])).chain(parts).collect();
+        let mut request = Request::new(futures_util::stream::iter(messages));
+        request.metadata_mut().insert("containerd-namespace", "hivemind".parse().unwrap());
+        let mut answers = ContentClient::new(channel).write(request).await.unwrap().into_inner();
+        while answers.message().await.unwrap().is_some() {}
     }
 
     fn restart_containerd(&mut self) {
@@ -433,4 +458,37 @@ async fn an_image_that_is_removed_is_gone_with_its_layers_and_can_be_had_again()
     carry_out(&runtime, remove).await.unwrap();
     pull().await.unwrap();
     assert!(runtime.inventory().await.unwrap().images.contains(&image));
+}
+
+#[tokio::test]
+#[ignore = "needs root, containerd 2 and docker-registry in the path"]
+async fn a_blob_that_was_cut_off_is_gone_on_with_and_one_that_is_wrong_is_fetched_anew() {
+    let world = World::new("cut");
+    let runtime = world.runtime();
+    let image = world.push_image().await;
+    let layer = fs::read(world.directory.join("layer.tar")).unwrap();
+    let pull = || {
+        let peers = ImagePeers::default();
+        carry_out(&runtime, RuntimeOp::Pull { image: image.clone(), credentials: None, peers })
+    };
+    let remove = || carry_out(&runtime, RuntimeOp::RemoveImage { image: image.clone() });
+    let asked = || {
+        let said = fs::read_to_string(world.directory.join("docker-registry.log")).unwrap();
+        said.matches(&format!("\"GET /v2/box/blobs/{}", digest(&layer))).count()
+    };
+    world.leave(&layer, &layer).await;
+    pull().await.unwrap();
+    assert_eq!(asked(), 0, "it was whole, and had only to be ended");
+    remove().await.unwrap();
+
+    world.leave(&layer, &layer[..layer.len() / 2]).await;
+    pull().await.unwrap();
+    assert_eq!(asked(), 1);
+    remove().await.unwrap();
+
+    world.leave(&layer, &vec![7; layer.len()]).await;
+    let error = pull().await.unwrap_err();
+    assert!(!error.permanent && error.text.contains("digest mismatch"), "{error}");
+    pull().await.unwrap();
+    assert_eq!(asked(), 2);
 }
