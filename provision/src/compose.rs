@@ -26,6 +26,7 @@ mod pull;
 mod reader;
 pub mod secrets;
 mod service;
+mod update;
 mod volumes;
 pub mod yaml;
 

@@ -8,6 +8,7 @@ mod networks;
 pub mod rights;
 mod secrets;
 mod tmpfs;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +23,7 @@ pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};
 pub use self::secrets::{SECRETS_FOLDER, SecretMount};
 pub use self::tmpfs::Tmpfs;
+pub use self::update::{OnFailure, ReplaceOrder, UpdatePolicy};
 
 use crate::document::{DocumentError, is_dns_label};
 use crate::id::{Digest, NodeId};
@@ -76,6 +78,12 @@ pub struct WorkloadSpec {
     /// Present when its replicas come to an end: `replicas` is how many times it is to end with success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
+    /// How replicas are to be replaced when the template changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdatePolicy>,
+    /// How they are to be given the template before again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<UpdatePolicy>,
 }
 
 /// Another workload of the same namespace, and how it must be.
@@ -241,6 +249,8 @@ impl WorkloadSpec {
             priority: 0,
             exclusive: None,
             job: None,
+            update: None,
+            rollback: None,
         }
     }
 
@@ -319,6 +329,7 @@ impl WorkloadSpec {
         }
         networks::validate(self)?;
         job::validate(self)?;
+        update::validate(self)?;
         self.container.validate()
     }
 }

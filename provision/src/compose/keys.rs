@@ -230,8 +230,13 @@ pub const DEPLOY: &[Row] = &[
     ("replicas", Honoured("how many replicas run")),
     ("resources", Honoured("see below")),
     ("restart_policy", Honoured("see below")),
-    ("rollback_config", LATER),
-    ("update_config", LATER),
+    ("rollback_config", Honoured("see below; kept with the workload, as `update_config`")),
+    (
+        "update_config",
+        Honoured(
+            "see below; kept with the workload for rolling updates. This version replaces all replicas at once, and a push says so",
+        ),
+    ),
 ];
 
 /// `deploy.placement`.
@@ -277,6 +282,26 @@ pub const RESTART_POLICY: &[Row] = &[
     ("delay", Honoured("first delay; it doubles with each restart")),
     ("max_attempts", Honoured("restarts before giving up")),
     ("window", Refused("a container that ran for ten minutes counts as started well")),
+];
+
+/// `deploy.update_config`.
+pub const UPDATE: &[Row] = &[
+    ("delay", Honoured("the pause after each group")),
+    ("failure_action", Honoured("`pause`, `continue` or `rollback`, when too many fail")),
+    ("max_failure_ratio", Honoured("the part that may fail, 0 to 1")),
+    ("monitor", Honoured("for how long a replica is watched after it was replaced; 5s if not given")),
+    ("order", Honoured("`stop-first` or `start-first`")),
+    ("parallelism", Honoured("how many replicas at a time, 0 for all; 1 if not given")),
+];
+
+/// `deploy.rollback_config`.
+pub const ROLLBACK: &[Row] = &[
+    ("delay", Honoured("the pause after each group")),
+    ("failure_action", Honoured("`pause` or `continue`, when too many fail")),
+    ("max_failure_ratio", Honoured("the part that may fail, 0 to 1")),
+    ("monitor", Honoured("for how long a replica is watched after it was replaced; 5s if not given")),
+    ("order", Honoured("`stop-first` or `start-first`")),
+    ("parallelism", Honoured("how many replicas at a time, 0 for all; 1 if not given")),
 ];
 
 /// `healthcheck`.
@@ -587,6 +612,8 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.deploy.resources.limits", LIMITS),
     ("services.NAME.deploy.resources.reservations", RESERVATIONS),
     ("services.NAME.deploy.restart_policy", RESTART_POLICY),
+    ("services.NAME.deploy.update_config", UPDATE),
+    ("services.NAME.deploy.rollback_config", ROLLBACK),
     ("services.NAME.healthcheck", HEALTHCHECK),
     ("services.NAME.ports", PORT),
     ("services.NAME.env_file", ENV_FILE),

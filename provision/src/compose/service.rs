@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hivemind_spec::workload::{
     Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, Job, MAX_REPLICAS, Operator,
-    PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, WorkloadSpec,
+    PLATFORM_ARCH, PLATFORM_OS, RestartCondition, RestartPolicy, Takeover, UpdatePolicy, WorkloadSpec,
 };
 
 use super::networks::{self, Attachments, Networks};
@@ -12,7 +12,7 @@ use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
-use super::{PullPolicy, container, environment, health, job, keys, pull};
+use super::{PullPolicy, container, environment, health, job, keys, pull, update};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -82,6 +82,8 @@ struct Draft {
     priority: i32,
     exclusive: Placed<bool>,
     job: Placed<Job>,
+    update: Option<UpdatePolicy>,
+    rollback: Option<UpdatePolicy>,
     pull_policy: Placed<pull::Said>,
     pull_refresh_after: Placed<u64>,
     pull: PullPolicy,
@@ -180,6 +182,8 @@ impl Draft {
             priority: 0,
             exclusive: None,
             job: None,
+            update: None,
+            rollback: None,
             pull_policy: None,
             pull_refresh_after: None,
             pull: PullPolicy::default(),
@@ -223,6 +227,8 @@ impl Draft {
             // Which nodes have a say is for whoever pushes it to find out.
             exclusive: exclusive.then(Exclusive::default),
             job: self.job.map(|(_, job)| job),
+            update: self.update,
+            rollback: self.rollback,
         };
         let mut labels = self.label_files;
         labels.extend(self.labels);
@@ -629,6 +635,12 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
             "endpoint_mode" => reader.word(value, &[("dnsrr", ())]),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),
+            "update_config" => {
+                update::policy(reader, key, value, keys::UPDATE).map(|policy| draft.update = Some(policy))
+            }
+            "rollback_config" => {
+                update::policy(reader, key, value, keys::ROLLBACK).map(|policy| draft.rollback = Some(policy))
+            }
             _ => restart_policy(reader, value).map(|(policy, said)| {
                 draft.condition_unsaid = !said;
                 set(reader, &mut draft.restart, value.mark, policy);

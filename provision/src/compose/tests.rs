@@ -2,6 +2,7 @@ mod every_key;
 mod jobs;
 mod networks;
 mod secrets;
+mod update;
 mod volumes;
 
 use hivemind_spec::workload::{Condition, RestartCondition, Takeover, WorkloadSpec};
