@@ -258,6 +258,8 @@ fn a_mirror_gives_the_images_of_a_registry_that_cannot_be_reached() {
     );
     assert!(pushed.ok().stderr().contains("is pushed as a tag"), "this computer has no mirror");
     cluster.wait_for_running("shop", 1, STARTING);
-    let said = cluster.get(&format!("http://{}:8080/", cluster.machines[0].address())).unwrap();
+    // The published port opens a moment after the container runs.
+    let url = format!("http://{}:8080/", cluster.machines[0].address());
+    let (said, _) = wait::until("it answers", STARTING, || cluster.get(&url));
     assert!(said.contains("version 1"), "{said}");
 }
