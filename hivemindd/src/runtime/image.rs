@@ -317,9 +317,8 @@ impl Images {
         let source = self.registries.source(name, credentials)?;
         let peers = Peers::new(self.transport.as_ref(), others);
         let (lease, expires_ms) = lease_of(name, wall_ms());
-        let lease = async {
-            self.containerd.lease(&lease, expires_ms).await.map_err(refused("starting a pull"))
-        };
+        let lease =
+            async { self.containerd.lease(&lease, expires_ms).await.map_err(refused("starting a pull")) };
         let lease = within(ANSWER_LIMIT, "starting a pull", lease).await?;
         let meter = Arc::new(Meter::default());
         let result = {

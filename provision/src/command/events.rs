@@ -34,8 +34,11 @@ pub(super) fn run(global: &Global, options: &EventsOf) -> Result<Exit> {
     let work = async {
         let since_s = options.since.map(|time| time.ago_ms(client.now_ms()).div_ceil(1000));
         print(&client, global.output, options, since_s, &mut seen).await?;
+        if !options.follow {
+            return Ok(Exit::Success);
+        }
         let mut misses = 0;
-        while options.follow {
+        loop {
             tokio::time::sleep(LOOK_EVERY).await;
             match print(&client, global.output, options, Some(LOOK_BACK_S), &mut seen).await {
                 Ok(()) => misses = 0,
@@ -43,7 +46,6 @@ pub(super) fn run(global: &Global, options: &EventsOf) -> Result<Exit> {
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(Exit::Success)
     };
     match super::block_on("", work) {
         // Ctrl-C is how following ends.

@@ -83,7 +83,7 @@ fn five_seconds() -> u64 {
 pub(super) fn validate(spec: &WorkloadSpec) -> Result<(), DocumentError> {
     for (place, policy) in [("/spec/update", &spec.update), ("/spec/rollback", &spec.rollback)] {
         let Some(policy) = policy else { continue };
-        let fail = |key: &str, message: String| Err(DocumentError::new(&format!("{place}/{key}"), message));
+        let fail = |key: &str, message: String| Err(DocumentError::new(format!("{place}/{key}"), message));
         if policy.parallelism > MAX_REPLICAS {
             return fail("parallelism", format!("is over the limit of {MAX_REPLICAS}"));
         }
