@@ -12,6 +12,7 @@ pub mod identity;
 mod netlink;
 pub mod network;
 pub mod recent;
+mod registry;
 pub mod release;
 pub mod runtime;
 pub mod store;

@@ -2,7 +2,7 @@
 //! deciding module reads. It follows from the map and holds nothing of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use hivemind_spec::api::{Phase, UpdatePhase};
@@ -268,6 +268,11 @@ impl Cluster {
     pub fn hostname(&self, id: &NodeId) -> String {
         let status = self.nodes.get(id).and_then(|node| node.status.as_ref());
         status.map_or_else(|| format!("hive-{}", id.short()), |status| status.hostname.clone())
+    }
+
+    /// Where a node says that it is.
+    pub fn address(&self, id: &NodeId) -> Option<IpAddr> {
+        Some(self.nodes.get(id)?.status.as_ref()?.address)
     }
 
     /// Whether a node may be spoken to and is heard of.

@@ -42,11 +42,11 @@ impl Asker<'_> {
         let my_rank = rank("", &self.me);
         let (mut before, mut others): (Vec<_>, Vec<_>) =
             runs.into_iter().partition(|peer| rank("", &peer.node) < my_rank);
-        before.sort_by_key(|peer| rank("", &peer.node));
+        before.sort_by_cached_key(|peer| rank("", &peer.node));
         others.extend(before.drain(before.len().min(MAX_BEFORE)..));
         // Each in an order of its own, so that not all ask the same.
         let me = self.me.to_string();
-        others.sort_by_key(|peer| rank(&me, &peer.node));
+        others.sort_by_cached_key(|peer| rank(&me, &peer.node));
         others.truncate(MAX_OTHERS);
         ImagePeers { before, others }
     }
@@ -67,8 +67,8 @@ impl Asker<'_> {
             .collect();
         let reached = |id: &NodeId| cluster.is_live(self.liveness, id) && !self.liveness.silent.contains(id);
         let peer = |node: &NodeId| {
-            let address = cluster.nodes.get(node)?.status.as_ref()?.address;
-            Some(Peer { node: *node, address: SocketAddr::from((address, self.peer_port)) })
+            let address = (cluster.address(node)?, self.peer_port);
+            Some(Peer { node: *node, address: SocketAddr::from(address) })
         };
         nodes.into_iter().filter(|id| **id != self.me && reached(id)).filter_map(peer).collect()
     }

@@ -39,12 +39,9 @@ pub(super) async fn events(
             let up = nodes.filter(|node| matches!(node.state, NodeState::Ready | NodeState::NotReady));
             up.map(|node| node.id).filter(|id| *id != node.me()).collect::<Vec<NodeId>>()
         });
-        for (node, answer) in gather::<Events>(&context, others.await?, &parts).await {
-            match answer {
-                Some(answer) => events.items.extend(answer.items),
-                None => events.missing.push(node),
-            }
-        }
+        let (answers, missing) = gather::<Events>(&context, others.await?, &parts).await;
+        events.items.extend(answers.into_iter().flat_map(|answer| answer.items));
+        events.missing = missing;
         for event in &mut events.items {
             event.time_ms = now.wall_ms.saturating_sub(event.age_ms);
         }

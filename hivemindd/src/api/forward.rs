@@ -73,7 +73,7 @@ pub(super) async fn forward(
     };
     let address = context
         .agent
-        .read(move |core, _| core.cluster().nodes.get(&node).and_then(|n| Some(n.status.as_ref()?.address)))
+        .read(move |core, _| core.cluster().address(&node))
         .await?
         .ok_or_else(|| unreachable(&"its address is not known"))?;
     let peer = Peer { node, address: (address, PEER_PORT).into() };
@@ -86,21 +86,28 @@ pub(super) async fn forward(
     context.transport.request(peer, request).await.map_err(|error| unreachable(&chain(&error)))
 }
 
-/// What other nodes answer to a request, each for itself. None: it did not in time.
+/// What other nodes answer to a request, each for itself, and which do not in time.
 pub(super) async fn gather<T: DeserializeOwned>(
     context: &Context,
     nodes: impl IntoIterator<Item = NodeId>,
     parts: &Parts,
-) -> Vec<(NodeId, Option<T>)> {
+) -> (Vec<T>, Vec<NodeId>) {
     let one = async |node| {
         let answer = async {
             let answer = forward(context, node, parts, Bytes::new()).await.ok()?;
             let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await.ok()?;
             serde_json::from_slice(&body.to_bytes()).ok()
         };
-        (node, tokio::time::timeout(PATIENCE, answer).await.ok().flatten())
+        tokio::time::timeout(PATIENCE, answer).await.ok().flatten().ok_or(node)
     };
-    join_all(nodes.into_iter().map(one)).await
+    let (mut answers, mut missing) = (Vec::new(), Vec::new());
+    for answer in join_all(nodes.into_iter().map(one)).await {
+        match answer {
+            Ok(answer) => answers.push(answer),
+            Err(node) => missing.push(node),
+        }
+    }
+    (answers, missing)
 }
 
 /// Sends a request for another protocol to `node`. If that agrees, whatever the two ends say passes through here until

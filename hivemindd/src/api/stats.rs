@@ -48,12 +48,9 @@ pub(super) async fn stats(
     let (parts, _) = request.into_parts();
     let (mut stats, others) = here(&context, wanted).await?;
     if parts.extensions.get::<FromPeer>().is_none() {
-        for (node, answer) in gather::<Stats>(&context, others, &parts).await {
-            match answer {
-                Some(answer) => stats.items.extend(answer.items),
-                None => stats.missing.push(node),
-            }
-        }
+        let (answers, missing) = gather::<Stats>(&context, others, &parts).await;
+        stats.items.extend(answers.into_iter().flat_map(|answer| answer.items));
+        stats.missing = missing;
     }
     Ok(Json(stats))
 }

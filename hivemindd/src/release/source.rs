@@ -1,7 +1,6 @@
 //! Where the bytes of a release come from: a peer that runs it, a folder of a web server, a registry. None is trusted.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
@@ -11,19 +10,16 @@ use hivemind_spec::release::{OsReleaseSpec, ReleaseFile};
 use hivemind_spec::words::chain;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, header};
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
+use oci_client::client::BlobResponse;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 
+use crate::registry::{self, READ_TIMEOUT};
 use crate::transport::Transport;
 
 /// Most bytes asked for at a time: a peer holds them in memory.
 pub const MAX_RANGE_BYTES: u64 = 2 << 20;
-
-/// How long a server may take to answer at all, and to send the next bytes.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One of a release's two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,21 +96,14 @@ struct Outside {
 
 impl Outside {
     fn new(insecure: &[String]) -> Result<Self, String> {
-        let agent = concat!("hivemindd/", env!("CARGO_PKG_VERSION"));
         let web = reqwest::Client::builder()
-            .user_agent(agent)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(registry::AGENT)
+            .connect_timeout(registry::CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .build()
             .map_err(|error| chain(&error))?;
-        let registry = oci_client::Client::try_from(ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: agent,
-            ..Default::default()
-        });
-        Ok(Self { web, registry: registry.map_err(|error| chain(&error))? })
+        let registry = registry::client(insecure).map_err(|error| chain(&error))?;
+        Ok(Self { web, registry })
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use anstyle::Style;
-use hivemind_spec::api::{Event, Events, Node, Severity};
+use hivemind_spec::api::{Event, Events, Severity};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::words::timestamp;
 
+use super::nodes::{hostname, hostnames};
 use crate::cli::{EventsOf, Global, Output};
 use crate::client::{Client, with_query};
 use crate::failure::{Exit, Failure, Result};
@@ -62,7 +63,9 @@ async fn print(
     seconds: Option<u64>,
     seen: &mut Seen,
 ) -> Result<()> {
-    let (events, names) = look(client, seconds).await?;
+    let seconds = seconds.map(|seconds| seconds.to_string());
+    let path = with_query("/v1/events", &[("seconds", seconds.as_deref())]);
+    let events: Events = client.get(&path).await?;
     let items = events.items.into_iter().filter(|event| options.takes(event));
     let new: Vec<Event> = items.filter(|event| seen.is_new(event)).collect();
     seen.forget();
@@ -71,7 +74,9 @@ async fn print(
             new.iter().for_each(|event| say(&serde_json::to_string(event).unwrap_or_default()));
         }
         Output::Json => say_json(&Events { items: new, missing: events.missing }),
+        Output::Text if new.is_empty() && (events.missing.is_empty() || options.follow) => {}
         Output::Text => {
+            let names = hostnames(client).await?;
             seen.told_by_one(new).iter().for_each(|told| say(&told.render(&names)));
             // Those that follow learn of a machine that is gone by an event.
             for node in events.missing.iter().filter(|_| !options.follow) {
@@ -81,23 +86,6 @@ async fn print(
         }
     }
     Ok(())
-}
-
-async fn look(client: &Client, seconds: Option<u64>) -> Result<(Events, BTreeMap<NodeId, String>)> {
-    let seconds = seconds.map(|seconds| seconds.to_string());
-    let path = with_query("/v1/events", &[("seconds", seconds.as_deref())]);
-    let events: Events = client.get(&path).await?;
-    let names = if events.items.is_empty() && events.missing.is_empty() {
-        BTreeMap::new()
-    } else {
-        let nodes: Vec<Node> = client.list("/v1/nodes").await?;
-        nodes.into_iter().map(|node| (node.id, node.hostname)).collect()
-    };
-    Ok((events, names))
-}
-
-fn hostname(names: &BTreeMap<NodeId, String>, node: &NodeId) -> String {
-    names.get(node).cloned().unwrap_or_else(|| node.short())
 }
 
 impl EventsOf {

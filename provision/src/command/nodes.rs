@@ -4,16 +4,29 @@ use std::collections::BTreeMap;
 
 use hivemind_spec::api::{Accepted, Action, Node, NodeState, Order, Ordered, SpecItem, Wipe};
 use hivemind_spec::document::{Document, Kind, NodeIntentSpec, Spec};
+use hivemind_spec::id::NodeId;
 use serde_json::json;
 
 use super::push::{held, send};
 use super::show;
 use crate::cli::{Global, NodeChange, NodeName, Nodes, NodesReset, Output};
+use crate::client::Client;
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{STRONG, confirm, paint, say, say_json};
 
 const UNCHANGED: &str = "stopped; look with `hivemind nodes`";
+
+/// What the nodes of the cluster call themselves.
+pub(super) async fn hostnames(client: &Client) -> Result<BTreeMap<NodeId, String>> {
+    let nodes: Vec<Node> = client.list("/v1/nodes").await?;
+    Ok(nodes.into_iter().map(|node| (node.id, node.hostname)).collect())
+}
+
+/// What a node calls itself, or else the first digits of its id.
+pub(super) fn hostname(names: &BTreeMap<NodeId, String>, node: &NodeId) -> String {
+    names.get(node).cloned().unwrap_or_else(|| node.short())
+}
 
 pub(super) fn run(global: &Global, command: Option<&Nodes>) -> Result<Exit> {
     match command {

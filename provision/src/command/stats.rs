@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use hivemind_spec::api::{Counters, Node, Stats, Usage};
+use hivemind_spec::api::{Counters, Stats, Usage};
 use hivemind_spec::id::NodeId;
 use serde::Serialize;
 use serde_json::json;
 
+use super::nodes::{hostname, hostnames};
 use crate::cli::{Chosen, Global, Output, StatsOf};
 use crate::client::{Client, with_query};
 use crate::failure::{Exit, Result};
@@ -112,15 +113,6 @@ pub(super) fn top(global: &Global, chosen: &Chosen) -> Result<Exit> {
     }
     say(&with_missing(stats.items.is_empty(), &table, &unanswered));
     Ok(Exit::Success)
-}
-
-async fn hostnames(client: &Client) -> Result<BTreeMap<NodeId, String>> {
-    let nodes: Vec<Node> = client.list("/v1/nodes").await?;
-    Ok(nodes.into_iter().map(|node| (node.id, node.hostname)).collect())
-}
-
-fn hostname(names: &BTreeMap<NodeId, String>, node: &NodeId) -> String {
-    names.get(node).cloned().unwrap_or_else(|| node.short())
 }
 
 async fn measure(client: &Client, before: &Stats, now: &Stats) -> Result<Measured> {

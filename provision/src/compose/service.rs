@@ -635,11 +635,9 @@ fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
             "endpoint_mode" => reader.word(value, &[("dnsrr", ())]),
             "placement" => placement(reader, draft, value),
             "resources" => resources(reader, draft, value),
-            "update_config" => {
-                update::policy(reader, key, value, keys::UPDATE).map(|policy| draft.update = Some(policy))
-            }
+            "update_config" => update::policy(reader, key, value).map(|policy| draft.update = Some(policy)),
             "rollback_config" => {
-                update::policy(reader, key, value, keys::ROLLBACK).map(|policy| draft.rollback = Some(policy))
+                update::policy(reader, key, value).map(|policy| draft.rollback = Some(policy))
             }
             _ => restart_policy(reader, value).map(|(policy, said)| {
                 draft.condition_unsaid = !said;

@@ -2,15 +2,19 @@
 
 use hivemind_spec::workload::{MAX_REPLICAS, OnFailure, ReplaceOrder, UpdatePolicy};
 
-use super::keys::Row;
+use super::keys;
 use super::reader::Reader;
 use super::yaml::{Key, Node};
 
-/// Reads one of the two, by the table of its keys, and says that it does nothing yet.
-pub(super) fn policy(reader: &Reader<'_>, key: &Key, node: &Node, table: &[Row]) -> Option<UpdatePolicy> {
+/// Reads one of the two, and says that it does nothing yet.
+pub(super) fn policy(reader: &Reader<'_>, key: &Key, node: &Node) -> Option<UpdatePolicy> {
     let actions =
         [("pause", OnFailure::Pause), ("continue", OnFailure::Continue), ("rollback", OnFailure::Rollback)];
-    let actions = if key.text == "rollback_config" { &actions[..2] } else { &actions[..] };
+    // A rollback is not rolled back.
+    let (table, actions) = match key.text.as_str() {
+        "rollback_config" => (keys::ROLLBACK, &actions[..2]),
+        _ => (keys::UPDATE, &actions[..]),
+    };
     let orders = [("stop-first", ReplaceOrder::StopFirst), ("start-first", ReplaceOrder::StartFirst)];
     let mut policy = UpdatePolicy::default();
     for (key, value) in reader.entries(node, table)? {

@@ -14,7 +14,7 @@ use hivemind_spec::volume::Per;
 
 use super::{Content, MAX_ROUNDS, Node, Told};
 use crate::cluster::Workload;
-use crate::event::{Action, Actions, ImagePeers, NetworkPlan, RuntimeOp, VolumePlan};
+use crate::event::{Action, Actions, NetworkPlan, RuntimeOp, VolumePlan};
 use crate::image::Asker;
 use crate::isolation::View;
 use crate::record::{
@@ -335,7 +335,6 @@ impl Node {
         let mounts = self.volumes_of(&wanted);
         let secrets = self.secrets_of(&wanted);
         let credentials = self.credentials_of(&wanted);
-        let image_peers = self.image_peers_of(&wanted);
         let here = Here {
             leases: &leases,
             waits: &waits,
@@ -343,7 +342,12 @@ impl Node {
             volumes: &mounts,
             secrets: &secrets,
             credentials: &credentials,
-            image_peers: &image_peers,
+            asker: Asker {
+                cluster: &self.cluster,
+                liveness: &self.liveness,
+                me: self.settings.me,
+                peer_port: self.settings.peer_port,
+            },
             workloads: &self.cluster.workloads,
             orders: &volumes.orders,
             network: self.network.as_ref().and_then(|plan: &NetworkPlan| plan.local.as_ref()),
@@ -402,22 +406,6 @@ impl Node {
             all.insert(replica.clone(), plans);
         }
         all
-    }
-
-    /// Whom to ask for the images that are missing here.
-    fn image_peers_of(&self, wanted: &BTreeMap<ReplicaId, &Workload>) -> BTreeMap<ReplicaId, ImagePeers> {
-        let asker = Asker {
-            cluster: &self.cluster,
-            liveness: &self.liveness,
-            me: self.settings.me,
-            peer_port: self.settings.peer_port,
-        };
-        let lacking = wanted.iter().filter(|(_, workload)| !self.replicas.has_image(workload));
-        let of = |(replica, workload): (&ReplicaId, &&Workload)| {
-            let peers = asker.peers(&replica.workload.namespace, &workload.spec.container.image);
-            (replica.clone(), peers)
-        };
-        lacking.map(of).collect()
     }
 
     /// Says which parts of volumes this node has, and takes back what it said about those that are gone.
@@ -514,7 +502,7 @@ impl Node {
 }
 
 /// What the console tells of a replica's new state; a machine without a network has no other voice.
-/// Steps on the way to a state are for `hivemind ps` alone.
+/// Of the steps on the way to running, waiting for the image is told: it may take long.
 fn told(replica: &ReplicaId, before: Option<&ReplicaStatus>, status: &ReplicaStatus) -> Option<Told> {
     let which = |s: &ReplicaStatus| (s.phase, s.template, s.restarts);
     if before.is_some_and(|before| which(before) == which(status)) {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
+use hivemind_spec::api::Severity;
 use hivemind_spec::id::NodeId;
 
 use super::{Content, Node};
@@ -15,7 +16,6 @@ use crate::event::{Actions, Peer};
 use crate::record::{Doubled, Observation, RecordKey, Topic};
 use crate::report::doubled_text;
 use crate::time::Time;
-use hivemind_spec::api::Severity;
 
 /// How long after a newer run began the words of an older one may still be on their way, milliseconds: a
 /// stream's time-out and a connection's.

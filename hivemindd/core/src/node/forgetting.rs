@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hivemind_spec::api::Severity;
 use hivemind_spec::document::SpecKey;
 use hivemind_spec::id::NodeId;
 
@@ -16,7 +17,6 @@ use crate::mutation::{Mutation, is_on};
 use crate::record::{Decision, Forgotten, Matter, RecordKey};
 use crate::state::{Order, Version, key_hash, version_hash};
 use crate::time::Time;
-use hivemind_spec::api::Severity;
 
 /// How long deletions are remembered at least, milliseconds: for people who ask what became of
 /// something, and for documents that travel by hand.

@@ -2,6 +2,7 @@
 //! everywhere the same version wins. The node that accepted the other one remembers it, and says so to
 //! all when it finds the place taken by a version whose signer did not know it.
 
+use hivemind_spec::api::Severity;
 use hivemind_spec::document::{Ancestor, SpecKey};
 use hivemind_spec::id::{Digest, KeyId};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,6 @@ use crate::record::{Observation, Overtaken, RecordKey, Topic};
 use crate::report::overtaken_text;
 use crate::state::encode;
 use crate::time::Time;
-use hivemind_spec::api::Severity;
 
 /// How long people are told, milliseconds, unless they push again before: a working day and the night
 /// around it.

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use hivemind_spec::api::Severity;
 use hivemind_spec::certificate::NodeIdentity;
 use hivemind_spec::document::{Kind, Spec};
 use hivemind_spec::id::NodeId;
@@ -26,7 +27,6 @@ use crate::record::{Enrolment, Observation, Record, RecordKey, Topic};
 use crate::state::Entry;
 use crate::sync;
 use crate::time::Time;
-use hivemind_spec::api::Severity;
 
 /// How long the view of who is alive must have stood still before replicas are taken over,
 /// milliseconds. A node that is cut off finds the others dead one after another, and must not take a

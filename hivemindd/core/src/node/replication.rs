@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hivemind_spec::api::Severity;
 use hivemind_spec::document::{Kind, SpecKey};
 use hivemind_spec::id::{Digest, NodeId};
 use rand::seq::SliceRandom as _;
@@ -20,7 +21,6 @@ use crate::sync::{self, Comparison};
 use crate::time::Time;
 use crate::trust::Trust;
 use crate::{enrolment, picture, statement};
-use hivemind_spec::api::Severity;
 
 /// Peers a change is sent to at once. Up to this many others hear of it directly; in larger
 /// clusters it spreads on from them.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Node;
+use hivemind_spec::api::Severity;
 use hivemind_spec::document::SpecKey;
 
 use crate::cluster::Workload;
@@ -10,7 +11,6 @@ use crate::event::{Actions, SealedSecret};
 use crate::record::{Observation, ReplicaId, Topic};
 use crate::secret;
 use crate::time::Time;
-use hivemind_spec::api::Severity;
 
 impl Node {
     /// The secrets of replicas that have any, or why they cannot have them here.

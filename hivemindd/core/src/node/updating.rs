@@ -142,8 +142,7 @@ impl Node {
         let live = done.filter(|(id, _)| self.cluster.is_live(&self.liveness, id));
         let others = live.map(|(id, _)| id).filter(|id| *id != self.settings.me);
         let with_address = others.filter_map(|node| {
-            let address = self.cluster.nodes.get(&node)?.status.as_ref()?.address;
-            Some(Peer { node, address: (address, self.settings.peer_port).into() })
+            Some(Peer { node, address: (self.cluster.address(&node)?, self.settings.peer_port).into() })
         });
         with_address.take(MAX_PEERS).collect()
     }

@@ -6,7 +6,8 @@ use hivemind_spec::api::Capacity;
 use hivemind_spec::workload::HealthCheck;
 
 use crate::cluster::Workload;
-use crate::event::{ContainerId, ImagePeers, LocalNetwork, OperationId, RuntimeOp, SealedSecret, VolumePlan};
+use crate::event::{ContainerId, LocalNetwork, OperationId, RuntimeOp, SealedSecret, VolumePlan};
+use crate::image::Asker;
 use crate::lease::Standing as Lease;
 use crate::record::{ReplicaId, ReplicaStatus, VolumePart, WorkloadId};
 use crate::volume::Order;
@@ -55,8 +56,8 @@ pub struct Here<'a> {
     pub secrets: &'a BTreeMap<ReplicaId, Result<BTreeMap<String, SealedSecret>, String>>,
     /// What opens the registries of the images of replicas that need it, or why that cannot be had, in words.
     pub credentials: &'a BTreeMap<ReplicaId, Result<SealedSecret, String>>,
-    /// Who else has the images that are missing here.
-    pub image_peers: &'a BTreeMap<ReplicaId, ImagePeers>,
+    /// Whom to ask for images that are missing here.
+    pub asker: Asker<'a>,
     /// The workloads of the cluster.
     pub workloads: &'a BTreeMap<WorkloadId, Workload>,
     /// What is to be done to parts of volumes.

@@ -122,11 +122,6 @@ impl Pulls {
 }
 
 impl Replicas {
-    /// Whether the image of a workload is on this node.
-    pub fn has_image(&self, workload: &Workload) -> bool {
-        self.observed.inventory().images.contains(&workload.spec.container.image)
-    }
-
     /// Sees that the image is there; `None` when it is.
     pub(super) fn fetch(
         &mut self,
@@ -139,7 +134,7 @@ impl Replicas {
         let image = &workload.spec.container.image;
         let goes =
             self.count(|op| matches!(op, InFlight::RemoveImage { image: going } if going == image)) > 0;
-        if self.has_image(workload) && !goes {
+        if self.observed.inventory().images.contains(image) && !goes {
             return None;
         }
         let busy = self.count(|op| matches!(op, InFlight::Pull { .. }));
@@ -173,7 +168,7 @@ impl Replicas {
                     Err(reason) => return Some(Standing::new(Phase::Assigned, reason)),
                 };
                 self.pulls.began(image);
-                let peers = here.image_peers.get(replica).cloned().unwrap_or_default();
+                let peers = here.asker.peers(&replica.workload.namespace, image);
                 let op = RuntimeOp::Pull { image: image.clone(), credentials, peers };
                 self.begin(InFlight::Pull { image: image.clone() }, op, plan);
                 Some(Standing::new(Phase::Pulling, format!("pulls {image}")))

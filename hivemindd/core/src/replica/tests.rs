@@ -11,8 +11,10 @@ mod jobs;
 use super::garbage::UNNEEDED_MS;
 use super::pull::MAX_PULLS;
 use super::*;
+use crate::cluster::{Cluster, Liveness};
 use crate::event::{LocalNetwork, SealedSecret, VolumePlan};
-use crate::fixture::{replica_id, workload, workload_id};
+use crate::fixture::{node_id, replica_id, workload, workload_id};
+use crate::image::Asker;
 
 const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 42, 7, 0);
 
@@ -30,6 +32,11 @@ fn network() -> LocalNetwork {
 
 fn failed(text: &str, permanent: bool) -> Result<(), OperationError> {
     Err(OperationError { text: text.into(), permanent })
+}
+
+/// A node that knows of no other.
+fn nobody(around: &(Cluster, Liveness)) -> Asker<'_> {
+    Asker { cluster: &around.0, liveness: &around.1, me: node_id(1), peer_port: 7946 }
 }
 
 /// The core under test and a runtime that does what it says, one operation at a time.
@@ -100,6 +107,7 @@ impl Bench {
     fn step(&mut self) {
         let wanted: BTreeMap<ReplicaId, &Workload> =
             self.wanted.iter().map(|(id, workload)| (id.clone(), workload)).collect();
+        let around = Default::default();
         let here = Here {
             network: self.network.as_ref(),
             capacity: self.capacity,
@@ -109,7 +117,7 @@ impl Bench {
             volumes: &self.volumes,
             secrets: &self.secrets,
             credentials: &self.credentials,
-            image_peers: &BTreeMap::new(),
+            asker: nobody(&around),
             workloads: &self.workloads,
             orders: &self.orders,
         };
@@ -267,6 +275,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
     let workload = workload(1);
     let wanted = [(replica_id("web", 0), &workload)].into();
     let network = network();
+    let around = Default::default();
     let here = Here {
         network: Some(&network),
         capacity: Capacity::default(),
@@ -276,7 +285,7 @@ fn nothing_is_done_before_the_runtime_has_been_looked_at() {
         volumes: &BTreeMap::new(),
         secrets: &BTreeMap::new(),
         credentials: &BTreeMap::new(),
-        image_peers: &BTreeMap::new(),
+        asker: nobody(&around),
         workloads: &BTreeMap::new(),
         orders: &BTreeMap::new(),
     };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -10,19 +9,14 @@ use hivemind_core::event::OperationError;
 use hivemind_spec::machine;
 use hivemind_spec::secret::Credentials;
 use oci_client::Reference;
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
+use oci_client::client::BlobResponse;
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 
 use super::MANIFEST_TYPES;
+use crate::registry;
 use crate::runtime::client::{permanent, transient};
-
-/// How long a registry may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a registry may be silent in the middle of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The registries there are.
 pub(super) struct Registries {
@@ -171,16 +165,8 @@ impl Place {
     }
 }
 
-/// A client of registries, of which those in `insecure` (`host:port`) are spoken to by plain HTTP.
 fn client(insecure: &[String]) -> Result<oci_client::Client, OperationError> {
-    let config = ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        read_timeout: Some(READ_TIMEOUT),
-        user_agent: concat!("hivemindd/", env!("CARGO_PKG_VERSION")),
-        ..Default::default()
-    };
-    oci_client::Client::try_from(config)
+    registry::client(insecure)
         .map_err(|error| permanent(format!("the registry client cannot be made: {error}")))
 }
 
