@@ -18,6 +18,7 @@ mod reads;
 mod refusal;
 mod releases;
 mod server;
+mod session;
 mod specs;
 mod stats;
 mod support;
@@ -32,8 +33,8 @@ use tokio::sync::Semaphore;
 
 pub use self::auth::Seen;
 pub use self::body::Bodies;
-pub use self::exec::MAX_SESSIONS;
 pub use self::server::{listen_address, serve, serve_peers, tls_config};
+pub use self::session::MAX_SESSIONS;
 
 use self::refusal::Refusal;
 use crate::agent::{AgentHandle, Happened};
@@ -61,7 +62,7 @@ pub struct Context {
     pub seen: Arc<Seen>,
     /// Room for requests' bodies.
     pub bodies: Arc<Bodies>,
-    /// Room for commands that people run in containers.
+    /// Room for conversations: commands that people run in containers, copies of volumes.
     pub sessions: Arc<Semaphore>,
 }
 
