@@ -1,5 +1,6 @@
 //! The command line: what can be typed. What it does is in [`crate::command`].
 
+mod volumes;
 mod workloads;
 
 use std::path::PathBuf;
@@ -11,6 +12,9 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
+pub use self::volumes::{
+    Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
+};
 pub use self::workloads::{
     Chosen, Copy, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
 };
@@ -147,7 +151,7 @@ pub enum Command {
     },
     /// List volumes and where their data is, or have it deleted
     #[command(
-        after_help = "Examples:\n  hivemind volumes --output json\n  hivemind volumes remove data --grace 1d"
+        after_help = "Examples:\n  hivemind volumes --output json\n  hivemind volumes backup data data.backup\n  hivemind volumes remove data --grace 1d"
     )]
     Volumes {
         /// What to do; lists them if not given
@@ -541,55 +545,6 @@ pub struct SecretsRemove {
     /// Which
     #[command(flatten)]
     pub secret: SecretName,
-    /// Do not ask
-    #[arg(long, short)]
-    pub yes: bool,
-}
-
-/// See [`Command::Volumes`].
-#[derive(Debug, Subcommand)]
-pub enum Volumes {
-    /// List them
-    #[command(after_help = "Example:\n  hivemind volumes list")]
-    List(VolumesList),
-    /// Have a volume's data deleted, after a time in which that can be taken back
-    #[command(
-        after_help = "Examples:\n  hivemind volumes remove data\n  hivemind volumes remove data --grace 0s --yes"
-    )]
-    Remove(VolumesRemove),
-    /// Take back that a volume's data is deleted, where it is not deleted yet
-    #[command(after_help = "Example:\n  hivemind volumes restore data")]
-    Restore(VolumeName),
-}
-
-/// See [`Volumes::List`].
-#[derive(Debug, Default, Args)]
-pub struct VolumesList {
-    /// Only this namespace; all if not given
-    #[arg(long, short)]
-    pub namespace: Option<String>,
-}
-
-/// A volume, by name.
-#[derive(Debug, Args)]
-pub struct VolumeName {
-    /// The volume
-    #[arg(value_name = "VOLUME")]
-    pub name: String,
-    /// Its namespace
-    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
-    pub namespace: String,
-}
-
-/// See [`Volumes::Remove`].
-#[derive(Debug, Args)]
-pub struct VolumesRemove {
-    /// Which
-    #[command(flatten)]
-    pub volume: VolumeName,
-    /// How long each machine keeps the data, counting time in which it runs
-    #[arg(long, default_value = "7d", value_parser = quantity::duration_ms)]
-    pub grace: u64,
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,

@@ -1,5 +1,6 @@
 //! What the commands do: each reads what it needs, decides, and prints text or JSON.
 
+mod backup;
 mod bars;
 mod copy;
 mod events;

@@ -4,6 +4,7 @@
 //! Nothing here is trusted by the cluster: it makes documents and signs them; every node checks
 //! them again.
 
+pub mod archive;
 pub mod bundle;
 pub mod cli;
 pub mod client;

@@ -57,6 +57,18 @@ impl Passphrase {
         Ok(Self::new(text))
     }
 
+    /// For what encrypts.
+    pub(crate) fn into_secret(self) -> SecretString {
+        self.0
+    }
+
+    /// For what decrypts.
+    pub(crate) fn into_identity(self) -> age::scrypt::Identity {
+        let mut identity = age::scrypt::Identity::new(self.0);
+        identity.set_max_work_factor(MAX_WORK_FACTOR);
+        identity
+    }
+
     /// A passphrase that is known already.
     pub fn new(text: String) -> Self {
         Self(SecretString::from(text))
@@ -104,8 +116,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     }
     let bytes = fs::read(&encrypted).map_err(|e| Failure::file("read", &encrypted, &e))?;
     let name = encrypted.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut identity = age::scrypt::Identity::new(Passphrase::ask(&name, false)?.0);
-    identity.set_max_work_factor(MAX_WORK_FACTOR);
+    let identity = Passphrase::ask(&name, false)?.into_identity();
     age::decrypt(&identity, &bytes).map_err(|e| {
         Failure::local("decrypt", format!("cannot decrypt {}: {e}", encrypted.display()))
             .advice("check the passphrase")

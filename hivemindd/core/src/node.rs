@@ -43,7 +43,7 @@ use crate::isolation::Reach;
 use crate::leader::Leader;
 use crate::lease::Leases;
 use crate::membership::Membership;
-use crate::record::{Record, RecordKey, ReplicaId, Topic, WorkloadId};
+use crate::record::{Record, RecordKey, ReplicaId, Topic, VolumePart, WorkloadId};
 use crate::replica::Replicas;
 use crate::report::View;
 use crate::state::{Content, Map};
@@ -554,6 +554,11 @@ impl Node {
     /// Who is alive.
     pub fn liveness(&self) -> &Liveness {
         &self.liveness
+    }
+
+    /// A replica whose container on this node has a part of a volume, or may have it.
+    pub fn volume_user(&self, part: &VolumePart) -> Option<&ReplicaId> {
+        self.replicas.user_here(part, |replica| self.cluster.workloads.get(&replica.workload))
     }
 
     /// The leader in this node's view.

@@ -5,6 +5,7 @@
 //! router answers operators over TLS and other nodes over QUIC, so any node answers any request
 //! ([`forward`]).
 
+mod archives;
 mod auth;
 mod blobs;
 mod body;
@@ -79,6 +80,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/events", get(events::events))
         .route("/v1/releases", get(reads::releases))
         .route("/v1/volumes", get(reads::volumes))
+        .route("/v1/volumes/{namespace}/{volume}/archive", get(archives::read))
+        .route("/v1/volumes/{namespace}/{volume}/fill", get(archives::fill))
         .route("/v1/secrets", get(reads::secrets))
         .route("/v1/recipients", get(reads::recipients))
         .route("/v1/status", get(reads::status))

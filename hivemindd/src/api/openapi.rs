@@ -5,7 +5,7 @@ use hivemind_spec::exec::{ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{events, exec, logs, orders, reads, specs, stats, support};
+use super::{archives, events, exec, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -26,6 +26,8 @@ use super::{events, exec, logs, orders, reads, specs, stats, support};
         events::events,
         reads::releases,
         reads::volumes,
+        archives::read,
+        archives::fill,
         reads::secrets,
         reads::recipients,
         reads::status,

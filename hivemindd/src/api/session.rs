@@ -20,7 +20,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Context;
-use super::forward::forward_upgrade;
+use super::forward::{FromPeer, forward_upgrade};
 use crate::runtime::session::{Input, OtherEnd};
 
 /// Conversations here or through here at a time. Each costs its windows of input and output at most.
@@ -80,8 +80,16 @@ pub(super) async fn elsewhere(
     node: NodeId,
     parts: &mut Parts,
 ) -> Result<Option<Response>, Problem> {
-    if context.agent.read(|core, _| core.me()).await? == node {
+    let me = context.agent.read(|core, _| core.me()).await?;
+    if me == node {
         return Ok(None);
+    }
+    if parts.extensions.get::<FromPeer>().is_some() {
+        return Err(Problem::new(
+            Code::NotFound,
+            format!("this is node {}, which does not have it", me.short()),
+        )
+        .advice("try again: the nodes do not all know yet where it is"));
     }
     Ok(Some(forward_upgrade(context, node, parts, place(context)?).await?))
 }

@@ -24,11 +24,12 @@ use hivemind_spec::api::{self, Counters, PullProgress};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::machine;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::network::isolation::InForce;
 use crate::transport::Transport;
 
+mod backup;
 mod cgroup;
 mod client;
 mod container;
@@ -46,6 +47,7 @@ mod quota;
 mod seccomp;
 pub mod secrets;
 pub mod session;
+mod stream;
 mod user;
 mod volume;
 mod watch;
@@ -145,6 +147,8 @@ pub struct Inner {
     secrets: secrets::Secrets,
     operations: Semaphore,
     pulls: Semaphore,
+    /// Something has changed that containerd does not tell of.
+    look_again: Notify,
     /// Whether resource limits can be set.
     limits: bool,
     /// The highest hard limit of open files a container can be given.
@@ -177,6 +181,7 @@ impl Runtime {
             logs,
             operations: Semaphore::new(OPERATIONS_AT_A_TIME),
             pulls: Semaphore::new(PULLS_AT_A_TIME),
+            look_again: Notify::new(),
             limits,
             open_files: open_files(),
         })))
@@ -409,6 +414,7 @@ mod tests {
             secrets: secrets::Secrets::new(None),
             operations: Semaphore::new(OPERATIONS_AT_A_TIME),
             pulls: Semaphore::new(PULLS_AT_A_TIME),
+            look_again: Notify::new(),
             limits: false,
             open_files: 0,
             settings: Settings { socket, run_dir: folder.path().to_owned(), ..Settings::default() },

@@ -116,12 +116,22 @@ fn project_of(container: &str) -> u32 {
 pub(super) const NOT_COUNTED: &str = "this machine's disk was formatted without quotas, and nothing on it can be \
                                       limited; `hivemind nodes reset --wipe all` formats it anew";
 
-/// Counts what is made in an empty folder to a project.
-pub(super) fn count(folder: &Path, project: u32) -> io::Result<()> {
-    let folder = File::open(folder)?;
+/// To which project is counted what is made in a folder.
+pub(super) fn counted_to(folder: &Path) -> io::Result<u32> {
+    Ok(attributes(&File::open(folder)?)?.project)
+}
+
+fn attributes(folder: &File) -> io::Result<Attributes> {
     let mut attributes = Attributes::default();
     // SAFETY: the kernel writes one `fsxattr` to a valid address.
     unsafe { get_attributes(folder.as_raw_fd(), &raw mut attributes) }?;
+    Ok(attributes)
+}
+
+/// Counts what is made in an empty folder to a project.
+pub(super) fn count(folder: &Path, project: u32) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    let mut attributes = attributes(&folder)?;
     attributes.flags |= INHERIT;
     attributes.project = project;
     // SAFETY: the kernel reads one `fsxattr` at a valid address.

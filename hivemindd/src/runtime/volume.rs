@@ -3,24 +3,26 @@
 //! ```text
 //! FOLDER/NAMESPACE/NAME/NUMBER/volume.json   when it was made, and its number for the kernel's quota
 //!                              data          what containers see
-//!                              fill          what is to become `data` and may be half there
+//!                              fill          what is to become `data` and may be half there; or what it was
 //!                              gone          what `data` was, while it is deleted
 //! ```
 //!
 //! A part exists from when its `data` is there, whole and durable, to when its `gone` is not there any more. Nothing is
 //! made by looking, and nothing is deleted that was not told to be.
 
+mod archive;
 mod copy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hivemind_core::event::{VolumePlan, VolumeState};
 use hivemind_core::record::{VolumeId, VolumePart};
 use hivemind_init::durable;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::copy::Image;
@@ -39,6 +41,7 @@ const FIRST_PROJECT: u32 = 1000;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct About {
     made_ms: u64,
+    /// To which its first data was counted; what it has now says for itself.
     project: u32,
 }
 
@@ -48,11 +51,60 @@ pub(super) struct Volumes {
     folder: PathBuf,
     /// Makes and deletes come one after the other, so that no project is given twice.
     changing: Mutex<()>,
+    /// Parts that are being filled from a backup: no container is given them.
+    filling: Mutex<BTreeSet<VolumePart>>,
+}
+
+/// Keeps a part from being given to containers until this is dropped.
+#[derive(Debug)]
+pub(super) struct Filling {
+    volumes: Arc<Volumes>,
+    part: VolumePart,
+}
+
+impl Filling {
+    /// Gives the part what a tar archive has instead of what it had; it is made if it is not there. It has the one or the
+    /// other, whatever happens meanwhile.
+    ///
+    /// # Errors
+    /// Those of the file system and of `from`; [`io::ErrorKind::InvalidData`] for what is no archive of a volume.
+    pub(super) fn fill(self, size_bytes: Option<u64>, now_ms: u64, from: impl Read) -> io::Result<()> {
+        let volumes = &self.volumes;
+        let plan = VolumePlan { part: self.part.clone(), size_bytes };
+        let (place, fill) = {
+            let _changing = volumes.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let (place, about, counted) = volumes.prepare(&plan, now_ms)?;
+            let (there, data) = (place.join(DATA).exists(), project(&place, about));
+            let project = if there { volumes.free_project()?.max(data.saturating_add(1)) } else { data };
+            let fill = volumes.begin(&plan, &place, project, counted)?;
+            (place, fill)
+        };
+        let filled = archive::unpack(from, &fill)
+            .and_then(|()| Ok(nix::unistd::syncfs(fs::File::open(&fill)?)?))
+            .and_then(|()| match place.join(DATA).exists() {
+                true => Ok(renameat_with(CWD, &fill, CWD, place.join(DATA), RenameFlags::EXCHANGE)?),
+                false => fs::rename(&fill, place.join(DATA)),
+            })
+            .and_then(|()| durable::sync_folder(&place));
+        let removed = remove_folder(&fill);
+        if filled.is_err() && !place.join(DATA).exists() {
+            // It was not there before.
+            remove_folder(&place)?;
+            remove_empty_above(&place);
+        }
+        filled.and(removed)
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.volumes.filling.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.part);
+    }
 }
 
 impl Volumes {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, changing: Mutex::new(()) }
+        Self { folder, changing: Mutex::default(), filling: Mutex::default() }
     }
 
     fn place(&self, part: &VolumePart) -> PathBuf {
@@ -76,7 +128,8 @@ impl Volumes {
             let about = about(&place)?;
             let mut state = VolumeState { made_ms: about.made_ms, ..VolumeState::default() };
             if counted {
-                let quota::Count { used_bytes, limit_bytes } = quota::look(&self.folder, about.project)?;
+                let quota::Count { used_bytes, limit_bytes } =
+                    quota::look(&self.folder, project(&place, about))?;
                 (state.used_bytes, state.size_bytes) = (Some(used_bytes), limit_bytes);
             }
             all.insert(part, state);
@@ -110,6 +163,25 @@ impl Volumes {
         from: Option<(&Image, &str)>,
     ) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_free(&plan.part)?;
+        let (place, about, counted) = self.prepare(plan, now_ms)?;
+        if place.join(DATA).exists() {
+            if counted {
+                quota::limit(&self.folder, project(&place, about), plan.size_bytes)?;
+            }
+            return Ok(());
+        }
+        let fill = self.begin(plan, &place, about.project, counted)?;
+        if let Some((image, path)) = from {
+            image.copy(path, &fill)?;
+        }
+        nix::unistd::syncfs(fs::File::open(&fill)?)?;
+        fs::rename(&fill, place.join(DATA))?;
+        durable::sync_folder(&place)
+    }
+
+    /// What is known of a part, which is made if it is not there, without data.
+    fn prepare(&self, plan: &VolumePlan, now_ms: u64) -> io::Result<(PathBuf, About, bool)> {
         let place = self.place(&plan.part);
         durable::make_folder(&place)?;
         let about = match about(&place) {
@@ -122,27 +194,52 @@ impl Volumes {
             Err(error) => return Err(error),
         };
         let counted = quota::is_on(&self.folder);
-        if counted {
-            quota::limit(&self.folder, about.project, plan.size_bytes)?;
-        } else if plan.size_bytes.is_some() {
+        if !counted && plan.size_bytes.is_some() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, quota::NOT_COUNTED));
         }
-        if place.join(DATA).exists() {
-            return Ok(());
-        }
+        // Left by a power cut.
+        remove_folder(&place.join(FILL))?;
+        Ok((place, about, counted))
+    }
+
+    /// An empty folder for what is to become a part's data.
+    fn begin(&self, plan: &VolumePlan, place: &Path, project: u32, counted: bool) -> io::Result<PathBuf> {
         remove_folder(&place.join(GONE))?;
         let fill = place.join(FILL);
-        remove_folder(&fill)?;
         fs::create_dir(&fill)?;
         if counted {
-            quota::count(&fill, about.project)?;
+            quota::limit(&self.folder, project, plan.size_bytes)?;
+            quota::count(&fill, project)?;
         }
-        if let Some((image, path)) = from {
-            image.copy(path, &fill)?;
+        Ok(fill)
+    }
+
+    /// Writes what a part has to a tar archive; `told` is what is not in it as it was.
+    ///
+    /// # Errors
+    /// Those of the file system, and of `to`.
+    pub(super) fn pack(&self, part: &VolumePart, to: impl Write, told: impl FnMut(String)) -> io::Result<()> {
+        archive::pack(&self.data(part), to, told)
+    }
+
+    /// From now on no container is given the part. Those that have it already are not seen here.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`]: it is being filled.
+    pub(super) fn keep_free(self: &Arc<Self>, part: VolumePart) -> io::Result<Filling> {
+        // So that what is being provided is either done or refused.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_free(&part)?;
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner).insert(part.clone());
+        Ok(Filling { volumes: Arc::clone(self), part })
+    }
+
+    fn is_free(&self, part: &VolumePart) -> io::Result<()> {
+        if !self.filling.lock().unwrap_or_else(PoisonError::into_inner).contains(part) {
+            return Ok(());
         }
-        nix::unistd::syncfs(fs::File::open(&fill)?)?;
-        fs::rename(&fill, place.join(DATA))?;
-        durable::sync_folder(&place)
+        let text = format!("volume {} is being filled from a backup", part.volume.name);
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
     }
 
     /// Sets the limit of a part that is there.
@@ -150,12 +247,21 @@ impl Volumes {
     /// # Errors
     /// Those of the file system.
     pub(super) fn limit(&self, plan: &VolumePlan) -> io::Result<()> {
-        quota::limit(&self.folder, about(&self.place(&plan.part))?.project, plan.size_bytes)
+        let place = self.place(&plan.part);
+        quota::limit(&self.folder, project(&place, about(&place)?), plan.size_bytes)
     }
 
     fn free_project(&self) -> io::Result<u32> {
-        let taken = self.places()?.into_iter().filter_map(|(_, place)| Some(about(&place).ok()?.project));
-        Ok(taken.max().map_or(FIRST_PROJECT, |last| last.saturating_add(1)))
+        let projects = |(_, place): (VolumePart, PathBuf)| {
+            let own = [DATA, FILL].into_iter().filter_map(|name| counted_to(&place.join(name)));
+            about(&place).ok().map(|about| about.project).into_iter().chain(own).max()
+        };
+        Ok(self
+            .places()?
+            .into_iter()
+            .filter_map(projects)
+            .max()
+            .map_or(FIRST_PROJECT, |last| last.saturating_add(1)))
     }
 
     /// Deletes a part with all that is in it.
@@ -164,6 +270,7 @@ impl Volumes {
     /// Those of the file system; what is left of it goes the next time.
     pub(super) fn delete(&self, part: &VolumePart) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_free(part)?;
         let place = self.place(part);
         match fs::rename(place.join(DATA), place.join(GONE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -178,6 +285,16 @@ impl Volumes {
 
 fn about(place: &Path) -> io::Result<About> {
     Ok(serde_json::from_slice(&fs::read(place.join(ABOUT))?)?)
+}
+
+/// The project to which a part's data is counted.
+fn project(place: &Path, about: About) -> u32 {
+    counted_to(&place.join(DATA)).unwrap_or(about.project)
+}
+
+/// The project of a volume to which a folder is counted, where there are such.
+fn counted_to(folder: &Path) -> Option<u32> {
+    quota::counted_to(folder).ok().filter(|project| *project >= FIRST_PROJECT)
 }
 
 /// The folders in a folder, by name; none where there is none.
@@ -260,5 +377,53 @@ mod tests {
             [1000, 1001, 1002]
         );
         assert_eq!(project(&plan("a", 1)), 1001);
+    }
+
+    fn archive_of(content: &str) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), content).unwrap();
+        let mut bytes = Vec::new();
+        archive::pack(folder.path(), &mut bytes, |_| {}).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_volume_has_what_it_had_or_what_its_backup_has_and_nothing_between() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Arc::new(Volumes::new(folder.path().join("volumes")));
+        let data = plan("data", 0);
+        let file = || fs::read_to_string(volumes.data(&data.part).join("file"));
+        let fill = |bytes: &[u8]| volumes.keep_free(data.part.clone()).unwrap().fill(None, 5, bytes);
+        let whole = archive_of("from the backup");
+        // One that breaks off makes no volume,
+        assert!(fill(&whole[..700]).is_err());
+        assert!(volumes.list().unwrap().is_empty());
+        assert!(folders(&volumes.folder).unwrap().is_empty());
+        // a whole one does,
+        fill(&whole).unwrap();
+        assert_eq!(file().unwrap(), "from the backup");
+        // and another takes the place of all that is there.
+        fs::write(volumes.data(&data.part).join("other"), "").unwrap();
+        assert!(fill(&archive_of("half")[..700]).is_err());
+        assert!(file().unwrap() == "from the backup" && volumes.data(&data.part).join("other").exists());
+        fill(&archive_of("later")).unwrap();
+        assert!(file().unwrap() == "later" && !volumes.data(&data.part).join("other").exists());
+        assert_eq!(volumes.list().unwrap()[&data.part].made_ms, 5);
+        assert!(!volumes.place(&data.part).join(FILL).exists());
+    }
+
+    #[test]
+    fn no_container_is_given_a_volume_that_is_being_filled() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Arc::new(Volumes::new(folder.path().to_owned()));
+        let data = plan("data", 0);
+        let busy = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::ResourceBusy;
+        let filling = volumes.keep_free(data.part.clone()).unwrap();
+        assert!(busy(volumes.provide(&data, 5, None)));
+        assert!(busy(volumes.delete(&data.part)));
+        assert!(busy(volumes.keep_free(data.part.clone()).map(drop)));
+        volumes.provide(&plan("other", 0), 5, None).unwrap();
+        drop(filling);
+        volumes.provide(&data, 5, None).unwrap();
     }
 }

@@ -104,6 +104,7 @@ impl Runtime {
             }
             tokio::select! {
                 () = changes.notify.notified() => sleep(SETTLE).await,
+                () = self.look_again.notified() => {}
                 () = sleep(pause) => {}
                 () = seen.closed() => return,
             }

@@ -254,14 +254,29 @@ impl Drop for Scratch {
     }
 }
 
-/// What a command complained of, as much as people read.
-#[derive(Clone, Default)]
-struct Complaints(Arc<Mutex<Vec<u8>>>);
+/// What is said beside a copy, as much as people read.
+#[derive(Clone)]
+pub(super) struct Kept {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    most: usize,
+}
 
-impl Write for Complaints {
+impl Kept {
+    /// So many bytes at most.
+    pub(super) fn new(most: usize) -> Self {
+        Self { bytes: Arc::default(), most }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+}
+
+impl Write for Kept {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = MAX_COMPLAINT_BYTES.saturating_sub(kept.len());
+        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = self.most.saturating_sub(kept.len());
         kept.extend_from_slice(&data[..data.len().min(room)]);
         Ok(data.len())
     }
@@ -280,7 +295,7 @@ fn talk(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
 ) -> Result<()> {
-    let complaints = Complaints::default();
+    let complaints = Kept::new(MAX_COMPLAINT_BYTES);
     let ended = super::block_on("the copy is broken off; what was copied so far may be there", async {
         let keeper = Keeper::Printed(Printer::start(output, complaints.clone())?);
         exec::in_container(client, namespace, replica, &request, input, keeper).await
@@ -289,8 +304,7 @@ fn talk(
     match ended {
         Ok(Exit::OfCommand(0)) => Ok(()),
         Ok(_) => {
-            let said = complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let said = printable(String::from_utf8_lossy(&said).trim());
+            let said = printable(complaints.text().trim());
             Err(Failure::local("copy-failed", format!("{replica}: {said}")).advice(needs))
         }
         Err(failure) if failure.code == "not-started" => Err(failure.advice(needs)),

@@ -61,18 +61,27 @@ pub(super) async fn in_container(
     let slot = slot.map(|slot| format!("slot={slot}&")).unwrap_or_default();
     let (namespace, name) = (percent(namespace), percent(workload));
     let path = format!("/v1/exec/{namespace}/{name}?{slot}request={}", percent(&json));
+    converse(client, &path, request.terminal.is_some(), input, keeper).await
+}
+
+/// Passes on between this end and what a node does at the other, until that ends.
+pub(super) async fn converse(
+    client: &Client,
+    path: &str,
+    terminal: bool,
+    input: impl Read + Send + 'static,
+    keeper: Keeper,
+) -> Result<Exit> {
     let limits = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    let socket = client.web_socket(&path, limits).await?;
+    let socket = client.web_socket(path, limits).await?;
     // Before, Ctrl-C is for this command; from now on for the one in the container.
-    let _raw = request.terminal.map(|_| Raw::enter()).transpose()?;
+    let _raw = terminal.then(Raw::enter).transpose()?;
     let mut terminated = listen(SignalKind::terminate())?;
     tokio::select! {
-        ended = Session::new(socket, keeper, request.terminal.is_some()).run(input) => ended,
-        _ = terminated.recv() => {
-            Err(Failure::new(Exit::Interrupted, "interrupted", "the command is ended"))
-        }
+        ended = Session::new(socket, keeper, terminal).run(input) => ended,
+        _ = terminated.recv() => Err(Failure::new(Exit::Interrupted, "interrupted", "it is ended")),
     }
 }
 
@@ -124,20 +133,19 @@ impl Drop for Raw {
 }
 
 /// What comes in, piece by piece; closed at its end. Read on a thread of its own: it may wait for ever.
-fn read_input(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Bytes> {
+fn read_input(mut from: impl Read + Send + 'static) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut buffer = vec![0; MAX_DATA_BYTES];
         loop {
-            match from.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Input that cannot be read has ended.
-                Ok(0) | Err(_) => return,
-                Ok(count) => {
-                    if sender.blocking_send(Bytes::copy_from_slice(&buffer[..count])).is_err() {
-                        return;
-                    }
-                }
+            let read = match from.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) => return,
+                read => read.map(|count| Bytes::copy_from_slice(&buffer[..count])),
+            };
+            let failed = read.is_err();
+            if sender.blocking_send(read).is_err() || failed {
+                return;
             }
         }
     });
@@ -277,9 +285,13 @@ impl Session {
             let done = tokio::select! {
                 data = input.recv(), if has_input && under_way + MAX_DATA_BYTES <= WINDOW_BYTES => {
                     match data {
-                        Some(data) => {
+                        Some(Ok(data)) => {
                             under_way += data.len();
                             self.send(Message::Binary(data))?;
+                        }
+                        // Not its end: whoever has what came before must not take it for all.
+                        Some(Err(error)) => {
+                            return Err(Failure::local("bad-input", format!("the input cannot be read: {error}")));
                         }
                         None => {
                             has_input = false;

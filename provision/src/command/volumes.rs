@@ -5,8 +5,9 @@ use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::volume::{Discard, VolumeSpec};
 use serde_json::json;
 
+use super::backup;
 use super::push::{held, send};
-use crate::cli::{Global, Output, VolumeName, Volumes, VolumesList, VolumesRemove};
+use crate::cli::{self, Global, Output, VolumeName, Volumes, VolumesList, VolumesRemove};
 use crate::client::{Client, percent, with_query};
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
@@ -20,7 +21,12 @@ pub(super) fn run(global: &Global, command: Option<&Volumes>) -> Result<Exit> {
         None => list(global, &VolumesList::default()),
         Some(Volumes::List(options)) => list(global, options),
         Some(Volumes::Remove(options)) => remove(global, options),
-        Some(Volumes::Restore(name)) => restore(global, name),
+        Some(Volumes::Backup(options)) => backup::backup(global, options),
+        Some(Volumes::Check(options)) => backup::check(global, options),
+        Some(Volumes::Restore(options)) => match &options.from {
+            Some(file) => backup::restore(global, options, file),
+            None => restore(global, &options.volume),
+        },
     }
 }
 
@@ -138,7 +144,8 @@ fn remove(global: &Global, options: &VolumesRemove) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn restore(global: &Global, wanted: &VolumeName) -> Result<Exit> {
+fn restore(global: &Global, cli::Volume { name, namespace, .. }: &cli::Volume) -> Result<Exit> {
+    let wanted = &VolumeName { name: name.clone(), namespace: namespace.clone() };
     let client = super::client(global)?;
     let (volume, item) = super::block_on(UNCHANGED, find(&client, wanted))?;
     if volume.parts.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, Replica, STARTING};
-use hivemind_tests::command::items;
+use hivemind_tests::command::{Run, items};
 use hivemind_tests::wait;
 use serde_json::Value;
 
@@ -179,6 +179,84 @@ fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &
     cluster.hivemind(["volumes", "remove", "data"]).ok();
     let listed = cluster.hivemind(["volumes"]).ok().stdout();
     assert!(!listed.contains(" data ") && listed.contains("kept"), "{listed}");
+}
+
+/// Says what it finds, and writes more.
+const LEDGER: &str = r#"
+services:
+  ledger:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'echo start >>/data/log; sync; echo "starts: $$(wc -l </data/log)"; exec sleep 100000']
+    stop_grace_period: 0s
+    volumes: ['ledger:/data']
+volumes:
+  ledger: {x-hivemind: {size: 2m}}
+"#;
+
+#[test]
+fn a_backup_gives_a_volume_back_when_its_machine_is_lost() {
+    let cluster = Cluster::formed("backup", 2);
+    let push = |replicas: u32| {
+        cluster.push(&LEDGER.replace("    image:", &format!("    scale: {replicas}\n    image:"))).ok();
+    };
+    push(1);
+    let first = cluster.wait_for_running("ledger", 1, STARTING).remove(0);
+    cluster.wait_for_words("ledger", &["starts: 1"], STARTING);
+
+    // While it runs, and encrypted.
+    let file = cluster.folder().join("ledger.backup").to_str().unwrap().to_owned();
+    let volumes = |arguments: &[&str]| {
+        let mut command = cluster.command(["volumes"].iter().chain(arguments));
+        command.env("HIVEMIND_PASSPHRASE", "correct horse");
+        Run::of(command)
+    };
+    let kept = volumes(&["backup", "ledger", &file]).ok().stdout();
+    assert!(kept.contains("1 file, 6 bytes"), "{kept}");
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(bytes.starts_with(b"age-encryption.org/v1"));
+    let checked = volumes(&["check", &file]).ok().stdout();
+    assert!(checked.contains("is whole: 1 file"), "{checked}");
+    let refused = volumes(&["backup", "ledger", &file]).failed().stderr();
+    assert!(refused.contains("is there already"), "{refused}");
+    let refused = volumes(&["backup", "other", &format!("{file}.other"), "--plain"]).failed().stderr();
+    assert!(refused.contains("no data of volume"), "{refused}");
+    assert!(!std::path::Path::new(&format!("{file}.other.partial")).exists());
+
+    // Not under a container that has it, and not with what is no backup.
+    let refused = volumes(&["restore", "ledger", "--from", &file, "--yes"]).failed().stderr();
+    assert!(refused.contains("has volume") && refused.contains("scale: 0"), "{refused}");
+    push(0);
+    wait::until("its container is gone", STARTING, || {
+        let replicas = cluster.replicas("ledger")?;
+        if replicas.is_empty() { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    let damaged = format!("{file}.damaged");
+    std::fs::write(&damaged, &bytes[..bytes.len() - 30]).unwrap();
+    let refused = volumes(&["restore", "ledger", "--from", &damaged, "--yes"]).failed().stderr();
+    assert!(refused.contains("the backup cannot be read"), "{refused}");
+    assert_eq!(parts(&cluster, "ledger")[0]["node"], first.node.as_str());
+
+    // What it had when it was written, and not what came since.
+    volumes(&["restore", "ledger", "--from", &file, "--yes"]).ok();
+    push(1);
+    cluster.wait_for_words("ledger", &["starts: 2"], STARTING);
+    push(0);
+    wait::until("its container is gone again", STARTING, || {
+        let replicas = cluster.replicas("ledger")?;
+        if replicas.is_empty() { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    volumes(&["restore", "ledger", "--from", &file, "--yes"]).ok();
+
+    // Its machine is lost: it is made anew on the other, whose file system counts it.
+    cluster.machine_of(&first).power_cut();
+    cluster.hivemind(["nodes", "revoke", &first.node, "--yes"]).ok();
+    volumes(&["restore", "ledger", "--from", &file, "--yes"]).ok();
+    let part = parts(&cluster, "ledger").remove(0);
+    assert_ne!(part["node"], first.node.as_str());
+    push(1);
+    let second = cluster.wait_for_running("ledger", 1, STARTING).remove(0);
+    assert_ne!(second.node, first.node);
+    cluster.wait_for_words("ledger", &["starts: 2"], STARTING);
 }
 
 /// Where the data of a volume is.

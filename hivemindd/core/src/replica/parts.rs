@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{CLEANUP_RETRY_MS, InFlight, Plan, Replicas, life};
 use crate::cluster::Workload;
-use crate::event::{RuntimeOp, VolumePlan};
+use crate::event::{ContainerLabels, RuntimeOp, VolumePlan};
 use crate::record::{ReplicaId, VolumePart};
 use crate::time::Time;
 use crate::volume::Order;
@@ -62,10 +62,21 @@ impl Replicas {
 
     /// Whether a container here may have it: one whose workload does, or whose workload is not known any more.
     fn may_be_in_use(&self, part: &VolumePart, wanted: &BTreeMap<ReplicaId, &Workload>) -> bool {
-        self.replicas_here().any(|replica| {
-            let same = replica.workload.namespace == part.volume.namespace;
-            let workload = wanted.get(replica);
-            same && workload.is_none_or(|workload| workload.spec.container.mounts(&part.volume.name))
-        })
+        self.user_here(part, |replica| wanted.get(replica).copied()).is_some()
+    }
+
+    /// A replica whose container here may have a part: by its workload, or because what it was made of is not known any
+    /// more.
+    pub fn user_here<'a>(
+        &self,
+        part: &VolumePart,
+        workload: impl Fn(&ReplicaId) -> Option<&'a Workload>,
+    ) -> Option<&ReplicaId> {
+        let has = |labels: &&ContainerLabels| {
+            let same = labels.replica.workload.namespace == part.volume.namespace;
+            let known = workload(&labels.replica).filter(|workload| workload.template == labels.template);
+            same && known.is_none_or(|workload| workload.spec.container.mounts(&part.volume.name))
+        };
+        self.containers_here().find(has).map(|labels| &labels.replica)
     }
 }

@@ -72,6 +72,26 @@ fn data_is_not_deleted_under_what_may_be_using_it() {
 }
 
 #[test]
+fn a_container_of_an_older_version_has_its_volumes_until_it_is_gone() {
+    let mut bench = Bench::new();
+    bench.volumes.insert(replica_id("web", 0), usable());
+    let (before, after) = (with_data(), workload(1));
+    let user =
+        |bench: &Bench, known: Option<&Workload>| bench.replicas.user_here(&data(), |_| known).cloned();
+    assert_eq!(user(&bench, Some(&before)), None);
+    bench.want(before.clone(), 1);
+    bench.settle();
+    let web = Some(replica_id("web", 0));
+    assert_eq!(user(&bench, Some(&before)), web);
+    assert_eq!(user(&bench, None), web, "its workload was removed");
+    assert_eq!(user(&bench, Some(&after)), web, "the new version has no volumes, and does not run yet");
+    bench.volumes.clear();
+    bench.want(after.clone(), 1);
+    bench.settle();
+    assert_eq!(user(&bench, Some(&after)), None);
+}
+
+#[test]
 fn a_deletion_that_fails_is_tried_again_later() {
     let mut bench = Bench::new();
     bench.inventory.volumes.insert(data(), VolumeState::default());
