@@ -1,6 +1,7 @@
 //! Conversations by WebSocket with what a node does for somebody: `hivemind_spec::exec` says how.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::FromRequestParts as _;
@@ -17,7 +18,7 @@ use hivemind_spec::id::{KeyId, NodeId};
 use hivemind_spec::problem::{Code, Problem};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinError;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use super::Context;
 use super::forward::{FromPeer, forward_upgrade};
@@ -28,6 +29,9 @@ pub const MAX_SESSIONS: usize = 32;
 
 /// Messages that wait for work that does not read, or for a client: more than one types while a pipe is full.
 const MAX_WAITING: usize = 1024;
+
+/// How long a client has to close a conversation that has ended.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What whoever converses must be allowed, for as long as it goes on.
 #[derive(Debug, Clone)]
@@ -211,6 +215,10 @@ async fn converse<W>(
     // Whether or not the client hears it, there is nothing more to do.
     let _ = said.try_send(words(last));
     let _ = said.try_send(Message::Close(None));
+    // What the client says meanwhile is read until it closes: closed over it, the connection would be reset, and the
+    // last words lost on their way.
+    let farewell = async { while let Some(Ok(_)) = ear.next().await {} };
+    let _ = timeout(FAREWELL, farewell).await;
 }
 
 fn is_full(error: mpsc::error::TrySendError<Input>) -> bool {
