@@ -211,7 +211,7 @@ fn a_backup_gives_a_volume_back_when_its_machine_is_lost() {
         Run::of(command)
     };
     let kept = volumes(&["backup", "ledger", &file]).ok().stdout();
-    assert!(kept.contains("1 file, 6 bytes"), "{kept}");
+    assert!(kept.contains("1 file, 6 B"), "{kept}");
     let bytes = std::fs::read(&file).unwrap();
     assert!(bytes.starts_with(b"age-encryption.org/v1"));
     let checked = volumes(&["check", &file]).ok().stdout();
