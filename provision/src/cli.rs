@@ -1,5 +1,6 @@
 //! The command line: what can be typed. What it does is in [`crate::command`].
 
+mod images;
 mod volumes;
 mod workloads;
 
@@ -12,6 +13,7 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
+pub use self::images::{Images, ImagesGive, ImagesTakeBack};
 pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
 };
@@ -149,7 +151,14 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Namespaces>,
     },
-    /// List volumes and where their data is, or have it deleted
+    /// List images that machines were given, or give them some: for places without a registry
+    #[command(after_help = "Examples:\n  hivemind images give shop.tar\n  hivemind images --output json")]
+    Images {
+        /// What to do; lists them if not given
+        #[command(subcommand)]
+        command: Option<Images>,
+    },
+    /// List volumes and where their data is, keep it in a file, give it back, or have it deleted
     #[command(
         after_help = "Examples:\n  hivemind volumes --output json\n  hivemind volumes backup data data.backup\n  hivemind volumes remove data --grace 1d"
     )]

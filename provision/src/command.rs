@@ -6,6 +6,7 @@ mod copy;
 mod events;
 mod exec;
 mod image;
+mod images;
 mod init;
 mod inspect;
 mod jobs;
@@ -62,6 +63,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Jobs(options) => jobs::run(&global, &options),
         Command::Nodes { command } => nodes::run(&global, command.as_ref()),
         Command::Namespaces { command } => namespaces::run(&global, command.as_ref()),
+        Command::Images { command } => images::run(&global, command.as_ref()),
         Command::Volumes { command } => volumes::run(&global, command.as_ref()),
         Command::Secrets { command } => secrets::run(&global, command.as_ref()),
         Command::Upgrade(options) => upgrade::run(&global, &options),

@@ -14,6 +14,7 @@ pub mod deploy;
 pub mod failure;
 pub mod image;
 pub mod native;
+pub mod oci_archive;
 pub mod quantity;
 pub mod registry;
 pub mod release;

@@ -244,5 +244,6 @@ fn is_about(observation: &Observation, topic: &Topic) -> bool {
             | (Observation::Doubled(_), Topic::Doubled(_))
             | (Observation::Volume(_), Topic::Volume(_))
             | (Observation::Shared(_), Topic::Shared(..))
+            | (Observation::Images(_), Topic::Images)
     )
 }

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::mutation::{Mutation, is_on};
 use crate::record::{
-    Doubled, Enrolment, Forgotten, JobProgress, NodeStatus, Overtaken, Placement, ReplicaId, ReplicaStatus,
-    Rollout, SharedKey, VolumeId, VolumePart, VolumeStatus, WorkloadId,
+    Doubled, Enrolment, Forgotten, GivenImage, JobProgress, NodeStatus, Overtaken, Placement, ReplicaId,
+    ReplicaStatus, Rollout, SharedKey, VolumeId, VolumePart, VolumeStatus, WorkloadId,
 };
 use crate::time::{Hlc, Time};
 
@@ -42,6 +42,8 @@ pub struct Cluster {
     pub shared_keys: BTreeMap<(SpecKey, NodeId, NodeId), SharedKey>,
     /// Which nodes say that they have which parts of volumes.
     pub volume_parts: BTreeMap<(VolumePart, NodeId), VolumeStatus>,
+    /// The images that nodes were given, by their names.
+    pub images: BTreeMap<NodeId, BTreeMap<String, GivenImage>>,
     /// How replicas are, by the node that says so.
     pub replicas: BTreeMap<(ReplicaId, NodeId), ReplicaStatus>,
     /// Where replicas were placed.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::isolation::{Isolation, NetworkId};
 use crate::lease::Letter;
-use crate::record::{Record, RecordKey, ReplicaId, VolumePart, WorkloadId};
+use crate::record::{GivenImage, Record, RecordKey, ReplicaId, VolumePart, WorkloadId};
 use crate::time::Time;
 
 /// Names a request so that its answer finds it. Given by the edge, never reused while it runs.
@@ -415,6 +415,8 @@ pub struct Inventory {
     pub containers: BTreeMap<ContainerId, ContainerState>,
     /// References of images that are there and unpacked.
     pub images: BTreeSet<String>,
+    /// Images that operators gave this node, by their names without digests. They are among the others.
+    pub given: BTreeMap<String, GivenImage>,
     /// References of images that containers were made of.
     pub used_images: BTreeSet<String>,
     /// The disk that all of it is on; absent when it cannot be looked at.

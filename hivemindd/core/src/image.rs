@@ -5,15 +5,16 @@
 //! they get further, and asks the registry when none of them has it or fetches it.
 //!
 //! Only nodes that run it in the same namespace count: an image that wants a password is not to be had in another
-//! namespace without it.
+//! namespace without it. Those that an operator gave it count for all: no registry need have it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use hivemind_spec::id::{Digest, NodeId};
 
 use crate::cluster::{Cluster, Liveness};
 use crate::event::{ImagePeers, Peer};
+use crate::record::GivenImage;
 
 /// Nodes that are waited for, at most. If that many live nodes cannot fetch it, one more makes no difference.
 const MAX_BEFORE: usize = 8;
@@ -51,7 +52,7 @@ impl Asker<'_> {
         ImagePeers { before, others }
     }
 
-    /// The live nodes that have replicas with an image, or are to have any.
+    /// The live nodes that have replicas with an image, are to have any, or were given it.
     fn nodes_with(self, namespace: &str, image: &str) -> Vec<Peer> {
         let cluster = self.cluster;
         let workloads = cluster
@@ -65,13 +66,27 @@ impl Asker<'_> {
                 placed.chain(said.map(|((_, node), _)| node))
             })
             .collect();
+        let given = cluster.images.iter().filter(|(_, images)| has(images, image)).map(|(node, _)| node);
         let reached = |id: &NodeId| cluster.is_live(self.liveness, id) && !self.liveness.silent.contains(id);
         let peer = |node: &NodeId| {
             let address = (cluster.address(node)?, self.peer_port);
             Some(Peer { node: *node, address: SocketAddr::from(address) })
         };
-        nodes.into_iter().filter(|id| **id != self.me && reached(id)).filter_map(peer).collect()
+        nodes
+            .into_iter()
+            .chain(given)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .filter(|id| **id != self.me && reached(id))
+            .filter_map(peer)
+            .collect()
     }
+}
+
+/// Whether an image, by whatever name, is one of those that a node was given.
+fn has(given: &BTreeMap<String, GivenImage>, image: &str) -> bool {
+    let digest = image.rsplit_once("@sha256:").and_then(|(_, digest)| digest.parse::<Digest>().ok());
+    digest.is_some_and(|digest| given.values().any(|image| image.digest == digest))
 }
 
 #[cfg(test)]
@@ -179,5 +194,22 @@ mod tests {
         assert_eq!(peers(&cluster, &liveness, 2), ImagePeers::default());
         let asker = Asker { cluster: &cluster, liveness: &liveness, me: node_id(2), peer_port: 1 };
         assert_ne!(asker.peers("other", IMAGE), ImagePeers::default());
+    }
+
+    #[test]
+    fn what_a_node_was_given_all_have_from_it_whatever_they_call_it() {
+        let (mut cluster, liveness) = cluster(3);
+        let digest = Digest::of(b"manifest");
+        let image = GivenImage { digest, given_ms: 5 };
+        cluster.images.insert(node_id(3), [("shop:1".to_owned(), image)].into());
+        let asker = Asker { cluster: &cluster, liveness: &liveness, me: node_id(1), peer_port: 1 };
+        let asked = |image: &str| -> Vec<NodeId> {
+            let ImagePeers { before, others } = asker.peers("default", image);
+            before.into_iter().chain(others).map(|peer| peer.node).collect()
+        };
+        assert_eq!(asked(&image.reference("shop:1")), [node_id(3)]);
+        assert_eq!(asked(&image.reference("docker.io/library/shop:1")), [node_id(3)]);
+        assert_eq!(asked(&format!("shop:1@sha256:{}", Digest::of(b"another"))), []);
+        assert_eq!(asked("shop:1"), [], "a tag may name another one");
     }
 }

@@ -139,6 +139,10 @@ fn follow_one(cluster: &mut Cluster, map: &Map, key: &RecordKey) -> bool {
             cluster.volume_parts.remove(&(part.clone(), *id));
             add_entry(cluster, key, entry);
         }
+        (RecordKey::Observation(id, Topic::Images), _) => {
+            cluster.images.remove(id);
+            add_entry(cluster, key, entry);
+        }
         (RecordKey::Observation(id, Topic::Shared(secret, node)), _) => {
             cluster.shared_keys.remove(&(secret.clone(), *node, *id));
             add_entry(cluster, key, entry);
@@ -212,6 +216,12 @@ fn add_statement(cluster: &mut Cluster, key: &RecordKey, entry: &Entry) {
             Content::Observation(Some(Observation::Volume(status))),
         ) if speaks(cluster, id) => {
             cluster.volume_parts.insert((part.clone(), *id), *status);
+        }
+        (
+            RecordKey::Observation(id, Topic::Images),
+            Content::Observation(Some(Observation::Images(images))),
+        ) if speaks(cluster, id) => {
+            cluster.images.insert(*id, images.clone());
         }
         (
             RecordKey::Observation(id, Topic::Shared(secret, node)),

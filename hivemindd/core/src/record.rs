@@ -48,6 +48,8 @@ pub enum Topic {
     Volume(VolumePart),
     /// [`Observation::Shared`] of that secret with that node.
     Shared(SpecKey, NodeId),
+    /// [`Observation::Images`].
+    Images,
 }
 
 /// What a decision is about.
@@ -210,6 +212,24 @@ pub enum Observation {
     Volume(VolumeStatus),
     /// A key to a secret for another node, made by the writer, who can open it.
     Shared(SharedKey),
+    /// The images it was given, which no registry need have, by their names without digests.
+    Images(BTreeMap<String, GivenImage>),
+}
+
+/// An image that an operator gave a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenImage {
+    /// Of its manifest.
+    pub digest: Digest,
+    /// When, wall milliseconds of that node.
+    pub given_ms: u64,
+}
+
+impl GivenImage {
+    /// How containers name it.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{name}@sha256:{}", self.digest)
+    }
 }
 
 /// A key to a secret, for a node that its document was not sealed to.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::api::{self, Capacity, NodeState, Phase, RolloutState};
 use hivemind_spec::document::SpecKey;
-use hivemind_spec::id::{ClusterId, NodeId};
+use hivemind_spec::id::{ClusterId, Digest, NodeId};
 use hivemind_spec::machine::API_PORT;
 use hivemind_spec::release::Architecture;
 use hivemind_spec::volume::Per;
@@ -14,7 +14,7 @@ use hivemind_spec::workload::{Protocol, Takeover};
 
 use crate::cluster::{self, Cluster, ContainerRange, Liveness, OsRelease};
 use crate::job;
-use crate::record::{Doubled, Overtaken, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
+use crate::record::{Doubled, GivenImage, Overtaken, ReplicaId, ReplicaStatus, VolumeId, WorkloadId};
 use crate::replica::exit_code;
 use crate::rollout::{self, Standing};
 use crate::time::Time;
@@ -184,6 +184,31 @@ impl View<'_> {
             workloads: self.cluster.users_of(id).map(|user| user.name.clone()).collect(),
             parts: parts.collect(),
         }
+    }
+
+    /// `GET /v1/images`, by name; of those of one name the one that was given last comes first.
+    pub fn images(&self) -> Vec<api::GivenImage> {
+        let mut all: BTreeMap<(&String, Digest), api::GivenImage> = BTreeMap::new();
+        for (node, images) in &self.cluster.images {
+            for (name, GivenImage { digest, given_ms }) in images {
+                let new = || api::GivenImage {
+                    name: name.clone(),
+                    digest: format!("sha256:{digest}"),
+                    given_ms: *given_ms,
+                    nodes: Vec::new(),
+                };
+                let image = all.entry((name, *digest)).or_insert_with(new);
+                image.given_ms = image.given_ms.max(*given_ms);
+                image.nodes.push(api::Holder {
+                    node: *node,
+                    hostname: self.cluster.hostname(node),
+                    reachable: self.cluster.is_live(self.liveness, node),
+                });
+            }
+        }
+        let mut all: Vec<_> = all.into_values().collect();
+        all.sort_by(|a, b| (&a.name, b.given_ms, &a.digest).cmp(&(&b.name, a.given_ms, &b.digest)));
+        all
     }
 
     /// `GET /v1/workloads`, by namespace and name; of one namespace if given.

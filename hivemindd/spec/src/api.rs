@@ -275,6 +275,43 @@ pub struct VolumePart {
     pub discarding_ms: Option<u64>,
 }
 
+/// One item of `GET /v1/images`: an image that operators gave to nodes, and that no registry need have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GivenImage {
+    /// Its name, without the digest.
+    pub name: String,
+    /// The digest of its manifest, as OCI writes it.
+    pub digest: String,
+    /// When it was given last, milliseconds since 1970 by the node's clock.
+    pub given_ms: u64,
+    /// Which nodes it was given.
+    pub nodes: Vec<Holder>,
+}
+
+/// What a node that is given an image says it wants next, a line of JSON each: the configuration first, then each layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WantedBlob {
+    /// Which blob, as OCI writes its digest.
+    pub digest: String,
+    /// From which byte on; its size if all of it is there.
+    pub from: u64,
+}
+
+/// A node that has something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Holder {
+    /// The node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// Whether it can be heard.
+    pub reachable: bool,
+}
+
 /// One item of `GET /v1/secrets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

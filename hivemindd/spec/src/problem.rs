@@ -71,6 +71,8 @@ codes! {
     Storage = "storage", 507, "The change could not be stored";
     /// A command cannot be run in its container: it is not there, or the container is not.
     NotStarted = "not-started", 409, "The command does not start";
+    /// An image that is given is not as it should be, or its node cannot keep it.
+    NotTaken = "not-taken", 409, "The image is not taken";
     /// The node concerned cannot be reached.
     Unreachable = "unreachable", 502, "The node cannot be reached";
     /// The node is about to stop or to start anew; another node, or the same one later, answers.

@@ -1,15 +1,21 @@
 //! How other tasks reach the agent's loop: one bounded queue of questions.
 
+use std::time::Duration;
+
 use hivemind_core::node::Node;
 use hivemind_core::time::Time;
 use hivemind_spec::api::Accepted;
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::problem::{Code, Problem};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
 
 /// Questions waiting for the loop. One request is one question, and the API serves fewer
 /// connections than this at a time; more means that the loop hangs, and then refusing is right.
 const MAX_WAITING: usize = 256;
+
+/// How often is looked while something is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 type Reader = Box<dyn FnOnce(&Node, Time) + Send>;
 
@@ -57,6 +63,28 @@ impl AgentHandle {
             let _ = answer.send(look(node, now));
         })))?;
         wait.await.map_err(|_| stopped())
+    }
+
+    /// Waits until the state is as `look` wants it. Returns whether it is in time.
+    ///
+    /// # Errors
+    /// As [`AgentHandle::read`].
+    pub async fn wait_until(
+        &self,
+        patience: Duration,
+        look: impl Fn(&Node) -> bool + Clone + Send + 'static,
+    ) -> Result<bool, Problem> {
+        let until = Instant::now() + patience;
+        loop {
+            let look = look.clone();
+            if self.read(move |node, _| look(node)).await? {
+                return Ok(true);
+            }
+            if Instant::now() > until {
+                return Ok(false);
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     fn ask(&self, ask: Ask) -> Result<(), Problem> {

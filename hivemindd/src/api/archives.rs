@@ -13,7 +13,6 @@ use hivemind_spec::exec::FromNode;
 use hivemind_spec::id::{KeyId, NodeId};
 use hivemind_spec::problem::{Code, Problem};
 use serde::Deserialize;
-use tokio::time::{Instant, sleep};
 use utoipa::IntoParams;
 
 use super::Context;
@@ -197,20 +196,11 @@ async fn is_free(context: &Context, part: &VolumePart) -> Result<(), Problem> {
 
 /// Waits until this node has said that it has the part.
 async fn wait_until_told(context: &Context, part: &VolumePart) -> Result<(), Problem> {
-    let until = Instant::now() + TOLD_PATIENCE;
-    loop {
-        let wanted = part.clone();
-        let told = move |core: &Node, _| core.cluster().holders(&wanted).any(|(node, _)| *node == core.me());
-        if context.agent.read(told).await? {
-            return Ok(());
-        }
-        if Instant::now() > until {
-            return Err(Problem::new(
-                Code::Internal,
-                format!("volume {part} is filled, and the cluster does not know yet"),
-            )
-            .advice("wait until `hivemind volumes` lists it before anything is pushed that uses it"));
-        }
-        sleep(Duration::from_millis(200)).await;
+    let wanted = part.clone();
+    let told = move |core: &Node| core.cluster().holders(&wanted).any(|(node, _)| *node == core.me());
+    if context.agent.wait_until(TOLD_PATIENCE, told).await? {
+        return Ok(());
     }
+    Err(Problem::new(Code::Internal, format!("volume {part} is filled, and the cluster does not know yet"))
+        .advice("wait until `hivemind volumes` lists it before anything is pushed that uses it"))
 }

@@ -12,6 +12,7 @@ mod body;
 mod events;
 mod exec;
 mod forward;
+mod images;
 mod logs;
 mod openapi;
 mod orders;
@@ -82,6 +83,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/volumes", get(reads::volumes))
         .route("/v1/volumes/{namespace}/{volume}/archive", get(archives::read))
         .route("/v1/volumes/{namespace}/{volume}/fill", get(archives::fill))
+        .route("/v1/images", get(images::list).delete(images::take_back))
+        .route("/v1/images/give", get(images::give))
         .route("/v1/secrets", get(reads::secrets))
         .route("/v1/recipients", get(reads::recipients))
         .route("/v1/status", get(reads::status))

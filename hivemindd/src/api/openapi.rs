@@ -1,11 +1,12 @@
 //! The API's description, made from the handlers and types themselves.
 
 use axum::Json;
+use hivemind_spec::api::WantedBlob;
 use hivemind_spec::exec::{ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{archives, events, exec, logs, orders, reads, specs, stats, support};
+use super::{archives, events, exec, images, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,6 +29,9 @@ use super::{archives, events, exec, logs, orders, reads, specs, stats, support};
         reads::volumes,
         archives::read,
         archives::fill,
+        images::list,
+        images::give,
+        images::take_back,
         reads::secrets,
         reads::recipients,
         reads::status,
@@ -39,7 +43,7 @@ use super::{archives, events, exec, logs, orders, reads, specs, stats, support};
         exec::exec,
         serve,
     ),
-    components(schemas(ExecRequest, FromClient))
+    components(schemas(ExecRequest, FromClient, WantedBlob))
 )]
 struct Api;
 

@@ -7,10 +7,12 @@
 //!
 //! Every blob comes from another node if one has it or is fetching it ([`peers`]), else from the registry.
 
+mod given;
+mod manifest;
 mod peers;
 mod registry;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -28,15 +30,20 @@ use hivemind_core::event::{ImagePeers, OperationError, Peer};
 use hivemind_spec::api::PullProgress;
 use hivemind_spec::machine;
 use hivemind_spec::secret::Credentials;
-use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use self::given::Given;
+use self::manifest::{
+    Blob, MANIFEST_TYPES, Manifest, check_config, check_layers, choose_platform, descriptor, manifest_labels,
+    parse_config, parse_manifest,
+};
+pub(super) use self::manifest::{Execution, ImageConfig};
 pub use self::peers::DONE_BYTES;
 use self::peers::{Coming, FromPeer, Peers};
 use self::registry::{FromRegistry, Registries, Source, innermost};
 use super::client::{Containerd, Lease, if_there, permanent, refused, request, transient};
-use super::content::{BlobWriter, CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
+use super::content::{BlobWriter, CHUNK_BYTES, sha256};
 use super::{ANSWER_LIMIT, wall_ms, within};
 use crate::transport::Transport;
 
@@ -49,76 +56,23 @@ const BLOBS_TO_OTHERS: usize = 4;
 /// How long whoever sends a blob may be silent in the middle of it: longer than the registry's own limit.
 const SILENCE: Duration = Duration::from_secs(45);
 
-/// Layers an image may have. Docker stops at 127; the kernel's overlayfs at 500.
-const MAX_LAYERS: usize = 256;
-
 /// Pull progress is told this often: every report becomes a replicated record.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a pull may go on without getting further: unpacking the largest layer onto slow flash takes minutes.
 const PULL_SILENCE: Duration = Duration::from_secs(1800);
 
-/// The platform images are taken for, as OCI names it.
-const PLATFORM: (&str, &str) = ("linux", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
-
 /// The label of an image record that names the topmost unpacked layer.
 const CHAIN_LABEL: &str = "hivemind/chain";
+
+/// The label of an image record of an image that an operator gave, that says when, wall milliseconds.
+const GIVEN_LABEL: &str = "hivemind/given";
 
 /// Label on a blob: keep that blob as long as this one.
 const KEEP_CONTENT: &str = "containerd.io/gc.ref.content";
 
 /// Label on a blob: keep that snapshot as long as this blob.
 const KEEP_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.overlayfs";
-
-const MANIFEST_TYPES: &[&str] = &[
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-
-/// Layers containerd can unpack.
-const LAYER_TYPES: &[&str] = &[
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
-
-/// What of an image's configuration decides how a container of it runs (OCI image specification,
-/// "Image Configuration").
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub(super) struct ImageConfig {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    rootfs: RootFs,
-    /// How to run it.
-    #[serde(default)]
-    pub(super) config: Option<Execution>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-struct RootFs {
-    #[serde(default)]
-    diff_ids: Vec<String>,
-}
-
-/// How an image wants to be run. Real images have `null` in most places.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Execution {
-    pub(super) user: Option<String>,
-    pub(super) env: Option<Vec<String>>,
-    pub(super) entrypoint: Option<Vec<String>>,
-    pub(super) cmd: Option<Vec<String>>,
-    pub(super) working_dir: Option<String>,
-    pub(super) stop_signal: Option<String>,
-}
 
 /// An image that is there and unpacked.
 #[derive(Debug, Clone)]
@@ -129,45 +83,19 @@ pub(super) struct LocalImage {
     pub(super) chain: String,
 }
 
-/// A manifest, or an index of manifests for several platforms.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Manifest {
-    schema_version: u32,
-    media_type: Option<String>,
-    config: Option<Blob>,
-    layers: Option<Vec<Blob>>,
-    manifests: Option<Vec<IndexEntry>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Blob {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    size: u64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct IndexEntry {
-    digest: String,
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-}
-
 /// What an image is named by: the bytes as they are signed for by their digests.
 struct Documents {
     manifest: Vec<u8>,
     index: Option<Vec<u8>>,
+}
+
+/// An image whose blobs are there.
+struct Whole<'a> {
+    documents: &'a Documents,
+    manifest: &'a Manifest,
+    config: &'a Blob,
+    layers: &'a [Blob],
+    parsed: &'a ImageConfig,
 }
 
 /// What one pull goes by.
@@ -273,11 +201,12 @@ impl Images {
         })
     }
 
-    /// References of the images that are there and unpacked.
-    pub(super) async fn list(&self) -> Result<Vec<String>, OperationError> {
+    /// The images that are there and unpacked, by their references; and those of them that operators gave.
+    pub(super) async fn list(&self) -> Result<(BTreeSet<String>, Given), OperationError> {
         let answer = self.containerd.images().list(request(ListImagesRequest::default())).await;
         let images = answer.map_err(refused("listing images"))?.into_inner().images;
-        Ok(images.into_iter().map(|image| image.name).collect())
+        let given = given::among(&images);
+        Ok((images.into_iter().map(|image| image.name).collect(), given))
     }
 
     /// The image of that reference, if it is there.
@@ -419,13 +348,8 @@ impl Images {
         stream::iter(layers.iter().map(Ok))
             .try_for_each_concurrent(BLOBS_AT_A_TIME, |layer| self.fetch_blob(pull, layer))
             .await?;
-        let chain = {
-            let _alone = self.unpacking.lock().await;
-            let descriptors: Vec<Descriptor> = layers.iter().map(descriptor).collect();
-            let unpacked = self.containerd.unpack(pull.lease, &descriptors, &parsed.rootfs.diff_ids).await;
-            self.or_doubt(unpacked, layers).await?
-        };
-        self.record_image(name, &documents, &manifest, config, &chain, pull.lease).await
+        let whole = Whole { documents: &documents, manifest: &manifest, config, layers, parsed: &parsed };
+        self.keep(name, &whole, None, pull.lease).await
     }
 
     /// Passes on what came of using blobs. Where that failed, those that are not what containerd takes
@@ -459,17 +383,48 @@ impl Images {
         name: &str,
         pull: &Pull<'_>,
     ) -> Result<(Documents, Manifest), OperationError> {
-        let (bytes, manifest) = fetch_document(name, pull, None).await?;
+        let (bytes, manifest) = self.fetch_document(name, pull, None).await?;
         let Some(entries) = &manifest.manifests else {
             return Ok((Documents { manifest: bytes, index: None }, manifest));
         };
         let digest = choose_platform(name, entries)?;
         let index = Some(bytes);
-        let (bytes, manifest) = fetch_document(name, pull, Some(digest)).await?;
+        let (bytes, manifest) = self.fetch_document(name, pull, Some(digest)).await?;
         if sha256(&bytes) != digest {
             return Err(transient(format!("the registry sent another manifest of {name} than {digest}")));
         }
         Ok((Documents { manifest: bytes, index }, manifest))
+    }
+
+    /// A manifest or an index: if it is named by its digest, the one that is here already or another node has; else from
+    /// the registry, which alone knows what a tag names. `digest`: that of the manifest for this machine, once the index has
+    /// named it.
+    async fn fetch_document(
+        &self,
+        name: &str,
+        pull: &Pull<'_>,
+        digest: Option<&str>,
+    ) -> Result<(Vec<u8>, Manifest), OperationError> {
+        let found = match digest.or(pull.source.reference.digest()) {
+            Some(digest) => match self.here(digest).await {
+                Some(bytes) => Some(bytes),
+                None => pull.peers.document(digest).await,
+            },
+            None => None,
+        };
+        let bytes = match found {
+            Some(bytes) => bytes,
+            None => pull.source.manifest(digest).await?,
+        };
+        let manifest = parse_manifest(name, &bytes)?;
+        Ok((bytes, manifest))
+    }
+
+    /// A small blob that is here and whole.
+    async fn here(&self, digest: &str) -> Option<Vec<u8>> {
+        let info = self.containerd.content().info(request(InfoRequest { digest: digest.to_owned() })).await;
+        info.ok()?;
+        self.containerd.read_blob(digest).await.ok().filter(|bytes| sha256(bytes) == digest)
     }
 
     /// Fetches a blob into the content store unless it is there. containerd compares its digest
@@ -549,21 +504,27 @@ impl Images {
         }
     }
 
-    async fn record_image(
+    /// Unpacks an image and records it; `given_ms` is when an operator gave it, if one did.
+    async fn keep(
         &self,
         name: &str,
-        documents: &Documents,
-        manifest: &Manifest,
-        config: &Blob,
-        chain: &str,
+        whole: &Whole<'_>,
+        given_ms: Option<u64>,
         lease: &Lease,
     ) -> Result<(), OperationError> {
+        let Whole { documents, manifest, config, layers, parsed } = whole;
+        let chain = {
+            let _alone = self.unpacking.lock().await;
+            let descriptors: Vec<Descriptor> = layers.iter().map(descriptor).collect();
+            let unpacked = self.containerd.unpack(lease, &descriptors, &parsed.rootfs.diff_ids).await;
+            self.or_doubt(unpacked, *layers).await?
+        };
         let failed = refused("recording an image");
-        let keep_snapshot = [(KEEP_SNAPSHOT.to_owned(), chain.to_owned())].into();
+        let keep_snapshot = [(KEEP_SNAPSHOT.to_owned(), chain.clone())].into();
         self.containerd.label_blob(&config.digest, keep_snapshot).await.map_err(&failed)?;
         let Documents { manifest: bytes, index } = documents;
         let digest = sha256(bytes);
-        let mut labels = manifest_labels(config, manifest.layers.as_deref().unwrap_or_default());
+        let mut labels = manifest_labels(config, layers);
         if let Some(index) = index {
             // Other nodes that know the image by it can have it from here.
             let digest = sha256(index);
@@ -573,12 +534,19 @@ impl Images {
         self.containerd.store_blob(lease, &digest, bytes, labels).await.map_err(&failed)?;
         let media_type = manifest.media_type.clone().unwrap_or_else(|| MANIFEST_TYPES[0].to_owned());
         let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+        let given = given_ms.map(|ms| (GIVEN_LABEL.to_owned(), ms.to_string()));
         let image = Image {
             name: name.to_owned(),
-            labels: [(CHAIN_LABEL.to_owned(), chain.to_owned())].into(),
+            labels: [(CHAIN_LABEL.to_owned(), chain)].into_iter().chain(given).collect(),
             target: Some(Descriptor { media_type, digest, size, ..Default::default() }),
             ..Default::default()
         };
+        self.record_as(image, lease).await
+    }
+
+    /// Records an image, instead of what was recorded under its name.
+    async fn record_as(&self, image: Image, lease: &Lease) -> Result<(), OperationError> {
+        let failed = refused("recording an image");
         let create = CreateImageRequest { image: Some(image.clone()), ..Default::default() };
         match self.containerd.images().create(lease.request(create)).await {
             Ok(_) => Ok(()),
@@ -657,25 +625,6 @@ async fn commit(writer: BlobWriter, blob: &Blob) -> Result<(), Fault> {
     })
 }
 
-/// A manifest or an index: from another node if it is named by its digest, else from the registry, which alone knows
-/// what a tag names. `digest`: that of the manifest for this machine, once the index has named it.
-async fn fetch_document(
-    name: &str,
-    pull: &Pull<'_>,
-    digest: Option<&str>,
-) -> Result<(Vec<u8>, Manifest), OperationError> {
-    let from_peer = match digest.or(pull.source.reference.digest()) {
-        Some(digest) => pull.peers.document(digest).await,
-        None => None,
-    };
-    let bytes = match from_peer {
-        Some(bytes) => bytes,
-        None => pull.source.manifest(digest).await?,
-    };
-    let manifest = parse_manifest(name, &bytes)?;
-    Ok((bytes, manifest))
-}
-
 /// The lease of a pull that begins now, milliseconds since 1970, and when it expires: in one to two days. A lease cannot
 /// be prolonged, and what is fetched must be kept for as long as a pull over a slow link takes, or one that is tried
 /// again and again; so each day has its own, and takes over from the one before what the pull comes across.
@@ -683,97 +632,6 @@ fn lease_of(image: &str, now_ms: u64) -> (String, u64) {
     const DAY_MS: u64 = 24 * 3600 * 1000;
     let day = now_ms / DAY_MS;
     (format!("pull-{}-{day}", sha256(image.as_bytes())), (day + 2) * DAY_MS)
-}
-
-fn descriptor(blob: &Blob) -> Descriptor {
-    Descriptor {
-        media_type: blob.media_type.clone(),
-        digest: blob.digest.clone(),
-        size: i64::try_from(blob.size).unwrap_or(i64::MAX),
-        ..Default::default()
-    }
-}
-
-fn manifest_labels(config: &Blob, layers: &[Blob]) -> HashMap<String, String> {
-    let layers = layers
-        .iter()
-        .enumerate()
-        .map(|(index, blob)| (format!("{KEEP_CONTENT}.l.{index}"), blob.digest.clone()));
-    layers.chain([(format!("{KEEP_CONTENT}.config"), config.digest.clone())]).collect()
-}
-
-fn parse_manifest(name: &str, bytes: &[u8]) -> Result<Manifest, OperationError> {
-    let manifest: Manifest = serde_json::from_slice(bytes)
-        .map_err(|error| permanent(format!("the manifest of {name} cannot be read: {error}")))?;
-    if manifest.schema_version != 2 {
-        return Err(permanent(format!(
-            "the manifest of {name} has schema version {}; only 2 is supported",
-            manifest.schema_version
-        )));
-    }
-    Ok(manifest)
-}
-
-fn parse_config(name: &str, bytes: &[u8]) -> Result<ImageConfig, OperationError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| permanent(format!("the configuration of {name} cannot be read: {error}")))
-}
-
-fn choose_platform<'a>(name: &str, entries: &'a [IndexEntry]) -> Result<&'a str, OperationError> {
-    let (os, architecture) = PLATFORM;
-    let platforms = || entries.iter().filter_map(|entry| entry.platform.as_ref());
-    let matching = entries.iter().find(|entry| {
-        entry
-            .platform
-            .as_ref()
-            .is_some_and(|platform| platform.os == os && platform.architecture == architecture)
-    });
-    matching.map(|entry| entry.digest.as_str()).ok_or_else(|| {
-        let there: Vec<_> = platforms().map(|p| format!("{}/{}", p.os, p.architecture)).collect();
-        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-        permanent(format!("{name} has no {os}/{architecture} variant; it has: {there}"))
-    })
-}
-
-fn check_layers(name: &str, config: &Blob, layers: &[Blob]) -> Result<(), OperationError> {
-    if config.size > MAX_DOCUMENT_BYTES {
-        return Err(permanent(format!("the configuration of {name} is over {MAX_DOCUMENT_BYTES} bytes")));
-    }
-    if layers.is_empty() || layers.len() > MAX_LAYERS {
-        return Err(permanent(format!(
-            "{name} has {} layers; 1 to {MAX_LAYERS} are supported",
-            layers.len()
-        )));
-    }
-    for blob in layers.iter().chain([config]) {
-        let digits = blob.digest.strip_prefix("sha256:");
-        if digits.and_then(hivemind_spec::id::unhex::<32>).is_none() {
-            return Err(permanent(format!("{name}: {:?} is not a SHA-256 digest", blob.digest)));
-        }
-    }
-    match layers.iter().find(|layer| !LAYER_TYPES.contains(&layer.media_type.as_str())) {
-        Some(layer) => {
-            Err(permanent(format!("{name}: layers of type {:?} cannot be unpacked", layer.media_type)))
-        }
-        None => Ok(()),
-    }
-}
-
-fn check_config(name: &str, config: &ImageConfig, layers: usize) -> Result<(), OperationError> {
-    let (os, architecture) = PLATFORM;
-    if config.os != os || config.architecture != architecture {
-        return Err(permanent(format!(
-            "{name} has no {os}/{architecture} variant; it is for {}/{}",
-            config.os, config.architecture
-        )));
-    }
-    if config.rootfs.diff_ids.len() != layers {
-        return Err(permanent(format!(
-            "{name} is broken: its configuration lists {} layers, its manifest {layers}",
-            config.rootfs.diff_ids.len()
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

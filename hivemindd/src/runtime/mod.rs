@@ -21,11 +21,12 @@ use hivemind_core::event::{
     ContainerId, ContainerState, DiskState, Inventory, OperationError, RuntimeOp, TaskState,
 };
 use hivemind_spec::api::{self, Counters, PullProgress};
-use hivemind_spec::id::NodeId;
+use hivemind_spec::id::{Digest, NodeId};
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::machine;
 use tokio::sync::{Notify, Semaphore};
 
+use self::session::OtherEnd;
 use crate::network::isolation::InForce;
 use crate::transport::Transport;
 
@@ -246,6 +247,33 @@ impl Runtime {
         self.images.send_blob(digest, from).await
     }
 
+    /// Takes an image from the other end, by a name without a digest and the digest of its manifest, and keeps it however
+    /// full the disk is.
+    ///
+    /// # Errors
+    /// When it is not as it should be, breaks off, or cannot be kept.
+    pub async fn take_image(
+        &self,
+        name: &str,
+        digest: Digest,
+        manifest_bytes: u64,
+        other: OtherEnd,
+    ) -> Result<(), OperationError> {
+        self.images.take(name, digest, manifest_bytes, other).await?;
+        self.look_again.notify_one();
+        Ok(())
+    }
+
+    /// Keeps an image that was given no longer than any other.
+    ///
+    /// # Errors
+    /// When containerd does not do it.
+    pub async fn give_up_image(&self, name: &str) -> Result<(), OperationError> {
+        self.images.give_up(name, None).await?;
+        self.look_again.notify_one();
+        Ok(())
+    }
+
     /// What the kernel has counted of containers, and their processes if they are wanted, in their order; none of those
     /// that are gone.
     pub async fn used(
@@ -264,7 +292,7 @@ impl Runtime {
 
     async fn take_inventory(&self) -> Result<Inventory, OperationError> {
         let (mut containers, mut tasks) = (self.containerd.containers(), self.containerd.tasks());
-        let (containers, tasks, images) = tokio::try_join!(
+        let (containers, tasks, (images, given)) = tokio::try_join!(
             async {
                 let answer = containers.list(client::request(ListContainersRequest::default())).await;
                 answer.map_err(client::refused("listing containers"))
@@ -278,8 +306,7 @@ impl Runtime {
         let (volumes, directory) = (Arc::clone(&self.volumes), self.settings.volume_dir.clone());
         let look = move || Ok((volumes.list()?, disk_state(&directory)));
         let (volumes, disk) = on_disk("looking at the volumes", look).await?;
-        let images = images.into_iter().collect();
-        let mut inventory = Inventory { images, volumes, disk, ..Inventory::default() };
+        let mut inventory = Inventory { images, given, volumes, disk, ..Inventory::default() };
         let mut logs = BTreeMap::new();
         for container in containers.into_inner().containers {
             let labels = labels::read(&container.labels);

@@ -73,7 +73,7 @@ impl Part {
 }
 
 /// Bytes under way: a bar on a terminal, nothing elsewhere.
-fn progress(total: Option<u64>) -> ProgressBar {
+pub(super) fn progress(total: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use hivemind_spec::api::SpecItem;
+use hivemind_spec::api::{GivenImage, SpecItem};
 use hivemind_spec::document::{Document, Spec, SpecKey};
 use hivemind_spec::id::Digest;
 use oci_client::Reference;
 
+use super::images;
 use crate::cli::Pinning;
+use crate::client::Client;
 use crate::compose::PullPolicy;
 use crate::failure::{Failure, Result};
 use crate::registry;
@@ -45,17 +47,51 @@ struct Tag {
 /// What came of looking up each tag.
 pub(super) type Found = BTreeMap<String, std::result::Result<Digest, String>>;
 
-/// Looks up the tags of which it is certain before it is known what the cluster holds.
+/// Looks up the tags of which it is certain before it is known what the cluster holds: those of images that machines were
+/// given, there; the others at their registries.
+///
+/// # Errors
+/// When the cluster does not answer.
 pub(super) async fn look_ahead(
+    client: &Client,
     documents: &[Document],
     policies: &BTreeMap<String, PullPolicy>,
     options: &Pinning,
-) -> Found {
-    let tags = documents.iter().filter_map(|document| Tag::of(document, policies, &[]));
-    let certain =
-        |tag: &Tag| matches!(tag.policy, PullPolicy::Unsaid | PullPolicy::Always) && !options.no_pin;
-    let images = tags.filter(certain).map(|tag| tag.image).collect();
-    look_up(images, &options.insecure_registries).await
+) -> Result<Found> {
+    let tags: Vec<Tag> = documents.iter().filter_map(|document| Tag::of(document, policies, &[])).collect();
+    if tags.is_empty() || options.no_pin {
+        return Ok(Found::new());
+    }
+    let mut found = among_given(&tags, &images::given(client).await?);
+    for image in found.iter().filter(|(_, found)| found.is_ok()).map(|(image, _)| image) {
+        note(&format!("{} {image} is the one that machines were given", paint(CHANGING, "note:")));
+    }
+    let certain = |tag: &&Tag| {
+        matches!(tag.policy, PullPolicy::Unsaid | PullPolicy::Always) && !found.contains_key(&tag.image)
+    };
+    let wanted = tags.iter().filter(certain).map(|tag| tag.image.clone()).collect();
+    found.extend(look_up(wanted, &options.insecure_registries).await);
+    Ok(found)
+}
+
+/// What the tags name of images that machines were given. Those that are to be looked up whatever happens are not among them,
+/// and those that never are are all of them.
+fn among_given(tags: &[Tag], given: &[GivenImage]) -> Found {
+    let look = |tag: &Tag| {
+        let name = images::whole_name(&tag.image);
+        // The one that was given last comes first.
+        let image = given.iter().find(|image| images::whole_name(&image.name) == name);
+        let digest = image.and_then(|image| image.digest.strip_prefix("sha256:")?.parse().ok());
+        match (digest, tag.policy) {
+            (_, PullPolicy::Always) => None,
+            (Some(digest), _) => Some(Ok(digest)),
+            (None, PullPolicy::Never) => {
+                Some(Err("no machine was given it; `hivemind images give` does that".to_owned()))
+            }
+            (None, _) => None,
+        }
+    };
+    tags.iter().filter_map(|tag| Some((tag.image.clone(), look(tag)?))).collect()
 }
 
 /// Gives the images of workloads the digests that their tags have now. What cannot be looked up keeps the digest it was
@@ -148,11 +184,12 @@ impl Tag {
         let (mut pinned, mut told) = (earlier, None);
         match found.get(&image).filter(|_| looked_up) {
             Some(Ok(digest)) => pinned = Some(Earlier { digest: *digest, looked_up_ms: Some(now_ms) }),
-            Some(Err(why)) if policy == PullPolicy::Always => {
+            Some(Err(why)) if matches!(policy, PullPolicy::Always | PullPolicy::Never) => {
                 let text = format!("{}: {image}: {why}", document.metadata.name);
-                return Err(Failure::local("image-not-found", text).advice(
-                    "it has `pull_policy: always`, so it must be looked up; correct what is wrong, or remove that",
-                ));
+                let said = if policy == PullPolicy::Always { "always" } else { "never" };
+                return Err(Failure::local("image-not-found", text).advice(format!(
+                    "it has `pull_policy: {said}`, so it must be found there; correct what is wrong, or remove that"
+                )));
             }
             Some(Err(why)) if pinned.is_some() => told = Some(format!("{image} stays what it was: {why}")),
             Some(Err(why)) => {
@@ -291,6 +328,34 @@ mod tests {
         assert_eq!((looks, image), (false, pinned("first")));
         let (looks, image, _) = push(&current, NOW_MS + 1000, "second");
         assert_eq!((looks, image), (true, pinned("second")));
+    }
+
+    #[test]
+    fn a_tag_is_taken_for_the_image_that_was_given_last_by_its_name() {
+        let given = |name: &str, content: &str| GivenImage {
+            name: name.to_owned(),
+            digest: format!("sha256:{}", Digest::of(content.as_bytes())),
+            given_ms: 5,
+            nodes: Vec::new(),
+        };
+        let found = |image: &str, policy: PullPolicy, given: &[GivenImage]| {
+            let tag = Tag { image: image.to_owned(), policy, earlier: None };
+            among_given(&[tag], given).remove(image)
+        };
+        let all = [given("docker.io/library/shop:1", "new"), given("docker.io/library/shop:1", "old")];
+        let new = Some(Ok(Digest::of(b"new")));
+        assert_eq!(found("shop:1", PullPolicy::Unsaid, &all), new);
+        assert_eq!(found("shop:1", PullPolicy::Never, &all), new);
+        assert_eq!(found("shop:1", PullPolicy::Always, &all), None, "its registry is asked");
+        assert_eq!(found("shop:2", PullPolicy::Unsaid, &all), None);
+        assert!(
+            found("shop:2", PullPolicy::Never, &all)
+                .unwrap()
+                .unwrap_err()
+                .contains("no machine was given it")
+        );
+        let refused = pushed(PullPolicy::Never, &[], Err("no machine was given it")).unwrap_err();
+        assert!(refused.code == "image-not-found" && refused.advice.contains("never"), "{refused:?}");
     }
 
     #[tokio::test]

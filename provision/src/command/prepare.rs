@@ -32,7 +32,7 @@ pub(super) async fn prepare(
     pinning: &Pinning,
 ) -> Result<Prepared> {
     let (documents, policies) = (&compiled.documents, &compiled.pull_policies);
-    let looked = async { Ok(pin::look_ahead(documents, policies, pinning).await) };
+    let looked = pin::look_ahead(client, documents, policies, pinning);
     let (current, enrolled, mut found) =
         tokio::try_join!(current(client, namespace), enrolled(client, documents), looked)?;
     let now_ms = client.now_ms();

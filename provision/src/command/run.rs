@@ -38,8 +38,7 @@ pub(super) fn run(global: &Global, options: &RunOnce) -> Result<Exit> {
         let mut document = document(&key, options);
         let documents = std::slice::from_mut(&mut document);
         let policies = BTreeMap::new();
-        let looked = pin::look_ahead(documents, &policies, &options.pinning);
-        let looked = async { Ok(looked.await) };
+        let looked = pin::look_ahead(&client, documents, &policies, &options.pinning);
         let (before, mut found) = tokio::try_join!(prepare::held(&client, &key), looked)?;
         if before.as_ref().is_some_and(|item| !item.deleted) {
             let text = format!("there is a workload {} already", key.name);

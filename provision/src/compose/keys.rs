@@ -160,7 +160,7 @@ pub const SERVICE: &[Row] = &[
         Honoured(
             "when a tag becomes a digest, for which it is looked up: with `always` at every push, which fails when it cannot be; \
              with `missing` or `if_not_present` once; with `daily`, `weekly`, `every_12h` at the first push after that time; \
-             without it at every push when it can be",
+             without it at every push when it can be; with `never` it must be an image that machines were given",
         ),
     ),
     ("read_only", Honoured("mounts the root file system read-only")),

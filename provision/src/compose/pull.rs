@@ -15,6 +15,8 @@ pub enum PullPolicy {
     Always,
     /// At the first push with this image.
     Missing,
+    /// Never: it was given to a machine.
+    Never,
     /// At a push, when it was last looked up so many milliseconds ago.
     Every(u64),
 }
@@ -36,16 +38,16 @@ pub(super) fn policy(reader: &Reader<'_>, node: &Node) -> Option<Said> {
     };
     let refused = match text.as_str() {
         "always" => return Some(Said::Policy(PullPolicy::Always)),
+        "never" => return Some(Said::Policy(PullPolicy::Never)),
         "missing" | "if_not_present" => return Some(Said::Policy(PullPolicy::Missing)),
         "refresh" => return Some(Said::Refresh),
         "daily" => return every("1d"),
         "weekly" => return every("1w"),
-        "never" => "is not supported: machines hold only what they fetched",
         "build" => "is not supported: machines build nothing; build and push the image first",
         other => match other.strip_prefix("every_") {
             Some(span) => return every(span),
             None => {
-                "is not one of `always`, `missing`, `if_not_present`, `daily`, `weekly`, `every_…` and `refresh`"
+                "is not one of `always`, `never`, `missing`, `if_not_present`, `daily`, `weekly`, `every_…` and `refresh`"
             }
         },
     };

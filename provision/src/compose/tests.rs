@@ -719,6 +719,7 @@ fn an_exclusive_service_leaves_open_who_has_a_say() {
 fn a_pull_policy_says_when_a_tag_becomes_a_digest_and_never_what_runs_unsigned() {
     let policies = |value: &str| compiled(&service(&format!("pull_policy: {value}"))).pull_policies;
     assert_eq!(policies("always")["web"], PullPolicy::Always);
+    assert_eq!(policies("never")["web"], PullPolicy::Never);
     assert_eq!(policies("if_not_present"), policies("missing"));
     assert!(compiled(&service("")).pull_policies.is_empty());
     assert_eq!(policies("daily"), policies("every_24h"));
@@ -727,7 +728,6 @@ fn a_pull_policy_says_when_a_tag_becomes_a_digest_and_never_what_runs_unsigned()
     assert_eq!(policies("refresh\npull_refresh_after: 36h"), policies("every_1d12h"));
     assert!(refused("pull_policy: always\npull_refresh_after: 1h").contains("5: goes with"));
     for (value, reason) in [
-        ("never", "hold only what they fetched"),
         ("build", "build and push the image"),
         ("every_now", "is not a duration"),
         ("refresh", "needs `pull_refresh_after`"),

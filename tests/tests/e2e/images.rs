@@ -263,3 +263,106 @@ fn a_mirror_gives_the_images_of_a_registry_that_cannot_be_reached() {
     let (said, _) = wait::until("it answers", STARTING, || cluster.get(&url));
     assert!(said.contains("version 1"), "{said}");
 }
+
+/// Copies an image to a file with another's program, and the file to this computer.
+fn saved(cluster: &Cluster, image: &str, form: &str, name: &str) -> String {
+    let copy = format!(
+        "rm -f /tmp/image && skopeo --insecure-policy copy --quiet --src-tls-verify=false docker://registry.lab:5000/{image} \
+         {form}:/tmp/image{name}"
+    );
+    cluster.hivemind(["exec", "copier", "sh", "-c", &copy]).ok();
+    let file = cluster.folder().join(form).to_string_lossy().into_owned();
+    cluster.hivemind(["cp", "copier:/tmp/image", &file]).ok();
+    file
+}
+
+#[test]
+fn an_image_that_machines_were_given_runs_without_any_registry() {
+    let cluster = Cluster::formed("given", 2);
+    let copier = "services:\n  copier:\n    image: registry.lab:5000/skopeo:1\n    command: sleep 1000000\n    \
+                  stop_grace_period: 0s\n";
+    cluster.push(copier).ok();
+    cluster.wait_for_running("copier", 1, STARTING);
+    // As `docker save` writes it, and as OCI has it. There is no registry of that name.
+    let docker = saved(&cluster, "nginx:1", "docker-archive", ":given.example/shop:1");
+    let oci = saved(&cluster, "nginx:2", "oci-archive", "");
+    cluster.hivemind(["remove", "copier", "--yes"]).ok();
+    let shop = |replicas: u32| {
+        shop(replicas, "pull_policy: never").replace("registry.lab:5001/shop:1", "given.example/shop:1")
+    };
+    let refused = cluster.push(&shop(1)).failed().stderr();
+    assert!(refused.contains("no machine was given it"), "{refused}");
+
+    // One that is damaged is refused for what it is, and nothing of it is there.
+    let mut damaged = std::fs::read(&docker).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let other = format!("{docker}.damaged");
+    std::fs::write(&other, damaged).unwrap();
+    let refused = cluster.hivemind(["images", "give", &other]).failed().stderr();
+    assert!(refused.contains("digest"), "{refused}");
+    assert_eq!(given(&cluster), []);
+
+    let first = &cluster.machines[0];
+    let nodes = items(&cluster.json(&["nodes"]).unwrap());
+    let hostname = |machine: &Machine| {
+        let at = |node: &&serde_json::Value| node["address"] == machine.address().to_string();
+        nodes.iter().find(at).unwrap()["hostname"].as_str().unwrap().to_owned()
+    };
+    let told = cluster.hivemind(["images", "give", &docker, "--on", &hostname(first)]).ok().stdout();
+    assert!(told.contains("has given.example/shop:1"), "{told}");
+    are_given(&cluster, &[hostname(first)]);
+
+    // The other has it from there.
+    let pushed = cluster.push(&shop(2)).ok().stderr();
+    assert!(pushed.contains("is the one that machines were given"), "{pushed}");
+    let images = running(&cluster, 2);
+    assert!(images[0].starts_with("given.example/shop:1@sha256:") && images[0] == images[1], "{images:?}");
+    for machine in &cluster.machines {
+        let url = format!("http://{}:8080/", machine.address());
+        let (said, _) = wait::until("it answers", STARTING, || cluster.get(&url));
+        assert!(said.contains("version 1"), "{said}");
+    }
+
+    // Another takes its name, on all machines: what was given last counts.
+    cluster.hivemind(["images", "give", &oci, "--name", "given.example/shop:1", "--all"]).ok();
+    let mut both: Vec<String> = cluster.machines.iter().map(hostname).collect();
+    both.sort();
+    are_given(&cluster, &both);
+    cluster.push(&shop(2)).ok();
+    wait::until("the new one answers everywhere", STARTING, || {
+        for machine in &cluster.machines {
+            let said = cluster.get(&format!("http://{}:8080/", machine.address()))?;
+            if !said.contains("version 2") {
+                return Err(said);
+            }
+        }
+        Ok(())
+    });
+    cluster.hivemind(["images", "take-back", "given.example/shop:1"]).ok();
+    are_given(&cluster, &[]);
+    cluster.wait_for_running("shop", 2, STARTING);
+}
+
+/// Waits until these machines were given the image, and no other image was given.
+fn are_given(cluster: &Cluster, hostnames: &[String]) {
+    let name = "given.example/shop:1".to_owned();
+    let expected: Vec<_> = if hostnames.is_empty() { Vec::new() } else { vec![(name, hostnames.to_vec())] };
+    wait::until("the machines have what they were given", STARTING, || {
+        let found = given(cluster);
+        if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+}
+
+/// Images that machines were given, and which machines.
+fn given(cluster: &Cluster) -> Vec<(String, Vec<String>)> {
+    let images = items(&cluster.json(&["images"]).unwrap());
+    let one = |image: &serde_json::Value| {
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let mut nodes: Vec<String> =
+            items(&image["nodes"]).iter().map(|node| text(&node["hostname"])).collect();
+        nodes.sort();
+        (text(&image["name"]), nodes)
+    };
+    images.iter().map(one).collect()
+}

@@ -319,6 +319,7 @@ impl Node {
         }
         let volumes = self.volumes.look(now, &self.cluster, self.replicas.volumes());
         self.tell_volumes(now, &volumes);
+        self.tell_images(now);
         self.share_secrets(now, out);
         self.check_before_first_run(now, out);
         let leases = self.hold_leases(now, out);
@@ -420,6 +421,16 @@ impl Node {
         for (part, status) in &volumes.statuses {
             self.say(now, Topic::Volume(part.clone()), Some(Observation::Volume(*status)));
         }
+    }
+
+    /// Says which images this node was given.
+    fn tell_images(&mut self, now: Time) {
+        if self.is_revoked(&self.settings.me) {
+            return;
+        }
+        let images = self.replicas.given_images();
+        let said = (!images.is_empty()).then(|| Observation::Images(images.clone()));
+        self.say(now, Topic::Images, said);
     }
 
     /// Says how this node's replicas are, and takes back what it said about those that are gone.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::checking::spec_key;
 use crate::fixture::{node, node_id, replica_id, workload_id};
-use crate::record::{JobProgress, Overtaken, Record, Rollout, Statement};
+use crate::record::{GivenImage, JobProgress, Overtaken, Record, Rollout, Statement};
 use crate::state::{Version, encode};
 use crate::time::Hlc;
 
@@ -132,6 +132,11 @@ fn record(what: u8, n: u8, m: u8, says: bool, salt: u64) -> (RecordKey, Entry) {
             };
             decision(n, Matter::Job(workload_id(name)), says.then_some(Decision::Job(progress)), salt)
         }
+        11 => {
+            let image = GivenImage { digest: Digest::of(&[m]), given_ms: salt };
+            let images = Observation::Images([(name.to_owned(), image)].into());
+            observation(n, Topic::Images, says.then_some(images), salt)
+        }
         _ => workload(name, salt),
     }
 }
@@ -149,7 +154,7 @@ struct Change {
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
-    let change = (0u8..12, 1u8..4, 1u8..4, any::<bool>(), 1u64..9, 0u8..4, any::<bool>()).prop_map(
+    let change = (0u8..13, 1u8..4, 1u8..4, any::<bool>(), 1u64..9, 0u8..4, any::<bool>()).prop_map(
         |(what, n, m, says, salt, drops, looks)| Change {
             what,
             n,

@@ -1,5 +1,5 @@
 //! Garbage collection of images: when the disk fills, those go that nothing here needs, the longest unneeded first.
-//! What runs, what is placed here, and what came a moment ago is never removed.
+//! What runs, what is placed here, what came a moment ago, and what an operator gave is never removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,8 +72,11 @@ impl Replicas {
     ) {
         let inventory = self.observed.inventory();
         let placed = images(wanted.values().copied());
-        let needed =
-            |image: &String| placed.contains(image.as_str()) || inventory.used_images.contains(image);
+        let given: BTreeSet<String> =
+            inventory.given.iter().map(|(name, image)| image.reference(name)).collect();
+        let needed = |image: &String| {
+            placed.contains(image.as_str()) || inventory.used_images.contains(image) || given.contains(image)
+        };
         let unneeded = inventory.images.iter().filter(|image| !needed(image)).collect();
         self.garbage.look(now, inventory.disk, &unneeded);
         let busy = self.count(|op| matches!(op, InFlight::Pull { .. } | InFlight::RemoveImage { .. }));

@@ -47,7 +47,7 @@ use crate::event::{
 };
 use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
-use crate::record::{ReplicaId, ReplicaStatus, VolumePart, WorkloadId};
+use crate::record::{GivenImage, ReplicaId, ReplicaStatus, VolumePart, WorkloadId};
 use crate::time::Time;
 use crate::volume::Order;
 
@@ -290,6 +290,11 @@ impl Replicas {
     /// The parts of volumes that are here.
     pub fn volumes(&self) -> &BTreeMap<VolumePart, VolumeState> {
         &self.observed.inventory().volumes
+    }
+
+    /// The images that this node was given.
+    pub fn given_images(&self) -> &BTreeMap<String, GivenImage> {
+        &self.observed.inventory().given
     }
 
     /// Whether a container of a replica runs here, as far as is known.

@@ -2,8 +2,10 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
 use oci_client::errors::OciDistributionError;
 
+use super::manifest::{IndexEntry, LAYER_TYPES, MAX_LAYERS, PLATFORM, Platform};
 use super::registry::{explain, parse_reference};
 use super::*;
+use crate::runtime::content::MAX_DOCUMENT_BYTES;
 
 fn entry(os: &str, architecture: &str, digest: &str) -> IndexEntry {
     let platform = Platform { os: os.into(), architecture: architecture.into() };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::event::DiskState;
+use crate::record::GivenImage;
 
 impl Bench {
     pub(super) fn disk_is(&mut self, percent: u64) {
@@ -50,6 +51,26 @@ fn images_nobody_needs_stay_while_there_is_room_and_go_longest_unneeded_first_wh
     bench.disk_is(80);
     bench.settle();
     assert_eq!(bench.removed(), ["b", "a"]);
+}
+
+#[test]
+fn what_an_operator_gave_stays_however_full_the_disk_is() {
+    let digest = Digest::of(b"manifest");
+    let given = GivenImage { digest, given_ms: 5 };
+    let reference = given.reference("shop:1");
+    let mut bench = Bench::with_unneeded(&[&reference, "other"]);
+    bench.inventory.given.insert("shop:1".into(), given);
+    bench.disk_is(99);
+    bench.wait(10_000_000);
+    bench.settle();
+    bench.disk_is(99);
+    bench.settle();
+    assert_eq!(bench.removed(), ["other"]);
+    bench.inventory.given.clear();
+    bench.disk_is(99);
+    bench.wait(10_000_000);
+    bench.settle();
+    assert_eq!(bench.removed(), ["other", reference.as_str()]);
 }
 
 #[test]
