@@ -474,7 +474,7 @@ pub enum Namespaces {
 pub struct NamespaceChange {
     /// The namespace
     pub namespace: String,
-    /// capabilities: those that reach the machine. devices: the machine's devices. host-namespaces: its processes, names
+    /// capabilities: those that reach the machine. devices: the machine's devices. host-network: its network. host-namespaces: its processes, names
     /// and memory segments. privileged: all of that, and as good as root on the machine
     #[arg(required = true, value_name = "WHAT", value_parser = PossibleValuesParser::new(Permission::ALL.map(Permission::name)).try_map(|name| Permission::named(&name).ok_or("it cannot be allowed")))]
     pub permissions: Vec<Permission>,

@@ -30,6 +30,8 @@ pub enum Permission {
     Capabilities,
     /// Devices of the machine.
     Devices,
+    /// The machine's own network in place of one of its own.
+    HostNetwork,
     /// The machine's own processes, names and memory segments in place of some of its own.
     HostNamespaces,
     /// Everything: it is as good as root on the machine.
@@ -38,7 +40,8 @@ pub enum Permission {
 
 impl Permission {
     /// All there are.
-    pub const ALL: [Self; 4] = [Self::Capabilities, Self::Devices, Self::HostNamespaces, Self::Privileged];
+    pub const ALL: [Self; 5] =
+        [Self::Capabilities, Self::Devices, Self::HostNetwork, Self::HostNamespaces, Self::Privileged];
 
     /// The one with a name.
     pub fn named(name: &str) -> Option<Self> {
@@ -50,6 +53,7 @@ impl Permission {
         match self {
             Self::Capabilities => "capabilities",
             Self::Devices => "devices",
+            Self::HostNetwork => "host-network",
             Self::HostNamespaces => "host-namespaces",
             Self::Privileged => "privileged",
         }

@@ -71,8 +71,13 @@ impl Kernel {
         for message in
             all(self.handle.address().get().execute()).await.map_err(during("reading addresses"))?
         {
-            if let (Some(device), Some(address)) = (device(message.header.index), ipv4_of(&message)) {
-                overlay.addresses.insert((device, address, message.header.prefix_len));
+            let (device, prefix) = (device(message.header.index), message.header.prefix_len);
+            // Those of containers on the machine's network, which are not looked after here.
+            if device == Some(Device::Bridge) && prefix == u32::BITS as u8 {
+                continue;
+            }
+            if let (Some(device), Some(address)) = (device, ipv4_of(&message)) {
+                overlay.addresses.insert((device, address, prefix));
             }
         }
         let Some(vxlan) = vxlan else { return Ok(overlay) };

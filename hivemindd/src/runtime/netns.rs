@@ -2,6 +2,9 @@
 //!
 //! Made by us and not by the OCI runtime, so that the address is there before the first process
 //! runs, and so that it can be taken apart by name after any crash.
+//!
+//! A container on the machine's network has none; its address is one more of the machine's, so that all who know
+//! the container by it reach what it listens on.
 
 use std::fs;
 use std::io;
@@ -15,7 +18,9 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
@@ -24,6 +29,9 @@ use crate::network::container_interface;
 
 /// The container's interface, as in every other container system.
 const INTERFACE: &str = "eth0";
+
+/// An address of a container on the machine's network is of nobody's subnet but its own.
+const HOST_PREFIX: u8 = 32;
 
 /// Index of the loopback interface in a namespace of its own.
 const LOOPBACK_INDEX: u32 = 1;
@@ -60,6 +68,9 @@ impl Networks {
     pub(super) async fn create(&self, plan: &ContainerPlan) -> Result<(), OperationError> {
         let path = self.path(&plan.id);
         fs::create_dir_all(&self.directory).map_err(failed("making the directory of namespaces"))?;
+        if plan.spec.has_host_network() {
+            return self.add_to_host(plan, &path).await;
+        }
         fs::File::create(&path).map_err(failed("naming the namespace"))?;
         let target = path.clone();
         in_thread(move || new_namespace(&target)).await.map_err(failed("making the namespace"))?;
@@ -71,13 +82,38 @@ impl Networks {
         in_thread(move || configure_inside(&path, address)).await.map_err(failed("setting the address"))
     }
 
+    /// Gives the machine the address, and notes it under the name that the namespace would have.
+    async fn add_to_host(&self, plan: &ContainerPlan, path: &Path) -> Result<(), OperationError> {
+        fs::write(path, plan.ip.to_string()).map_err(failed("noting its address"))?;
+        let add = async |handle: Handle| {
+            let bridge = self.bridge_by(&handle).await?;
+            let request = handle.address().add(bridge, IpAddr::V4(plan.ip), HOST_PREFIX);
+            match request.execute().await {
+                Err(error) if !is(&error, Errno::EEXIST) => Err(failed("adding its address")(error)),
+                _ => Ok(()),
+            }
+        };
+        with_netlink(add).await
+    }
+
+    /// Takes an address from the machine, which need not have it.
+    async fn take_from_host(&self, ip: Ipv4Addr) -> Result<(), OperationError> {
+        let take = async |handle: Handle| {
+            let found = index_of(&handle, &self.bridge).await.map_err(failed("looking for the bridge"))?;
+            let Some(bridge) = found else { return Ok(()) };
+            let address =
+                AddressMessageBuilder::<Ipv4Addr>::new().index(bridge).address(ip, HOST_PREFIX).build();
+            match handle.address().del(address).execute().await {
+                Err(error) if !is(&error, Errno::EADDRNOTAVAIL) => Err(failed("removing its address")(error)),
+                _ => Ok(()),
+            }
+        };
+        with_netlink(take).await
+    }
+
     /// Makes the pair of interfaces: one end on the bridge, the other in the namespace.
     async fn connect(&self, plan: &ContainerPlan, path: &Path) -> Result<(), OperationError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(failed("opening netlink"))?;
-        let driver = tokio::spawn(connection);
-        let result = self.connect_by(&handle, plan, path).await;
-        driver.abort();
-        result
+        with_netlink(async |handle| self.connect_by(&handle, plan, path).await).await
     }
 
     /// The bridge, as soon as it is there.
@@ -127,6 +163,11 @@ impl Networks {
     /// Takes the namespace apart. It need not be there.
     pub(super) async fn remove(&self, id: &ContainerId) -> Result<(), OperationError> {
         let path = self.path(id);
+        // A namespace is no file that can be read.
+        let noted = fs::read_to_string(&path).ok().and_then(|text| text.parse().ok());
+        if let Some(ip) = noted {
+            self.take_from_host(ip).await?;
+        }
         let inside = path.clone();
         // With its end in the namespace the machine's goes too, and at once.
         let removed = in_thread(move || {
@@ -150,6 +191,17 @@ impl Networks {
             _ => Ok(()),
         }
     }
+}
+
+/// Does something by a connection of its own to the kernel.
+async fn with_netlink<T>(
+    work: impl AsyncFnOnce(Handle) -> Result<T, OperationError>,
+) -> Result<T, OperationError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(failed("opening netlink"))?;
+    let driver = tokio::spawn(connection);
+    let result = work(handle).await;
+    driver.abort();
+    result
 }
 
 /// A container's hardware address, locally administered (IEEE 802, section 8.4). It follows from the IP

@@ -143,7 +143,8 @@ fn namespaces(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
     ];
     let own = own.into_iter().filter(|(_, namespace)| !shared.contains(namespace));
     let own = own.map(|(name, _)| json!({ "type": name }));
-    own.chain([json!({ "type": "mount" }), json!({ "type": "network", "path": around.netns })]).collect()
+    let network = (!plan.spec.has_host_network()).then(|| json!({ "type": "network", "path": around.netns }));
+    own.chain([json!({ "type": "mount" })]).chain(network).collect()
 }
 
 fn device_node(device: &Device) -> Value {
@@ -209,10 +210,11 @@ pub(super) fn pre_stop(spec: &Value) -> Vec<Hook> {
 
 /// As Docker does by itself: harmless inside a network namespace of its own, and images expect it.
 fn sysctls(plan: &ContainerPlan) -> BTreeMap<&str, &str> {
-    let mut sysctls = BTreeMap::from([
-        ("net.ipv4.ip_unprivileged_port_start", "0"),
-        ("net.ipv4.ping_group_range", "0 2147483647"),
-    ]);
+    let of_network =
+        [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    // On the machine's network they would be the machine's.
+    let mut sysctls: BTreeMap<_, _> =
+        of_network.into_iter().filter(|_| !plan.spec.has_host_network()).collect();
     sysctls.extend(plan.spec.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     sysctls
 }

@@ -126,7 +126,13 @@ pub const SERVICE: &[Row] = &[
     ),
     ("mem_swappiness", Honoured("`0` only: nothing is swapped, because machines have no swap")),
     ("mem_reservation", Honoured("memory set aside, as deploy.resources.reservations.memory")),
-    ("network_mode", Honoured("`none`: loopback only; `bridge`: the network of those that name none")),
+    (
+        "network_mode",
+        Honoured(
+            "`none`: loopback only; `bridge`: the network of those that name none; `host`: the machine's own, by leave of the \
+             namespace (`host-network`)",
+        ),
+    ),
     (
         "networks",
         Honoured(

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hivemind_spec::workload::{Attachment, DEFAULT_NETWORK};
+use hivemind_spec::workload::{Attachment, ContainerSpec, DEFAULT_NETWORK, HostNamespace};
 
 use super::keys;
 use super::reader::Reader;
@@ -106,4 +106,19 @@ pub(super) fn without_any(networks: &Networks) -> Attachments {
         (network.name.clone(), Attachment { internal: network.internal, ..Attachment::default() })
     };
     default.map(attachment).collect()
+}
+
+/// What `network_mode` says.
+pub(super) fn mode(reader: &Reader<'_>, container: &mut ContainerSpec, node: &Node) -> Option<()> {
+    match reader.word(node, &[("none", 'n'), ("host", 'h'), ("bridge", 'b'), ("default", 'b')])? {
+        'n' => container.offline = true,
+        'h' => drop(container.machine.host_namespaces.insert(HostNamespace::Network)),
+        _ => {}
+    }
+    Some(())
+}
+
+/// Whether a container is in networks: in the default one if it names none.
+pub(super) fn may_have(container: &ContainerSpec) -> bool {
+    !container.offline && !container.has_host_network()
 }

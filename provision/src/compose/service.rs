@@ -130,7 +130,7 @@ pub(super) fn service(
         return None;
     };
     draft.container.image = image;
-    if draft.attachments.is_empty() && !draft.container.offline {
+    if draft.attachments.is_empty() && networks::may_have(&draft.container) {
         draft.attachments = networks::without_any(&shared.networks);
     }
     if draft.job.is_some() || draft.ends.is_some() {
@@ -393,8 +393,7 @@ fn service_key(
         }
         "network_mode" => {
             draft.network_mode = Some((at, ()));
-            draft.container.offline =
-                reader.word(node, &[("none", true), ("bridge", false), ("default", false)])?;
+            networks::mode(reader, &mut draft.container, node)?;
         }
         "secrets" => draft.container.secrets = secrets::mounts(reader, &shared.secrets, node)?,
         "volumes_from" => draft.volumes_from = volumes::others(reader, node)?,

@@ -499,7 +499,6 @@ fn what_containers_do_on_the_disk_and_in_the_network_is_limited_in_composes_word
         ("blkio_config: {device_read_bps: [{path: /dev/sda}]}", "`rate` is missing"),
         ("blkio_config: {device_read_bps: {path: /dev/sda, rate: 1}}", "must be a list"),
         ("blkio_config: {device_read_bps: [{path: /dev/sda, rate: 0}]}", "a size of 0"),
-        ("network_mode: host", "not one of"),
         ("network_mode: 'service:db'", "not one of"),
         ("mac_address: 03:00:00:00:00:01", "hardware address of one interface"),
         ("mac_address: '02:00'", "hardware address of one interface"),

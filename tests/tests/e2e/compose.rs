@@ -127,6 +127,7 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     what_is_kept_of_the_output_is_as_much_as_the_file_says(&cluster);
     a_service_without_a_network_has_none(&cluster);
     a_service_is_given_of_its_machine_what_its_namespace_allows(&cluster);
+    a_service_on_the_machines_network_is_reached_there_and_by_its_name(&cluster);
 }
 
 /// Both say what they have of the machine they run on.
@@ -232,6 +233,33 @@ fn a_service_without_a_network_has_none(cluster: &Cluster) {
         .ok();
     cluster.wait_for_running("hermit", 1, STARTING);
     cluster.wait_for_words("hermit", &["has lo\n", "talks to itself"], Duration::from_secs(30));
+}
+
+fn a_service_on_the_machines_network_is_reached_there_and_by_its_name(cluster: &Cluster) {
+    let home = "services:\n  home:\n    image: registry.lab:5000/nginx:1\n    network_mode: host\n    stop_grace_period: 0s\n    \
+                x-hivemind: {health: 'http://:80/'}\n";
+    let refused = cluster.push(home).failed().stderr();
+    assert!(refused.contains("hivemind namespaces allow default host-network"), "{refused}");
+    cluster.hivemind(["namespaces", "allow", "default", "host-network"]).ok();
+    cluster.push(home).ok();
+    let replica = cluster.wait_for_running("home", 1, STARTING).remove(0);
+    // At the machine's own address, though nothing is published.
+    let said = cluster.get(&format!("http://{}:80/", cluster.machine_of(&replica).address())).unwrap();
+    assert!(said.contains("version 1"), "{said}");
+    let other = cluster.machines.iter().find(|m| m.address() != cluster.machine_of(&replica).address());
+    let nodes = items(&cluster.json(&["nodes"]).unwrap());
+    let address = other.unwrap().address().to_string();
+    let hostname =
+        nodes.iter().find(|node| node["address"] == address).unwrap()["hostname"].as_str().unwrap();
+    cluster
+        .push(&format!(
+            "services:\n  visitor:\n    image: registry.lab:5000/busybox:1\n    stop_grace_period: 0s\n    \
+             command: [sh, -c, 'until timeout 3 wget -q -O - http://home/; do sleep 1; done; exec sleep 100000']\n    \
+             deploy: {{placement: {{constraints: ['node.hostname == {hostname}']}}}}\n"
+        ))
+        .ok();
+    cluster.wait_for_words("visitor", &["version 1"], STARTING);
+    cluster.hivemind(["remove", "home", "visitor", "--yes"]).ok();
 }
 
 fn what_is_kept_of_the_output_is_as_much_as_the_file_says(cluster: &Cluster) {

@@ -62,6 +62,8 @@ pub enum HostNamespace {
     Cgroup,
     /// Memory segments and message queues.
     Ipc,
+    /// Interfaces, addresses and ports.
+    Network,
     /// Processes.
     Pid,
     /// Host and domain name.
@@ -76,6 +78,11 @@ impl MachineAccess {
 }
 
 impl ContainerSpec {
+    /// Whether it is on the machine's network and has none of its own.
+    pub fn has_host_network(&self) -> bool {
+        self.machine.host_namespaces.contains(&HostNamespace::Network)
+    }
+
     /// What its namespace must allow.
     pub fn permissions(&self) -> BTreeSet<Permission> {
         let access = &self.machine;
@@ -83,7 +90,8 @@ impl ContainerSpec {
         let asks = [
             (Permission::Capabilities, capabilities),
             (Permission::Devices, !access.devices.is_empty() || !access.device_rules.is_empty()),
-            (Permission::HostNamespaces, !access.host_namespaces.is_empty()),
+            (Permission::HostNetwork, self.has_host_network()),
+            (Permission::HostNamespaces, access.host_namespaces.iter().any(|n| *n != HostNamespace::Network)),
             (Permission::Privileged, access.privileged || access.outlasts_memory),
         ];
         asks.into_iter().filter(|(_, asks)| *asks).map(|(permission, _)| permission).collect()
@@ -125,7 +133,27 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
         let text = "the machine's names are its own; remove the container's host and domain name";
         return fail("hostNamespaces", text.into());
     }
+    if spec.has_host_network()
+        && let Err(text) = on_host_network(spec)
+    {
+        return fail("hostNamespaces", text);
+    }
     Ok(())
+}
+
+/// What cannot be had on the machine's network.
+fn on_host_network(spec: &ContainerSpec) -> Result<(), String> {
+    let refused = [
+        (spec.offline, "choice to be without one"),
+        (!spec.ports.is_empty(), "ports to publish: what it listens on is the machine's"),
+        (spec.mac_address.is_some(), "hardware address of its own"),
+        (!spec.resolver.servers.is_empty(), "name servers of its own"),
+        (spec.sysctls.keys().any(|name| name.starts_with("net.")), "settings of the network (net.*)"),
+    ];
+    match refused.into_iter().find(|(has, _)| *has) {
+        Some((_, what)) => Err(format!("on the machine's network a container has no {what}")),
+        None => Ok(()),
+    }
 }
 
 fn is_access(text: &str) -> bool {
@@ -189,10 +217,25 @@ mod tests {
             [Permission::HostNamespaces]
         );
         assert_eq!(
+            asks(&|s| s.machine.host_namespaces = [HostNamespace::Network].into()).unwrap(),
+            [Permission::HostNetwork]
+        );
+        assert_eq!(
             asks(&|s| s.capabilities.add = ["NET_ADMIN".to_owned()].into()).unwrap(),
             [Permission::Capabilities]
         );
         assert_eq!(asks(&|s| s.capabilities.add = ["IPC_LOCK".to_owned()].into()).unwrap(), []);
+        let on_host_network = |change: &dyn Fn(&mut ContainerSpec)| {
+            asks(&|s| {
+                s.machine.host_namespaces = [HostNamespace::Network].into();
+                change(s);
+            })
+        };
+        on_host_network(&|s| s.offline = true).unwrap_err();
+        on_host_network(&|s| s.mac_address = Some("02:00:00:00:00:01".into())).unwrap_err();
+        on_host_network(&|s| s.resolver.servers = vec!["192.0.2.1".parse().unwrap()]).unwrap_err();
+        on_host_network(&|s| s.sysctls = [("net.core.somaxconn".into(), "1".into())].into()).unwrap_err();
+        on_host_network(&|s| s.sysctls = [("kernel.shmmax".into(), "1".into())].into()).unwrap();
         for (path, target, access) in [
             ("/etc/shadow", "/dev/a", "r"),
             ("/dev/../etc/shadow", "/dev/a", "r"),

@@ -70,6 +70,9 @@ pub(super) fn validate(spec: &WorkloadSpec) -> Result<(), DocumentError> {
     if spec.container.offline && !networks.is_empty() {
         return fail("a container without a network cannot be in one".into());
     }
+    if spec.container.has_host_network() && !networks.is_empty() {
+        return fail("a container on the machine's network cannot be in another".into());
+    }
     let publishes = spec.container.ports.iter().any(|port| port.published.is_some());
     if publishes && !spec.container.offline && !spec.reaches_outside() {
         let text = "all are internal, so that nothing from outside reaches the ports it publishes; publish none, \

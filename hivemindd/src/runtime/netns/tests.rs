@@ -8,6 +8,7 @@ use hivemind_core::isolation::{Endpoint, Isolation, NetworkId};
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_spec::api::Capacity;
 use hivemind_spec::id::Digest;
+use hivemind_spec::workload::HostNamespace;
 use tokio::sync::watch;
 
 use super::*;
@@ -115,6 +116,40 @@ fn a_container_has_the_hardware_address_it_asks_for_or_no_network_at_all() {
         for container in [&known, &offline] {
             networks.remove(&container.id).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn a_container_on_the_machines_network_is_reached_at_its_address_which_goes_with_it() {
+    in_own_namespace(|| async {
+        let folder = Folder::new("netns-host");
+        let networks = Networks { directory: folder.0.clone(), bridge: "hive0".to_owned() };
+        for command in ["link add hive0 type bridge", "addr add 10.42.1.1/24 dev hive0", "link set hive0 up"]
+        {
+            output("ip", command);
+        }
+        let other = plan("hm-1000000000000000", Ipv4Addr::new(10, 42, 1, 2));
+        let mut host = plan("hm-2000000000000000", Ipv4Addr::new(10, 42, 1, 3));
+        host.spec.machine.host_namespaces = [HostNamespace::Network].into();
+        networks.create(&other).await.unwrap();
+        // Twice, as after a crash in between.
+        networks.create(&host).await.unwrap();
+        networks.create(&host).await.unwrap();
+        let listener = TcpListener::bind(("0.0.0.0", 8123)).unwrap();
+        let address = SocketAddr::from((host.ip, 8123));
+        let from = networks.path(&other.id);
+        let connect = move || {
+            setns(fs::File::open(&from)?, CloneFlags::CLONE_NEWNET)?;
+            TcpStream::connect_timeout(&address, Duration::from_secs(2)).map(drop)
+        };
+        in_thread(connect.clone()).await.unwrap();
+        drop(listener);
+        for _ in 0..2 {
+            networks.remove(&host.id).await.unwrap();
+            assert!(!output("ip", "addr show dev hive0").contains("10.42.1.3"));
+        }
+        assert!(output("ip", "addr show dev hive0").contains("10.42.1.1/24"), "the machine's own stays");
+        networks.remove(&other.id).await.unwrap();
     });
 }
 

@@ -1,5 +1,6 @@
 //! Networks of a file.
 
+use hivemind_spec::namespace::Permission;
 use hivemind_spec::workload::Attachment;
 
 use super::*;
@@ -64,6 +65,12 @@ fn faults_in_networks_are_told_with_their_lines() {
         (service("networks: {default: {aliases: ['a b']}}"), "2: service web: \"a b\" is not a name"),
         (service("networks: [default]\nnetwork_mode: none"), "5: `networks` says otherwise"),
         (service("networks: [default]\nnetwork_mode: bridge"), "5: `networks` says otherwise"),
+        (service("networks: [default]\nnetwork_mode: host"), "5: `networks` says otherwise"),
+        (
+            service("network_mode: host\nports: ['80:80']"),
+            "on the machine's network a container has no ports to publish",
+        ),
+        (service("network_mode: 'service:db'"), "is not one of `none`, `host`"),
         (top("a: {driver: macvlan}"), "5: \"macvlan\" is not one of `bridge`, `overlay`"),
         (top("a: {enable_ipv6: true}"), "5: \"true\" is not one of `false`"),
         (top("a: {ipam: {}}"), "5: `ipam` is not supported"),
@@ -77,6 +84,13 @@ fn faults_in_networks_are_told_with_their_lines() {
         let told = told(&text);
         assert!(told.contains(wanted), "{text}\n{told}");
     }
+}
+
+#[test]
+fn a_service_on_the_machines_network_is_in_no_other_and_asks_its_namespace_for_that() {
+    let workload = workload(&file("    network_mode: host", "networks: {default: {internal: true}}"));
+    assert!(workload.container.has_host_network() && workload.networks.is_empty());
+    assert_eq!(workload.container.permissions(), [Permission::HostNetwork].into());
 }
 
 #[test]
