@@ -106,6 +106,11 @@ pub enum Event {
         /// Its output or error, shortened.
         detail: String,
     },
+    /// The containers here are short of memory: what they use together cannot grow any more.
+    MemoryShort {
+        /// What each uses that cannot be taken back from it, bytes.
+        uses: BTreeMap<ContainerId, u64>,
+    },
     /// How far the node is with the release it is to take ([`Action::Update`]).
     Updating {
         /// The release, what is done, and what stands against it.

@@ -373,6 +373,10 @@ impl Node {
                 self.replicas.health_checked(now, &container, healthy, &detail);
                 self.stirred = true;
             }
+            Event::MemoryShort { uses } => {
+                self.replicas.memory_short(uses);
+                self.stirred = true;
+            }
             Event::Updating { update } => self.learn_update(update),
             Event::Facts { facts } => self.learn_facts(now, facts, out),
         }

@@ -4,7 +4,7 @@
 //! /sys/fs/cgroup/hivemind
 //!   containerd   memory.min, cpu.weight
 //!   agent        memory.min, memory.max, cpu.weight
-//!   workloads    memory.max and pids.max that leave the node's reserve; one child per container
+//!   workloads    memory.high, memory.max and pids.max that leave the node's reserve; one child per container
 //! ```
 
 use std::fs::File;
@@ -24,6 +24,13 @@ const RESERVE: u64 = 128 * MIB;
 
 /// On small machines the reserve is this part of all memory instead.
 const RESERVE_PART: u64 = 4;
+
+/// How far below the limit of all containers' memory the mark is from which on they are slowed down, so that there is time
+/// to choose who makes room: seconds of one that takes all it gets.
+const MARK: u64 = 32 * MIB;
+
+/// On small machines it is this part of the limit instead.
+const MARK_PART: u64 = 16;
 
 /// Protected memory of containerd: what it uses when idle (design, section 7), and some.
 const CONTAINERD_MIN: u64 = 64 * MIB;
@@ -79,6 +86,7 @@ fn plan(memory: u64, pids: u64) -> Vec<(&'static str, Settings)> {
     // Protection counts only as far as all parents grant it, and never beyond what exists.
     let scale = |min: u64| min.min(memory / 8);
     let kept = scale(CONTAINERD_MIN) + scale(AGENT_MIN);
+    let workloads = memory - reserve;
     vec![
         ("", vec![controllers()]),
         ("hivemind", vec![controllers(), set("memory.min", kept)]),
@@ -103,7 +111,8 @@ fn plan(memory: u64, pids: u64) -> Vec<(&'static str, Settings)> {
             "hivemind/workloads",
             vec![
                 controllers(),
-                set("memory.max", memory - reserve),
+                set("memory.high", workloads - MARK.min(workloads / MARK_PART)),
+                set("memory.max", workloads),
                 set("pids.max", pids.saturating_sub(PIDS_RESERVE).max(pids / 2)),
                 set("cpu.weight", WORKLOADS_CPU_WEIGHT.into()),
             ],
@@ -158,6 +167,8 @@ mod tests {
             let workloads = value(memory, "hivemind/workloads", "memory.max");
             assert!(memory - workloads >= (128 * MIB).min(memory / 4), "{memory}");
             assert!(workloads >= memory / 2, "{memory}");
+            let mark = value(memory, "hivemind/workloads", "memory.high");
+            assert!(mark < workloads && mark >= workloads - workloads / 16, "{memory}");
         }
         assert!(value(1024 * MIB, "hivemind/workloads", "pids.max") < 32768);
     }

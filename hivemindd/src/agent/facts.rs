@@ -13,8 +13,8 @@ use hivemind_spec::workload::{PLATFORM_ARCH, PLATFORM_OS};
 use crate::release;
 use crate::underlay::Underlay;
 
-/// The control group of all workloads; PID 1 sets its limits.
-const WORKLOADS_MEMORY: &str = "/sys/fs/cgroup/hivemind/workloads/memory.max";
+/// The mark up to which all workloads together are given memory as they want it; PID 1 sets it.
+const WORKLOADS_MEMORY: &str = "/sys/fs/cgroup/hivemind/workloads/memory.high";
 
 /// The host name: the configured one, else one made from the node's id.
 pub(super) fn hostname(config: &machine::Node, node: NodeId) -> String {

@@ -384,6 +384,11 @@ impl NodeWatch {
                                 break;
                             }
                         }
+                        Seen::MemoryShort(uses) => {
+                            if events.send(Event::MemoryShort { uses }).await.is_err() {
+                                return;
+                            }
+                        }
                         Seen::Unreachable(why) => {
                             problems = vec![format!("containerd does not answer: {why}")];
                             break;

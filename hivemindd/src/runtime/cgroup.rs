@@ -19,8 +19,13 @@ fn below_root(group: &str) -> PathBuf {
     Path::new(ROOT).join(group.trim_start_matches('/'))
 }
 
+/// That of all containers.
+pub(super) fn workloads() -> PathBuf {
+    below_root(WORKLOADS_CGROUP)
+}
+
 fn of(id: &ContainerId) -> PathBuf {
-    below_root(WORKLOADS_CGROUP).join(&id.0)
+    workloads().join(&id.0)
 }
 
 /// Makes the parents of all workloads and of their shims, and passes them the controllers that are
@@ -147,7 +152,7 @@ fn state_and_time(stat: &str) -> Option<(String, u64)> {
 }
 
 /// A value of a file with a name and a number in each line.
-fn value_of(text: &str, name: &str) -> u64 {
+pub(super) fn value_of(text: &str, name: &str) -> u64 {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
     found.unwrap_or(0)
 }

@@ -44,6 +44,7 @@ pub mod logs;
 mod netns;
 mod oci;
 mod output;
+mod pressure;
 mod quota;
 mod seccomp;
 pub mod secrets;

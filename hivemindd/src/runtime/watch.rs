@@ -1,11 +1,12 @@
 //! Watching containerd: a fresh inventory after every change and every few seconds.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::tonic::Code;
-use hivemind_core::event::Inventory;
+use hivemind_core::event::{ContainerId, Inventory};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 
@@ -46,6 +47,8 @@ pub enum Seen {
     Inventory(Inventory),
     /// containerd does not answer; containers run on. Told once per outage.
     Unreachable(String),
+    /// Containers are short of memory: what each uses, bytes.
+    MemoryShort(BTreeMap<ContainerId, u64>),
 }
 
 /// What containerd's events have told.
@@ -75,6 +78,7 @@ impl Runtime {
         tokio::select! {
             () = self.notify_changes(&changes) => {}
             () = self.take_inventories(&changes, &seen) => {}
+            () = self.watch_memory(&seen) => {}
         }
     }
 

@@ -576,7 +576,12 @@ pub const EXTENSION: &[Row] = &[
         ),
     ),
     ("job", Honoured("a service whose containers come to an end; see below")),
-    ("priority", Honoured("who goes without when capacity is short: lower numbers first")),
+    (
+        "priority",
+        Honoured(
+            "who goes without when capacity is short, and makes room when memory is: lower numbers first",
+        ),
+    ),
     (
         "takeover",
         Honoured("`majority`, `always` or `never`: who restarts replicas of machines that vanished"),

@@ -177,6 +177,39 @@ fn containers_that_misbehave_are_contained_restarted_and_explained() {
     });
 }
 
+#[test]
+fn when_memory_is_short_the_lowest_priority_makes_room_and_the_others_go_on() {
+    let cluster = Cluster::formed("short", 1);
+    let nodes = items(&cluster.json(&["nodes"]).unwrap());
+    let all_mib = nodes[0]["capacity"]["memoryBytes"].as_u64().unwrap() >> 20;
+    let service = |name: &str, priority: i32, mib: u64, more: &str| {
+        format!(
+            "  {name}:\n    image: registry.lab:5000/misbehave:1\n    command: ['--eat-memory', '{mib}'{more}]\n    \
+             stop_grace_period: 1m\n    x-hivemind: {{priority: {priority}}}\n"
+        )
+    };
+    // The one that matters is the larger one, so the kernel would choose it.
+    let precious = service("precious", 10, all_mib / 2, "");
+    let greedy = service("greedy", 0, all_mib * 6 / 10, ", '--eat-after', '3', '--ignore-sigterm', '1'");
+    cluster.push(&format!("services:\n{precious}")).ok();
+    let before = cluster.wait_for_running("precious", 1, STARTING);
+    cluster.push(&format!("services:\n{greedy}")).ok();
+    let words = ["made room when the memory of its machine was short", "asks for 16, and has priority 0"];
+    let (reason, _) = wait::until("greedy makes room, and says why", STARTING, || {
+        let replicas = cluster.replicas("greedy")?;
+        let told = replicas
+            .iter()
+            .find(|r| words.iter().all(|word| r.reason.contains(word)) && r.phase == "backoff");
+        told.map(|replica| replica.reason.clone()).ok_or_else(|| format!("{replicas:#?}"))
+    });
+    assert!(reason.contains("starts again"), "{reason}");
+    assert_eq!(cluster.replicas("precious").unwrap(), before, "it goes on");
+    // With less it stays.
+    cluster.push(&format!("services:\n{}", service("greedy", 0, all_mib / 10, ""))).ok();
+    cluster.wait_for_running("greedy", 1, STARTING);
+    assert_eq!(cluster.replicas("precious").unwrap(), before);
+}
+
 fn file(cluster: &Cluster, compose: &str) -> String {
     hivemind_tests::command::compose(cluster.folder(), compose).to_string_lossy().into_owned()
 }

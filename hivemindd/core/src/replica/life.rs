@@ -61,6 +61,8 @@ pub(super) enum StopCause {
     Barred,
     /// It ran for longer than its job allows one attempt, milliseconds.
     Deadline(u64),
+    /// It made room for others, with these words.
+    Evicted(String),
 }
 
 /// What comes after an end.
@@ -193,6 +195,7 @@ impl Life {
                 let reason = format!("ran longer than its deadline of {}", span(ms));
                 self.end(now, labels.restarts, ago_ms, true, reason);
             }
+            Some(StopCause::Evicted(reason)) => self.end(now, labels.restarts, ago_ms, true, reason),
             None => self.end(now, labels.restarts, ago_ms, end.code != 0, describe(end)),
         }
     }

@@ -28,6 +28,7 @@ mod life;
 mod observed;
 mod parts;
 mod plan;
+mod pressure;
 mod pull;
 mod room;
 #[cfg(test)]
@@ -173,6 +174,10 @@ pub struct Replicas {
     trouble: BTreeMap<ContainerId, Trouble>,
     stopping: BTreeMap<ContainerId, Stopping>,
     failed_orders: parts::Failed,
+    /// What each container uses, when memory was short, until that was looked at.
+    memory_uses: BTreeMap<ContainerId, u64>,
+    /// Containers that make room, and why it is they, until they have ended.
+    evicted: BTreeMap<ContainerId, String>,
     said: BTreeMap<ReplicaId, ReplicaStatus>,
 }
 
@@ -251,6 +256,7 @@ impl Replicas {
             return plan;
         }
         self.forget(wanted);
+        self.make_memory(wanted);
         let mut standings = self.dispose_unwanted(now, wanted, &mut plan);
         for (replica, workload) in wanted {
             let standing = self.advance(now, replica, workload, node, &mut plan);
@@ -417,6 +423,8 @@ impl Replicas {
         let container = &workload.spec.container;
         let grace_ms = container.stop_grace_ms;
         let grace_ms = if node.has_lost(replica) { grace_ms.min(LAST_GRACE_MS) } else { grace_ms };
+        let makes_room = self.evicted.contains_key(&id);
+        let grace_ms = if makes_room { grace_ms.min(pressure::GRACE_MS) } else { grace_ms };
         let stopping = Stopping { signal: container.stop_signal.clone(), grace_ms };
         if let Some(Lease::Held { until_ms }) = node.lease(replica) {
             let others = self.others(replica, &id).into_iter().map(|(other, _)| other);
@@ -478,6 +486,7 @@ impl Replicas {
             Some(StopCause::LeaseEnded) => Standing::new(Phase::Stopping, "its lease ends"),
             Some(StopCause::Barred) => Standing::new(Phase::Stopping, "its namespace does not allow it"),
             Some(StopCause::Deadline(_)) => Standing::new(Phase::Stopping, "is past its deadline"),
+            Some(StopCause::Evicted(reason)) => Standing::new(Phase::Stopping, reason),
             None => Standing::new(Phase::Stopping, ""),
         }
     }
@@ -547,6 +556,7 @@ impl Replicas {
             _ if node.barred.contains_key(&labels.replica.workload) => Some(StopCause::Barred),
             _ if misplaced => Some(StopCause::Renumbered),
             _ if left_ms == Some(0) => deadline_ms.map(StopCause::Deadline),
+            _ if let Some(reason) = self.evicted.get(id) => Some(StopCause::Evicted(reason.clone())),
             Some(detail) if workload.spec.restart.condition != RestartCondition::Never => {
                 Some(StopCause::Unhealthy(detail.clone()))
             }

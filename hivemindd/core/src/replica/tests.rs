@@ -7,6 +7,7 @@ mod data;
 mod garbage;
 mod happenings;
 mod jobs;
+mod pressure;
 
 use super::garbage::UNNEEDED_MS;
 use super::pull::MAX_PULLS;

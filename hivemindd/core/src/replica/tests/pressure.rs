@@ -1,0 +1,107 @@
+//! Replicas that make room when memory is short.
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A replica of each of these workloads runs: its name, its priority, and what it asks for.
+fn running(workloads: &[(&str, i32, u64)]) -> Bench {
+    let mut bench = Bench::new();
+    for (name, priority, asks) in workloads {
+        let mut workload = workload(1);
+        workload.spec.priority = *priority;
+        workload.spec.container.resources.memory_request_bytes = Some(asks * MIB);
+        let workload = Workload::new(1, workload.digest, workload.spec);
+        bench.wanted.insert(replica_id(name, 0), workload);
+    }
+    bench.step();
+    bench.settle();
+    bench
+}
+
+impl Bench {
+    fn id(&self, name: &str) -> ContainerId {
+        let replica = replica_id(name, 0);
+        container_id(&replica, &self.wanted[&replica].template)
+    }
+
+    /// Memory is short, and so much is used.
+    fn short(&mut self, uses: &[(&str, u64)]) {
+        let uses = uses.iter().map(|(name, mib)| (self.id(name), mib * MIB)).collect();
+        self.replicas.memory_short(uses);
+        self.step();
+    }
+
+    /// Which are being stopped, with their grace, milliseconds.
+    fn stops(&self) -> Vec<(String, u64)> {
+        let name = |id: &ContainerId| {
+            let found = self.wanted.keys().find(|replica| self.id(&replica.workload.name) == *id);
+            found.map(|replica| replica.workload.name.clone()).unwrap_or_default()
+        };
+        let stop = |op: &RuntimeOp| match op {
+            RuntimeOp::Stop { container, grace_ms, .. } => Some((name(container), *grace_ms)),
+            _ => None,
+        };
+        self.log.iter().filter_map(stop).collect()
+    }
+
+    fn stopped(&self) -> Vec<String> {
+        self.stops().into_iter().map(|(name, _)| name).collect()
+    }
+}
+
+#[test]
+fn the_lowest_priority_makes_room_first_and_of_equal_ones_who_uses_most_beyond_what_it_asks_for() {
+    let mut bench = running(&[("db", 10, 100), ("web", 0, 200), ("cache", 0, 50), ("batch", -5, 0)]);
+    let uses = [("db", 900), ("web", 300), ("cache", 200), ("batch", 1)];
+    bench.short(&uses);
+    assert_eq!(bench.stopped(), ["batch"]);
+    // One at a time: it has not ended yet.
+    bench.short(&uses);
+    assert_eq!(bench.stopped(), ["batch"]);
+    bench.settle();
+    bench.observe();
+    let status = &bench.plan.statuses[&replica_id("batch", 0)];
+    assert_eq!(status.phase, Phase::Backoff);
+    assert!(status.reason.contains("memory of its machine was short"), "{}", status.reason);
+    assert!(status.reason.contains("used 1 MiB, asks for 0, and has priority -5"), "{}", status.reason);
+    bench.short(&uses[..3]);
+    assert_eq!(bench.stopped(), ["batch", "cache"], "150 MiB beyond, and web 100");
+    bench.settle();
+    bench.observe();
+    bench.short(&uses[..2]);
+    bench.settle();
+    bench.observe();
+    bench.short(&uses[..1]);
+    assert_eq!(bench.stopped(), ["batch", "cache", "web", "db"]);
+}
+
+#[test]
+fn what_uses_no_more_than_it_asks_for_stays() {
+    let mut bench = running(&[("db", 10, 100), ("web", 0, 200)]);
+    bench.short(&[("web", 200), ("db", 100)]);
+    assert_eq!(bench.stopped(), Vec::<String>::new());
+    bench.short(&[("web", 200), ("db", 101)]);
+    assert_eq!(bench.stopped(), ["db"]);
+}
+
+#[test]
+fn who_makes_room_has_little_time_for_it_and_starts_again_later_each_time() {
+    let mut workload = workload(1);
+    workload.spec.container.stop_grace_ms = 300_000;
+    let mut bench = Bench::running(Workload::new(1, workload.digest, workload.spec), 1);
+    bench.short(&[("web", 100)]);
+    assert_eq!(bench.stops(), [("web".to_owned(), 10_000)]);
+    bench.settle();
+    bench.observe();
+    let again = |bench: &Bench| bench.plan.wake_at_ms.unwrap() - bench.now.mono_ms;
+    let first = again(&bench);
+    bench.wait(first);
+    bench.settle();
+    bench.observe();
+    assert_eq!(bench.status(0).phase, Phase::Running);
+    bench.short(&[("web", 100)]);
+    bench.settle();
+    bench.observe();
+    assert!(again(&bench) > first);
+}

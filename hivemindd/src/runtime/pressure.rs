@@ -1,0 +1,110 @@
+//! When containers are short of memory: the kernel tells that they have come to the mark that PID 1 set for all of them
+//! together (`memory.high`), where it slows down whoever wants more. So there is time to choose who makes room, before the
+//! kernel would choose for itself.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _};
+use std::time::Duration;
+
+use hivemind_core::event::ContainerId;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::watch::Seen;
+use super::{Runtime, cgroup};
+
+/// From when on memory is short, percent of the mark: what is left is files that were read, and can be read again.
+const SHORT_PERCENT: u64 = 90;
+
+/// How often is looked while it is short, and how long after the kernel has told so: it tells whenever files fill what is
+/// free, too.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long to wait with what cannot be watched.
+const RETRY: Duration = Duration::from_secs(60);
+
+impl Runtime {
+    /// Tells whenever containers are short of memory, and what each uses.
+    pub(super) async fn watch_memory(&self, seen: &mpsc::Sender<Seen>) {
+        loop {
+            if let Err(error) = watch(seen).await {
+                // Without the unified hierarchy there are no limits either.
+                tracing::debug!(%error, "it is not watched whether containers are short of memory");
+            }
+            if seen.is_closed() {
+                return;
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// Ends when nobody hears it any more.
+async fn watch(seen: &mpsc::Sender<Seen>) -> io::Result<()> {
+    let events = File::open(cgroup::workloads().join("memory.events"))?;
+    // SAFETY: the file is a `File`, which keeps its descriptor open and its own for as long as this has it.
+    let mut events =
+        unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }.map_err(io::Error::from)?;
+    loop {
+        // What was told is told anew only once it is read.
+        events.get_mut().rewind()?;
+        events.get_mut().read_to_string(&mut String::new())?;
+        if let Some(uses) = short()?
+            && seen.send(Seen::MemoryShort(uses)).await.is_err()
+        {
+            return Ok(());
+        }
+        sleep(LOOK_EVERY).await;
+        if short()?.is_none() {
+            tokio::select! {
+                ready = events.ready(Interest::PRIORITY) => ready?.clear_ready(),
+                () = seen.closed() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What each container uses, if it is too much together.
+fn short() -> io::Result<Option<BTreeMap<ContainerId, u64>>> {
+    let all = cgroup::workloads();
+    let mark: u64 = match fs::read_to_string(all.join("memory.high"))?.trim() {
+        "max" => return Ok(None),
+        text => text.parse().map_err(io::Error::other)?,
+    };
+    let used = kept(&fs::read_to_string(all.join("memory.stat"))?);
+    if used.saturating_mul(100) < mark.saturating_mul(SHORT_PERCENT) {
+        return Ok(None);
+    }
+    let mut uses = BTreeMap::new();
+    for entry in fs::read_dir(all)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // One that has ended meanwhile uses nothing.
+        if let Ok(stat) = fs::read_to_string(entry.path().join("memory.stat")) {
+            uses.insert(ContainerId(name), kept(&stat));
+        }
+    }
+    Ok(Some(uses))
+}
+
+/// What cannot be taken back, bytes: what programs made, what they share, and what the kernel keeps for them.
+fn kept(stat: &str) -> u64 {
+    let value = |name| cgroup::value_of(stat, name);
+    (value("anon") + value("shmem") + value("kernel")).saturating_sub(value("slab_reclaimable"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_can_take_back_does_not_count_as_used() {
+        let stat =
+            "anon 1000\nfile 90000\nkernel 300\nkernel_stack 16\nshmem 50\nslab_reclaimable 200\nslab 250\n";
+        assert_eq!(kept(stat), 1150);
+        assert_eq!(kept(""), 0);
+    }
+}
