@@ -18,7 +18,7 @@ pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
 };
 pub use self::workloads::{
-    Chosen, Copy, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
+    Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
 };
 
 /// Runs containers on a cluster of Hivemind machines.
@@ -201,6 +201,14 @@ pub enum Command {
         after_help = "Examples:\n  hivemind exec web sh\n  hivemind exec web/1 cat /etc/hostname\n  hivemind exec db psql -U postgres < dump.sql\n  hivemind exec web --output json nginx -v"
     )]
     Exec(Exec),
+    /// Run tools beside a container of a workload, whose image has none
+    #[command(
+        long_about = "Run an image of tools beside a container of a workload, on whichever machine that is: with its processes, \
+            its network, its host name and its memory segments, and files of its own. The container's files are in /proc/1/root. It \
+            ends when this command ends, and nothing of it stays.",
+        after_help = "Examples:\n  hivemind debug web\n  hivemind debug web/1 --image registry.example/tools:3 -- tcpdump -i eth0\n  hivemind debug web -- wget -O - http://localhost:8080/"
+    )]
+    Debug(Debug),
     /// Copy files and folders to a container or from one
     #[command(
         long_about = "Copy files and folders to a container or from one, on whichever machine that is.\n\nA path in a \

@@ -70,6 +70,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
         Command::Exec(options) => exec::run(&global, &options),
+        Command::Debug(options) => exec::debug(&global, &options),
         Command::Cp(options) => copy::run(&global, &options),
         Command::Inspect(options) => inspect::run(&global, &options),
         Command::Support(options) => support::run(&global, &options),

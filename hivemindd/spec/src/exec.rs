@@ -59,6 +59,21 @@ pub struct ExecRequest {
     pub terminal: Option<TerminalSize>,
 }
 
+/// What is to run in a container of its own that shares processes, network and memory segments with a container of a workload
+/// (`GET /v1/debug/{namespace}/{workload}?request=…`). It ends with the conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DebugRequest {
+    /// The image of the tools.
+    pub image: String,
+    /// Program and arguments; none: the image's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// The size of its terminal; absent: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+}
+
 /// The size of a terminal, characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -2,13 +2,15 @@
 
 use axum::Extension;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::response::Response;
+use hivemind_core::event::ContainerId;
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_core::replica::container_id;
 use hivemind_spec::api::{Phase, Replica};
 use hivemind_spec::document::Kind;
 use hivemind_spec::exec::{ExecRequest, FromNode};
-use hivemind_spec::id::NodeId;
+use hivemind_spec::id::{KeyId, NodeId};
 use hivemind_spec::problem::{Code, Problem};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -47,40 +49,14 @@ pub(super) async fn exec(
     let (mut parts, _) = request.into_parts();
     let workload = WorkloadId { namespace, name };
     let wanted = read(&asked.request)?;
-    let here = parts.extensions.get::<FromPeer>().is_some();
-    let right = Right {
-        key,
-        kind: Kind::Workload,
-        namespace: workload.namespace.clone(),
-        doing: "run commands in containers",
-    };
+    let right = right(key, &workload, "run commands in containers");
     right.check(&context).await?;
-    let chosen = context
-        .agent
-        .read({
-            let workload = workload.clone();
-            move |core, now| {
-                let me = core.me();
-                let replicas = core.view(now, "").replicas(Some(&workload.namespace), Some(&workload.name));
-                let chosen = choose(&replicas, asked.slot, here.then_some(me));
-                chosen.map(|(node, slot)| {
-                    let replica = ReplicaId { workload, slot };
-                    let status = core.cluster().replicas.get(&(replica.clone(), me));
-                    let container = status.map(|status| container_id(&replica, &status.template));
-                    (node, replica, container)
-                })
-            }
-        })
-        .await?;
-    let (node, replica, container) = chosen.map_err(|why| not_running(&workload, asked.slot, &why))?;
-    if let Some(answer) = session::elsewhere(&context, node, &mut parts).await? {
-        return Ok(answer);
-    }
-    let container =
-        container.ok_or_else(|| not_running(&workload, Some(replica.slot), "has no container"))?;
+    let (replica, container) = match find(&context, &workload, asked.slot, &mut parts).await? {
+        Found::Here(replica, container) => (replica, container),
+        Found::Elsewhere(answer) => return Ok(answer),
+    };
     let program = wanted.command.first().map(String::as_str).unwrap_or_default();
-    let (namespace, name, slot) = (&workload.namespace, &workload.name, replica.slot);
-    tracing::info!(code = "exec", %key, program, "a command is run in {namespace}/{name}-{slot}");
+    tracing::info!(code = "exec", %key, program, "a command is run in {replica}");
     let runtime = context.runtime.clone();
     let work = async move |other| {
         runtime.run_session(&container, &wanted, other).await.map_err(|error| {
@@ -89,6 +65,50 @@ pub(super) async fn exec(
         })
     };
     Ok(session::open(&context, right, &mut parts, work).await?)
+}
+
+/// Whoever may write a workload may look into its containers.
+pub(super) fn right(key: KeyId, workload: &WorkloadId, doing: &'static str) -> Right {
+    Right { key, kind: Kind::Workload, namespace: workload.namespace.clone(), doing }
+}
+
+/// Where a container of a workload is.
+pub(super) enum Found {
+    /// Here.
+    Here(ReplicaId, ContainerId),
+    /// On another node, which answers.
+    Elsewhere(Response),
+}
+
+/// Finds the container of a replica, or of any that runs.
+pub(super) async fn find(
+    context: &Context,
+    workload: &WorkloadId,
+    slot: Option<u32>,
+    parts: &mut Parts,
+) -> Result<Found, Problem> {
+    let here = parts.extensions.get::<FromPeer>().is_some();
+    let wanted = workload.clone();
+    let chosen = context
+        .agent
+        .read(move |core, now| {
+            let me = core.me();
+            let replicas = core.view(now, "").replicas(Some(&wanted.namespace), Some(&wanted.name));
+            let chosen = choose(&replicas, slot, here.then_some(me));
+            chosen.map(|(node, slot)| {
+                let replica = ReplicaId { workload: wanted, slot };
+                let status = core.cluster().replicas.get(&(replica.clone(), me));
+                let container = status.map(|status| container_id(&replica, &status.template));
+                (node, replica, container)
+            })
+        })
+        .await?;
+    let (node, replica, container) = chosen.map_err(|why| not_running(workload, slot, &why))?;
+    if let Some(answer) = session::elsewhere(context, node, parts).await? {
+        return Ok(Found::Elsewhere(answer));
+    }
+    let container = container.ok_or_else(|| not_running(workload, Some(replica.slot), "has no container"))?;
+    Ok(Found::Here(replica, container))
 }
 
 /// What is to run, if it can be.

@@ -9,6 +9,7 @@ mod archives;
 mod auth;
 mod blobs;
 mod body;
+mod debug;
 mod events;
 mod exec;
 mod forward;
@@ -90,6 +91,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/status", get(reads::status))
         .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
         .route("/v1/exec/{namespace}/{workload}", get(exec::exec))
+        .route("/v1/debug/{namespace}/{workload}", get(debug::debug))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));
     let open = Router::new()
         .route("/v1/specs", post(specs::push))

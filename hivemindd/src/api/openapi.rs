@@ -2,11 +2,11 @@
 
 use axum::Json;
 use hivemind_spec::api::WantedBlob;
-use hivemind_spec::exec::{ExecRequest, FromClient};
+use hivemind_spec::exec::{DebugRequest, ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{archives, events, exec, images, logs, orders, reads, specs, stats, support};
+use super::{archives, debug, events, exec, images, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -41,9 +41,10 @@ use super::{archives, events, exec, images, logs, orders, reads, specs, stats, s
         support::support,
         logs::stream,
         exec::exec,
+        debug::debug,
         serve,
     ),
-    components(schemas(ExecRequest, FromClient, WantedBlob))
+    components(schemas(DebugRequest, ExecRequest, FromClient, WantedBlob))
 )]
 struct Api;
 

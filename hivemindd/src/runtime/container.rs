@@ -37,7 +37,7 @@ use super::user::Accounts;
 use super::{Runtime, cgroup, device, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
-const RUNTIME: &str = "io.containerd.runc.v2";
+pub(super) const RUNTIME: &str = "io.containerd.runc.v2";
 
 /// How long a killed process may take to be gone, disk sleep included, before it is reported.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ const HOOKS_LIMIT: Duration = Duration::from_secs(30);
 const OWN_FILES: [&str; 2] = ["upperdir", "workdir"];
 
 /// The type of a runtime specification.
-const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+pub(super) const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// The type of the runtime's options.
 const OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
@@ -89,7 +89,7 @@ pub(super) fn parse_signal(text: &str) -> Result<u32, OperationError> {
 }
 
 /// Directories of a snapshot's layers, topmost first.
-fn layer_directories(mounts: &[Mount]) -> Vec<PathBuf> {
+pub(super) fn layer_directories(mounts: &[Mount]) -> Vec<PathBuf> {
     let options = mounts.iter().flat_map(|mount| &mount.options);
     let layers =
         options.filter_map(|option| option.strip_prefix("lowerdir=")).flat_map(|list| list.split(':'));
@@ -272,7 +272,11 @@ impl Runtime {
         on_disk("deleting a volume", move || volumes.delete(&part)).await
     }
 
-    async fn prepare_snapshot(&self, id: &ContainerId, chain: &str) -> Result<Vec<Mount>, OperationError> {
+    pub(super) async fn prepare_snapshot(
+        &self,
+        id: &ContainerId,
+        chain: &str,
+    ) -> Result<Vec<Mount>, OperationError> {
         let prepare = PrepareSnapshotRequest {
             snapshotter: SNAPSHOTTER.into(),
             key: id.0.clone(),
@@ -320,7 +324,7 @@ impl Runtime {
         Ok(())
     }
 
-    fn shim_options(&self) -> Any {
+    pub(super) fn shim_options(&self) -> Any {
         let options = ShimOptions {
             shim_cgroup: self.settings.shim_cgroup.clone(),
             binary_name: self.settings.oci_runtime.to_string_lossy().into_owned(),

@@ -74,7 +74,7 @@ impl<'a> Exec<'a> {
         Self { runtime, container, name }
     }
 
-    /// One that is there already, by its name.
+    /// One that is there already, by its name; an empty one: the container's own process.
     pub(super) fn known(runtime: &'a Runtime, container: &'a ContainerId, name: String) -> Self {
         Self { runtime, container, name }
     }
@@ -160,6 +160,10 @@ impl<'a> Exec<'a> {
 
     /// Forgets it, when it has ended or never started. All its output is in its pipes then.
     pub(super) async fn delete(&self) {
+        if self.name.is_empty() {
+            // The container's own process goes with the container.
+            return;
+        }
         let delete =
             DeleteProcessRequest { container_id: self.container.0.clone(), exec_id: self.name.clone() };
         let deleted = self.runtime.containerd.tasks().delete_process(request(delete)).await;

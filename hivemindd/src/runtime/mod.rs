@@ -35,6 +35,7 @@ mod cgroup;
 mod client;
 mod container;
 mod content;
+mod debug;
 mod device;
 mod exec;
 pub mod health;
@@ -313,6 +314,9 @@ impl Runtime {
             let labels = labels::read(&container.labels);
             let id = ContainerId(container.id);
             inventory.used_images.insert(container.image);
+            if container.labels.contains_key(debug::BESIDE) {
+                continue;
+            }
             if let Some(labels) = &labels {
                 logs.insert(id.clone(), self.log(&labels.container.replica, labels.log_bytes));
             }

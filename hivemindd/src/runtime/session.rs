@@ -41,7 +41,7 @@ const STDOUT: &str = "-stdout";
 const STDERR: &str = "-stderr";
 
 /// How long to wait for a containerd that does not answer.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 
 /// What comes from the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +106,7 @@ impl Runtime {
 
     /// Ends the commands that an agent before this one left running: nobody is at their other end any more.
     pub async fn end_orphans(&self) {
+        self.end_debugging().await;
         for (container, commands) in orphans(&self.settings.run_dir) {
             for name in commands {
                 tracing::info!(
@@ -146,7 +147,7 @@ async fn end_orphan(exec: &Exec<'_>) -> Result<(), OperationError> {
 }
 
 /// Passes on what comes and goes until the command has ended and all its output is passed on.
-async fn attend(
+pub(super) async fn attend(
     exec: &Exec<'_>,
     pid: u32,
     size: Option<TerminalSize>,
@@ -280,7 +281,7 @@ fn does_not_start(message: &str) -> OperationError {
 }
 
 /// The named pipes of a command, gone when dropped.
-struct Pipes {
+pub(super) struct Pipes {
     stdin: PathBuf,
     outputs: Vec<(OutputStream, PathBuf)>,
     /// Keep the pipes open until the shim has them: one that nobody writes to has ended.
@@ -288,13 +289,13 @@ struct Pipes {
 }
 
 /// Their ends.
-struct Open {
+pub(super) struct Open {
     stdin: pipe::Sender,
     outputs: Vec<(OutputStream, pipe::Receiver)>,
 }
 
 impl Pipes {
-    fn make(exec: &Exec<'_>, terminal: bool) -> io::Result<Self> {
+    pub(super) fn make(exec: &Exec<'_>, terminal: bool) -> io::Result<Self> {
         // What is printed on a terminal is one stream.
         let streams: &[_] = match terminal {
             true => &[(OutputStream::Stdout, STDOUT)],
@@ -313,7 +314,7 @@ impl Pipes {
         std::iter::once(self.stdin.as_path()).chain(self.outputs.iter().map(|(_, path)| path.as_path()))
     }
 
-    fn stdio(&self) -> Stdio {
+    pub(super) fn stdio(&self) -> Stdio {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let output = |wanted| {
             let found = self.outputs.iter().find(|(stream, _)| *stream == wanted);
@@ -327,7 +328,7 @@ impl Pipes {
     }
 
     /// The ends of pipes that the shim holds: they end when it lets go of them.
-    fn open(&mut self) -> io::Result<Open> {
+    pub(super) fn open(&mut self) -> io::Result<Open> {
         let outputs = self.outputs.iter().map(|(stream, path)| {
             let receiver = pipe::OpenOptions::new().open_receiver(path)?;
             Ok((*stream, receiver))

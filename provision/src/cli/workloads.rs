@@ -203,6 +203,26 @@ pub struct Exec {
     pub no_terminal: bool,
 }
 
+/// See [`super::Command::Debug`].
+#[derive(Debug, Args)]
+pub struct Debug {
+    /// The workload, or one of its replicas as WORKLOAD/SLOT; the first that runs if there is no number
+    #[arg(value_parser = workload_name)]
+    pub workload: String,
+    /// The command and its arguments; the image's own if not given
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+    /// The image with the tools, which the machine fetches or was given
+    #[arg(long, env = "HIVEMIND_DEBUG_IMAGE", default_value = "busybox")]
+    pub image: String,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// No terminal for the tools, even on one
+    #[arg(long, short = 'T')]
+    pub no_terminal: bool,
+}
+
 /// Kinds of documents, as they are typed.
 const KINDS: [(&str, Kind); 8] = [
     ("workload", Kind::Workload),

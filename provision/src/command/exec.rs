@@ -1,4 +1,4 @@
-//! `hivemind exec`.
+//! `hivemind exec`, `hivemind debug`, and what converses like them.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Read};
@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal as _, Read};
 use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
 use hivemind_spec::exec::{
-    ExecRequest, FromClient, FromNode, MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OutputStream, SILENT, TerminalSize,
-    WINDOW_BYTES,
+    DebugRequest, ExecRequest, FromClient, FromNode, MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OutputStream, SILENT,
+    TerminalSize, WINDOW_BYTES,
 };
 use hyper::body::Bytes;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -19,7 +19,8 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::cli::{Exec, Global, Output};
+use super::images;
+use crate::cli::{Debug, Exec, Global, Output};
 use crate::client::{Client, WebSocket, percent};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::say_json;
@@ -34,17 +35,47 @@ const MAX_KEPT_BYTES: usize = 16 * 1024 * 1024;
 const NOBODY_READS: u8 = 141;
 
 pub(super) fn run(global: &Global, options: &Exec) -> Result<Exit> {
-    let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let has_terminal = is_terminal && !options.no_terminal && global.output == Output::Text;
-    let request = request(options, has_terminal.then(size).flatten());
+    let request = request(options, terminal(global, options.no_terminal));
     let client = super::client(global)?;
     super::block_on("the command is ended", async {
-        let keeper = match global.output {
-            Output::Json => Keeper::Kept(Kept::default()),
-            Output::Text => Keeper::Printed(Printer::start(io::stdout(), io::stderr())?),
-        };
+        let keeper = keeper(global)?;
         in_container(&client, &options.namespace, &options.workload, &request, io::stdin(), keeper).await
     })
+}
+
+/// `hivemind debug`.
+pub(super) fn debug(global: &Global, options: &Debug) -> Result<Exit> {
+    let client = super::client(global)?;
+    super::block_on("the tools are ended", async {
+        let request = DebugRequest {
+            image: images::as_given(&client, &options.image).await?,
+            command: options.command.clone(),
+            terminal: terminal(global, options.no_terminal),
+        };
+        let json = serde_json::to_string(&request).unwrap_or_default();
+        let path = path("debug", &options.namespace, &options.workload, &json)?;
+        converse(&client, &path, request.terminal.is_some(), io::stdin(), keeper(global)?).await
+    })
+}
+
+/// The terminal that a command is to have, if it is to have one.
+fn terminal(global: &Global, unwanted: bool) -> Option<TerminalSize> {
+    let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    (is_terminal && !unwanted && global.output == Output::Text).then(size).flatten()
+}
+
+fn keeper(global: &Global) -> Result<Keeper> {
+    Ok(match global.output {
+        Output::Json => Keeper::Kept(Kept::default()),
+        Output::Text => Keeper::Printed(Printer::start(io::stdout(), io::stderr())?),
+    })
+}
+
+/// Where a container of a workload, or of one of its replicas (`WORKLOAD/SLOT`), is asked for something.
+fn path(what: &str, namespace: &str, replica: &str, json: &str) -> Result<String> {
+    let (workload, slot) = super::replica(replica)?;
+    let slot = slot.map(|slot| format!("slot={slot}&")).unwrap_or_default();
+    Ok(format!("/v1/{what}/{}/{}?{slot}request={}", percent(namespace), percent(workload), percent(json)))
 }
 
 /// Runs a command in a container of a workload, or of one of its replicas (`WORKLOAD/SLOT`), until it ends.
@@ -56,11 +87,8 @@ pub(super) async fn in_container(
     input: impl Read + Send + 'static,
     keeper: Keeper,
 ) -> Result<Exit> {
-    let (workload, slot) = super::replica(replica)?;
     let json = serde_json::to_string(request).unwrap_or_default();
-    let slot = slot.map(|slot| format!("slot={slot}&")).unwrap_or_default();
-    let (namespace, name) = (percent(namespace), percent(workload));
-    let path = format!("/v1/exec/{namespace}/{name}?{slot}request={}", percent(&json));
+    let path = path("exec", namespace, replica, &json)?;
     converse(client, &path, request.terminal.is_some(), input, keeper).await
 }
 

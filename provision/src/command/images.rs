@@ -44,6 +44,12 @@ pub(super) fn whole_name(name: &str) -> String {
     name.parse::<Reference>().map_or_else(|_| name.to_owned(), |reference| reference.whole())
 }
 
+/// An image as it was given by this name, or else as it is.
+pub(super) async fn as_given(client: &Client, image: &str) -> Result<String> {
+    let found = given(client).await?.into_iter().find(|given| whole_name(&given.name) == whole_name(image));
+    Ok(found.map_or_else(|| image.to_owned(), |given| format!("{}@{}", given.name, given.digest)))
+}
+
 fn list(global: &Global) -> Result<Exit> {
     let client = super::client(global)?;
     let images = super::block_on("nothing was changed", given(&client))?;

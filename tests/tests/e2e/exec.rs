@@ -21,6 +21,50 @@ const ANSWER: Duration = Duration::from_secs(30);
 const MUCH: usize = 3 << 20;
 
 #[test]
+fn tools_run_beside_a_container_that_has_none_and_nothing_of_them_stays() {
+    let cluster = Cluster::formed("debug", 2);
+    cluster
+        .push(
+            "services:\n  bare:\n    image: registry.lab:5000/misbehave:1\n    \
+             deploy: {replicas: 2, placement: {max_replicas_per_node: 1}}\n",
+        )
+        .ok();
+    let before = cluster.wait_for_running("bare", 2, STARTING);
+    let refused = cluster.hivemind(["exec", "bare", "sh"]).failed().stderr();
+    assert!(refused.contains("sh"), "its image has no shell: {refused}");
+    let debug = |replica: &str, script: &str| {
+        let image = "registry.lab:5000/busybox:1";
+        cluster.hivemind(["debug", replica, "--image", image, "--", "sh", "-c", script])
+    };
+    // One of the two is on the machine that is not asked.
+    for slot in 0..2 {
+        let look = "cat /proc/1/comm; hostname; timeout 3 wget -q -O - http://127.0.0.1:8080/; \
+                    head -c 4 /proc/1/root/misbehave | tail -c 3; echo; id -u; exit 5";
+        let ended = debug(&format!("bare/{slot}"), look);
+        let said = ended.stdout();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(&lines[..2], ["misbehave", &format!("bare-{slot}")], "{ended:?}");
+        assert!(said.contains(&format!("hostname=bare-{slot}")), "its network: {ended:?}");
+        assert!(lines.contains(&"ELF") && lines.last() == Some(&"0"), "its files: {ended:?}");
+        assert_eq!(ended.code(), Some(5));
+    }
+    let unknown =
+        cluster.hivemind(["debug", "bare", "--image", "registry.lab:5000/none:1"]).failed().stderr();
+    assert!(unknown.contains("none:1"), "{unknown}");
+
+    // Whoever goes away takes them along.
+    let mut command =
+        cluster.command(["debug", "bare/0", "--image", "registry.lab:5000/busybox:1", "--", "sleep", "4711"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let sleeps = || debug("bare/0", "ps | grep -v grep | grep -c 'sleep 4711'").stdout().trim() == "1";
+    wait::until("it runs", ANSWER, || if sleeps() { Ok(()) } else { Err("not yet".to_owned()) });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait::until("it is gone", ANSWER, || if sleeps() { Err("it is there".to_owned()) } else { Ok(()) });
+    assert_eq!(cluster.wait_for_running("bare", 2, STARTING), before, "the other goes on");
+}
+
+#[test]
 fn a_command_runs_in_the_container_it_is_meant_for_asked_through_any_node_and_ends_as_it_ends() {
     let cluster = Cluster::formed("exec", 2);
     cluster.push(

@@ -1,0 +1,67 @@
+//! Tools beside a container, for images that have none, by WebSocket.
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use hivemind_core::record::WorkloadId;
+use hivemind_spec::exec::{DebugRequest, FromNode};
+use hivemind_spec::problem::{Code, Problem};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Context;
+use super::auth::Signer;
+use super::exec::{Found, find, right};
+use super::refusal::{Path, Query, Refusal};
+use super::session;
+
+/// Where, and what.
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Asked {
+    /// The replica; any that runs if not given.
+    slot: Option<u32>,
+    /// What is to run, as the JSON of a `DebugRequest`.
+    request: String,
+}
+
+/// Runs an image beside a container of a workload, with its processes, network and memory segments, by WebSocket, until the
+/// conversation ends. Whoever may write the workload may.
+#[utoipa::path(get, path = "/v1/debug/{namespace}/{workload}",
+    params(("namespace" = String, Path), ("workload" = String, Path), Asked),
+    responses((status = 101, description = "a WebSocket, as that of `/v1/exec/{namespace}/{workload}`", body = FromNode),
+        (status = "4XX", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn debug(
+    State(context): State<Context>,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(asked): Query<Asked>,
+    Extension(Signer(key)): Extension<Signer>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (mut parts, _) = request.into_parts();
+    let workload = WorkloadId { namespace, name };
+    let wanted: DebugRequest = serde_json::from_str(&asked.request).map_err(|error| {
+        Problem::new(Code::Malformed, format!("the request cannot be read: {error}"))
+            .advice("see `DebugRequest` in /v1/openapi.json")
+    })?;
+    if wanted.command.iter().any(|word| word.contains('\0')) {
+        return Err(Problem::new(Code::Malformed, "a zero byte cannot be part of a command").into());
+    }
+    let right = right(key, &workload, "look into containers");
+    right.check(&context).await?;
+    let (replica, container) = match find(&context, &workload, asked.slot, &mut parts).await? {
+        Found::Here(replica, container) => (replica, container),
+        Found::Elsewhere(answer) => return Ok(answer),
+    };
+    tracing::info!(code = "debug", %key, image = wanted.image, "tools are run beside {replica}");
+    let runtime = context.runtime.clone();
+    let work = async move |other| {
+        runtime.debug(&container, &wanted, other).await.map_err(|error| {
+            Problem::new(Code::NotStarted, error.text)
+                .advice("name an image that the machine can fetch or was given, with --image")
+        })
+    };
+    Ok(session::open(&context, right, &mut parts, work).await?)
+}
