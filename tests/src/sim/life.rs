@@ -408,11 +408,12 @@ impl Life {
         let Some(victim) = self.victim() else { return };
         let other = self.world.dice(self.count());
         let on = self.world.machines[victim].node.is_some();
-        let harm = self.world.dice(22);
+        let harm = self.world.dice(23);
         self.world.say(&format!("harm {harm} to m{victim}, perhaps with m{other}"));
         match harm {
             20 if self.world.chance(25) => self.world.pass(LONG_MS),
             21 if on => self.update(victim),
+            22 if on => self.run_short_of_memory(victim),
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
             4 if on => self.world.restart_agent(victim),
@@ -483,6 +484,13 @@ impl Life {
         if let Some(container) = first {
             runtime.end(&container, code, wall_ms);
         }
+    }
+
+    fn run_short_of_memory(&mut self, victim: usize) {
+        let containers: Vec<_> =
+            self.world.machines[victim].runtime.running().map(|plan| plan.id.clone()).collect();
+        let uses = containers.into_iter().map(|id| (id, (self.world.dice(64) as u64) << 20)).collect();
+        self.world.deliver(victim, Event::MemoryShort { uses });
     }
 
     /// A member in the wrong hands sends what nobody with the right to it signed.

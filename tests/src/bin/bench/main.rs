@@ -171,6 +171,9 @@ fn scale(cluster: &Cluster, replicas: usize) -> Duration {
 /// Starts of which the median is taken: single ones differ by half.
 const STARTS: usize = 11;
 
+/// Starts one after the other, of which the slowest but one in a hundred is told.
+const STARTS_ALONE: usize = 100;
+
 /// A machine that is ready, with a probe and 1 GB.
 fn one_machine(name: &str, cpus: u32) -> Cluster {
     let mut cluster = Cluster::new(name, 1).with_probe();
@@ -202,6 +205,7 @@ fn containers() {
     tell("start_alone_p50", median(starts.clone()), "s");
     tell("start_alone_slowest_of_11", starts.iter().copied().fold(0.0, f64::max), "s");
     report("container_start_ratio", median(starts) / median(floors), "x", 1.0);
+    alone(&cluster);
     exec(&cluster, &ask);
     for n in 0..STARTS {
         ask(&["run", "/usr/bin/ctr", "-n", "bench", "task", "kill", "-s", "SIGKILL", &format!("floor{n}")]);
@@ -218,6 +222,34 @@ fn containers() {
     let loggers = sum(&ask(&["memory", "hivemindd logger"]), 2);
     eprintln!("   KiB for 20: shims {shims}, processes {processes}, loggers {loggers}");
     report("container_pss", (shims + processes + loggers) as f64 / 20.0 / 1024.0, "MB", 3.0);
+}
+
+/// Starts of one container again and again, with nothing else to do: what the slowest of a hundred takes.
+fn alone(cluster: &Cluster) {
+    let push = |replicas: u32| {
+        let text = format!(
+            "services:\n  single:\n    image: registry.lab:5000/busybox:1\n    command: sleep 100000\n    \
+             scale: {replicas}\n    stop_grace_period: 0s\n"
+        );
+        cluster.push(&text).ok();
+    };
+    let mut starts: Vec<f64> = (0..STARTS_ALONE)
+        .map(|_| {
+            let begin = Instant::now();
+            push(1);
+            cluster.poll_for_running(START_POLL, "single", 1, STARTING);
+            let took = begin.elapsed().as_secs_f64();
+            push(0);
+            wait::polling(START_POLL, "it is gone", STARTING, || {
+                let left = cluster.replicas("single")?;
+                if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+            });
+            took
+        })
+        .collect();
+    starts.sort_by(f64::total_cmp);
+    tell("start_of_100_one_by_one_p50", starts[STARTS_ALONE / 2], "s");
+    tell("start_of_100_one_by_one_p99", starts[STARTS_ALONE - 2], "s");
 }
 
 /// A command in a container that runs, from the operator's command line and by `ctr` on the machine itself.
