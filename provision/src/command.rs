@@ -22,6 +22,7 @@ mod remove;
 mod rollout;
 mod run;
 mod secrets;
+mod session;
 mod show;
 mod source;
 mod stats;

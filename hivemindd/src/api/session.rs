@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use super::Context;
 use super::forward::{FromPeer, forward_upgrade};
-use crate::runtime::session::{Input, OtherEnd};
+use crate::runtime::stream::{Input, OtherEnd};
 
 /// Conversations here or through here at a time. Each costs its windows of input and output at most.
 pub const MAX_SESSIONS: usize = 32;

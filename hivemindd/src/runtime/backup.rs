@@ -6,8 +6,8 @@ use std::sync::Arc;
 use hivemind_core::event::OperationError;
 use hivemind_core::record::VolumePart;
 
-use super::session::OtherEnd;
-use super::{Runtime, on_disk, stream, wall_ms};
+use super::stream::{self, OtherEnd};
+use super::{Runtime, on_disk, wall_ms};
 
 impl Runtime {
     /// Says what a part of a volume has, as a tar archive, and beside it in words what is not in there as it was.

@@ -23,7 +23,8 @@ use super::container::{RUNTIME, SPEC_TYPE, layer_directories, start_failure};
 use super::exec::Exec;
 use super::labels;
 use super::oci::{self, Surroundings};
-use super::session::{OtherEnd, Pipes, RETRY, attend};
+use super::session::{Pipes, RETRY, attend};
+use super::stream::OtherEnd;
 use super::user::Accounts;
 use super::{Runtime, cgroup};
 

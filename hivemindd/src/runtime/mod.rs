@@ -26,7 +26,7 @@ use hivemind_spec::key::SigningKey;
 use hivemind_spec::machine;
 use tokio::sync::{Notify, Semaphore};
 
-use self::session::OtherEnd;
+use self::stream::OtherEnd;
 use crate::network::isolation::InForce;
 use crate::transport::Transport;
 
@@ -49,8 +49,8 @@ mod pressure;
 mod quota;
 mod seccomp;
 pub mod secrets;
-pub mod session;
-mod stream;
+mod session;
+pub mod stream;
 mod user;
 mod volume;
 mod watch;

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::client::transient;
 use super::exec::{self, Exec, Stdio};
+use super::stream::{Input, OtherEnd, Output};
 use super::{Runtime, output};
 
 /// How long a command may go on once its other end is gone, after it was told so.
@@ -42,31 +43,6 @@ const STDERR: &str = "-stderr";
 
 /// How long to wait for a containerd that does not answer.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
-
-/// What comes from the other end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// For the command.
-    Data(Bytes),
-    /// No more data comes.
-    End,
-    /// The terminal has another size.
-    Resize(TerminalSize),
-}
-
-/// A piece of output.
-pub type Output = (OutputStream, Bytes);
-
-/// The other end of a command. It is gone when `input` is closed or `output` is no longer received.
-#[derive(Debug)]
-pub struct OtherEnd {
-    /// What it says.
-    pub input: mpsc::Receiver<Input>,
-    /// How much of the input was taken so far, bytes.
-    pub taken: watch::Sender<u64>,
-    /// What it hears.
-    pub output: mpsc::Sender<Output>,
-}
 
 impl Runtime {
     /// Runs a command inside a container to its end. Returns its exit code.

@@ -1,12 +1,35 @@
-//! The other end of a conversation as something to read from and to write to, for work that waits.
+//! The other end of a conversation; and the same as something to read from and to write to, for work that waits.
 
 use std::io::{self, Read, Write};
 
 use bytes::{Buf as _, Bytes};
-use hivemind_spec::exec::{MAX_DATA_BYTES, OutputStream};
+use hivemind_spec::exec::{MAX_DATA_BYTES, OutputStream, TerminalSize};
 use tokio::sync::{mpsc, watch};
 
-use super::session::{Input, OtherEnd, Output};
+/// What comes from the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// For the command.
+    Data(Bytes),
+    /// No more data comes.
+    End,
+    /// The terminal has another size.
+    Resize(TerminalSize),
+}
+
+/// A piece of output.
+pub type Output = (OutputStream, Bytes);
+
+/// The other end of a command. It is gone when `input` is closed or `output` is no longer received.
+#[derive(Debug)]
+pub struct OtherEnd {
+    /// What it says.
+    pub input: mpsc::Receiver<Input>,
+    /// How much of the input was taken so far, bytes.
+    pub taken: watch::Sender<u64>,
+    /// What it hears.
+    pub output: mpsc::Sender<Output>,
+}
 
 /// What the other end says, until it says that there is no more. Reading waits: not on a thread of tokio's.
 #[derive(Debug)]

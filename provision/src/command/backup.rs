@@ -6,10 +6,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use hivemind_spec::api::{self, Node};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::exec::{self, Keeper, Printer};
+use super::session::{self, Keeper, Notes, Printer};
+use super::bars::bytes;
 use super::nodes;
 use crate::archive::{self, Content, Lock};
 use crate::cli::{Global, Output, Volume, VolumesBackup, VolumesCheck, VolumesRestore};
@@ -72,21 +73,6 @@ impl Part {
     }
 }
 
-/// Bytes under way: a bar on a terminal, nothing elsewhere.
-pub(super) fn progress(total: Option<u64>) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let template = match total {
-        Some(_) => "{bar:24} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
-        None => "{spinner} {bytes}  {bytes_per_sec}",
-    };
-    // A template of constant form; should it ever be wrong, the default shows the same.
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
-    bar.with_style(style.progress_chars("━╸─"))
-}
-
 pub(super) fn backup(global: &Global, options: &VolumesBackup) -> Result<Exit> {
     let to_stdout = options.file == Path::new("-");
     if to_stdout && (io::stdout().is_terminal() || global.output == Output::Json) {
@@ -110,7 +96,7 @@ pub(super) fn backup(global: &Global, options: &VolumesBackup) -> Result<Exit> {
         let used = part.used_bytes(&client).await?;
         Ok((part, used))
     })?;
-    let bar = progress(used);
+    let bar = bytes(used);
     let (content, notes) = if to_stdout {
         let (content, notes, _) = write(&client, &part, io::stdout(), lock, &bar)?;
         (content, notes)
@@ -180,10 +166,10 @@ fn write<W: Write + Send + 'static>(
         // Whether it is whole is known later; that it can be ended is known now.
         Ok((content, to))
     });
-    let notes = super::copy::Kept::new(MAX_NOTES_BYTES);
+    let notes = Notes::new(MAX_NOTES_BYTES);
     let ended = super::block_on("the backup is broken off, and not kept", async {
         let keeper = Keeper::Printed(Printer::start(writer, notes.clone())?);
-        exec::converse(client, &part.path("archive"), false, io::empty(), keeper).await
+        session::converse(client, &part.path("archive"), false, io::empty(), keeper).await
     });
     let written: io::Result<_> =
         written.join().unwrap_or_else(|_| Err(io::Error::other("writing broke off")));
@@ -215,7 +201,7 @@ fn source(file: &Path, identity: Option<&Path>, bar: &ProgressBar) -> Result<Box
 }
 
 pub(super) fn check(global: &Global, options: &VolumesCheck) -> Result<Exit> {
-    let bar = progress((options.file != Path::new("-")).then_some(0));
+    let bar = bytes((options.file != Path::new("-")).then_some(0));
     let from = source(&options.file, options.identity.as_deref(), &bar)?;
     let content = archive::copy(from, io::sink()).map_err(|error| archive::unreadable(&error))?;
     bar.finish_and_clear();
@@ -239,7 +225,7 @@ pub(super) fn restore(global: &Global, options: &VolumesRestore, file: &Path) ->
         let question = format!("Replace all that is in volume {name} ({})?", show_bytes(used));
         confirm(&question, "nothing was changed")?;
     }
-    let bar = progress((file != Path::new("-")).then_some(0));
+    let bar = bytes((file != Path::new("-")).then_some(0));
     let from = source(file, options.identity.as_deref(), &bar)?;
     // Read here as it is sent, so that nothing that is no archive is taken for one.
     let (reader, writer) = io::pipe().map_err(|error| archive::unreadable(&error))?;
@@ -253,7 +239,7 @@ pub(super) fn restore(global: &Global, options: &VolumesRestore, file: &Path) ->
     let input = Whole { of: reader, is_broken };
     let ended = super::block_on("nothing was changed", async {
         let keeper = Keeper::Printed(Printer::start(io::sink(), io::stderr())?);
-        exec::converse(&client, &part.path("fill"), false, input, keeper).await
+        session::converse(&client, &part.path("fill"), false, input, keeper).await
     });
     let counted: io::Result<Content> =
         counted.join().unwrap_or_else(|_| Err(io::Error::other("reading broke off")));

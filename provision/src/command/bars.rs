@@ -64,3 +64,18 @@ impl<K: Ord + Clone> Bars<K> {
         self.bars.values().for_each(ProgressBar::abandon);
     }
 }
+
+/// Bytes under way: a bar on a terminal, nothing elsewhere.
+pub(super) fn bytes(total: Option<u64>) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = match total {
+        Some(_) => "{bar:24} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+        None => "{spinner} {bytes}  {bytes_per_sec}",
+    };
+    // A template of constant form; should it ever be wrong, the default shows the same.
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    bar.with_style(style.progress_chars("━╸─"))
+}

@@ -3,14 +3,14 @@
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use hivemind_spec::document::is_dns_label;
 use hivemind_spec::exec::ExecRequest;
 use hivemind_spec::id::hex;
 use serde::Serialize;
 
-use super::exec::{self, Keeper, Printer};
+use super::exec;
+use super::session::{Keeper, Notes, Printer};
 use crate::bundle;
 use crate::cli::{Copy, Global, Output};
 use crate::client::Client;
@@ -254,38 +254,6 @@ impl Drop for Scratch {
     }
 }
 
-/// What is said beside a copy, as much as people read.
-#[derive(Clone)]
-pub(super) struct Kept {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    most: usize,
-}
-
-impl Kept {
-    /// So many bytes at most.
-    pub(super) fn new(most: usize) -> Self {
-        Self { bytes: Arc::default(), most }
-    }
-
-    pub(super) fn text(&self) -> String {
-        let kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&kept).into_owned()
-    }
-}
-
-impl Write for Kept {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = self.most.saturating_sub(kept.len());
-        kept.extend_from_slice(&data[..data.len().min(room)]);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Runs a command to its end, with `input` and `output`.
 fn talk(
     client: &Client,
@@ -295,7 +263,7 @@ fn talk(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
 ) -> Result<()> {
-    let complaints = Kept::new(MAX_COMPLAINT_BYTES);
+    let complaints = Notes::new(MAX_COMPLAINT_BYTES);
     let ended = super::block_on("the copy is broken off; what was copied so far may be there", async {
         let keeper = Keeper::Printed(Printer::start(output, complaints.clone())?);
         exec::in_container(client, namespace, replica, &request, input, keeper).await

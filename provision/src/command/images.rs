@@ -12,9 +12,9 @@ use indicatif::ProgressBar;
 use oci_client::Reference;
 use serde_json::json;
 
-use super::copy::Kept;
-use super::exec::{self, Keeper, Printer};
-use super::{backup, nodes};
+use super::session::{self, Keeper, Notes, Printer};
+use super::bars::bytes;
+use super::nodes;
 use crate::archive;
 use crate::cli::{Global, Images, ImagesGive, ImagesTakeBack, Output};
 use crate::client::{Client, percent};
@@ -94,14 +94,14 @@ fn give(global: &Global, options: &ImagesGive) -> Result<Exit> {
     let mut done = Vec::new();
     for (name, image) in &named {
         for (node, hostname) in &chosen {
-            let bytes = image.blobs.values().map(|blob| blob.size).sum();
-            let bar = backup::progress(Some(bytes));
+            let size = image.blobs.values().map(|blob| blob.size).sum();
+            let bar = bytes(Some(size));
             bar.set_message(name.clone());
             send(&client, &archive, image, name, *node, &bar)?;
             bar.finish_and_clear();
             if global.output == Output::Text {
                 let name = paint(STRONG, name);
-                say(&format!("{hostname} has {name} ({})", show_bytes(bytes)));
+                say(&format!("{hostname} has {name} ({})", show_bytes(size)));
             }
             done.push(json!({ "name": name, "digest": image.digest, "node": node, "hostname": hostname }));
         }
@@ -203,7 +203,7 @@ fn send(
         "/v1/images/give?name={}&digest={digits}&manifestBytes={manifest_bytes}{node}",
         percent(name)
     );
-    let notes = Kept::new(MAX_NOTES_BYTES);
+    let notes = Notes::new(MAX_NOTES_BYTES);
     std::thread::scope(|scope| {
         let sending = scope.spawn(move || -> Result<()> {
             let broken = |error: io::Error| failed(&error);
@@ -226,7 +226,7 @@ fn send(
         });
         let ended = super::block_on("stopped; what was sent is not sent again", async {
             let keeper = Keeper::Printed(Printer::start(said, notes)?);
-            exec::converse(client, &path, false, input, keeper).await
+            session::converse(client, &path, false, input, keeper).await
         });
         let sent = sending.join().unwrap_or_else(|_| Err(failed(&io::Error::other("sending broke off"))));
         match (ended, sent) {

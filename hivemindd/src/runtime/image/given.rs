@@ -25,7 +25,7 @@ use super::registry::parse_reference;
 use super::{Documents, Fault, GIVEN_LABEL, Images, Lease, Whole, commit, lease_of};
 use crate::runtime::client::{permanent, refused, request, transient};
 use crate::runtime::content::{CHUNK_BYTES, MAX_DOCUMENT_BYTES, sha256};
-use crate::runtime::session::{Input, OtherEnd, Output};
+use crate::runtime::stream::{Input, OtherEnd, Output};
 use crate::runtime::wall_ms;
 
 /// Images that a node may be given: the record that says so stays small, and all nodes have it.
