@@ -17,7 +17,8 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{WriteAction, WriteContentRequest};
 use containerd_client::tonic::Request;
 use hivemind_core::event::{
-    ContainerId, ContainerLabels, ContainerPlan, Event, ImagePeers, OperationError, RuntimeOp, TaskState,
+    ContainerId, ContainerLabels, ContainerPlan, Event, ImagePeers, OperationError, RuntimeOp, Shortage,
+    TaskState,
 };
 use hivemind_core::record::{ReplicaId, WorkloadId};
 use hivemind_spec::id::Digest;
@@ -365,11 +366,12 @@ async fn a_container_lives_from_pull_to_removal() {
     until(&runtime, &first.id, |task| *task == TaskState::Running).await;
 
     // It ignores SIGTERM, being PID 1 without a handler, and is killed after the grace period.
-    let stop = RuntimeOp::Stop { container: first.id.clone(), signal: None, grace_ms: 300 };
+    let stop =
+        RuntimeOp::Stop { container: first.id.clone(), signal: None, grace_ms: 300, makes_room: false };
     carry_out(&runtime, stop.clone()).await.unwrap();
     let ended = until(&runtime, &first.id, |task| matches!(task, TaskState::Exited { .. })).await;
     assert!(
-        matches!(ended, TaskState::Exited { code: 137, oom: false, at_ms } if at_ms > 1_000_000),
+        matches!(ended, TaskState::Exited { code: 137, oom: None, at_ms } if at_ms > 1_000_000),
         "{ended:?}"
     );
     carry_out(&runtime, stop).await.unwrap();
@@ -421,7 +423,7 @@ async fn a_container_lives_from_pull_to_removal() {
         let hungry = plan(&image, 3, json!({ "resources": resources, "command": ["tail", "/dev/zero"] }));
         carry_out(&runtime, start(&hungry)).await.unwrap();
         let ended = until(&runtime, &hungry.id, |task| matches!(task, TaskState::Exited { .. })).await;
-        assert!(matches!(ended, TaskState::Exited { code: 137, oom: true, .. }), "{ended:?}");
+        assert!(matches!(ended, TaskState::Exited { code: 137, oom: Some(Shortage::Own), .. }), "{ended:?}");
         carry_out(&runtime, RuntimeOp::Remove { container: hungry.id.clone(), logs: true }).await.unwrap();
     }
 

@@ -345,6 +345,8 @@ pub enum RuntimeOp {
         signal: Option<String>,
         /// Milliseconds before SIGKILL.
         grace_ms: u64,
+        /// Whether it gets no more memory from now on: it makes room for others.
+        makes_room: bool,
     },
     /// Remove task, container, snapshot, network namespace and cgroup. Also of half-made ones.
     Remove {
@@ -501,9 +503,18 @@ pub enum TaskState {
         code: u32,
         /// When, wall milliseconds.
         at_ms: u64,
-        /// Whether the kernel killed it for its memory.
-        oom: bool,
+        /// Of what there was too little, if the kernel killed it for its memory.
+        oom: Option<Shortage>,
     },
+}
+
+/// Whose memory there was too little of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shortage {
+    /// Its own: it wanted more than its limit.
+    Own,
+    /// That of all containers of the machine, or of the machine itself.
+    Machine,
 }
 
 /// Why an operation failed.

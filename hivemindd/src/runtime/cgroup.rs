@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hivemind_core::event::ContainerId;
+use hivemind_core::event::{ContainerId, Shortage};
 use hivemind_spec::api::{Counters, Process};
 use nix::sys::stat::{major, minor};
 
@@ -75,14 +75,29 @@ pub(super) fn disk_of(folder: &Path) -> io::Result<(u64, u64)> {
     numbers.ok_or_else(|| io::Error::other(format!("{text:?} are not the numbers of a disk")))
 }
 
-/// Whether the kernel has killed a process of the container for its memory.
-pub(super) fn was_out_of_memory(id: &ContainerId) -> bool {
-    let events = fs::read_to_string(of(id).join("memory.events")).unwrap_or_default();
-    out_of_memory_kills(&events) > 0
+/// Of what there was too little, if the kernel has killed a process of the container for its memory.
+pub(super) fn out_of_memory(id: &ContainerId) -> Option<Shortage> {
+    shortage(&fs::read_to_string(of(id).join("memory.events")).unwrap_or_default())
 }
 
-fn out_of_memory_kills(events: &str) -> u64 {
-    events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+/// What has befallen a group itself, of `memory.events`: it is killed without having come to its own limit when that of
+/// another above it was come to.
+fn shortage(events: &str) -> Option<Shortage> {
+    match (value_of(events, "oom_kill"), value_of(events, "oom")) {
+        (0, _) => None,
+        (_, 0) => Some(Shortage::Machine),
+        _ => Some(Shortage::Own),
+    }
+}
+
+/// Gives a container no more memory than it has.
+pub(super) fn hold_memory(id: &ContainerId) {
+    let group = of(id);
+    let held = fs::read_to_string(group.join("memory.current"))
+        .and_then(|bytes| fs::write(group.join("memory.max"), bytes.trim()));
+    if let Err(error) = held {
+        tracing::warn!(container = id.0, %error, "its memory grows on while it makes room for others");
+    }
 }
 
 /// What the kernel has counted of a container; none when it has no cgroup any more.
@@ -220,10 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn only_kills_count_as_out_of_memory() {
-        let events = |kills| format!("low 0\nhigh 3\nmax 12\noom 4\noom_kill {kills}\noom_group_kill 0\n");
-        assert_eq!(out_of_memory_kills(&events(0)), 0);
-        assert_eq!(out_of_memory_kills(&events(2)), 2);
-        assert_eq!(out_of_memory_kills(""), 0);
+    fn a_container_that_is_killed_at_its_own_limit_is_told_from_one_that_is_for_others() {
+        let events =
+            |own, kills| format!("low 0\nhigh 3\nmax 12\noom {own}\noom_kill {kills}\noom_group_kill 0\n");
+        assert_eq!(shortage(&events(4, 0)), None, "it got some in the end");
+        assert_eq!(shortage(&events(4, 2)), Some(Shortage::Own));
+        assert_eq!(shortage(&events(0, 2)), Some(Shortage::Machine));
+        assert_eq!(shortage(""), None);
     }
 }

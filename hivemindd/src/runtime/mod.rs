@@ -206,7 +206,10 @@ impl Runtime {
                 self.images.pull(image, opened, peers, progress).await
             }
             RuntimeOp::Start(plan) => within(OPERATION_LIMIT, "starting", self.start(plan)).await,
-            RuntimeOp::Stop { container, signal, grace_ms } => {
+            RuntimeOp::Stop { container, signal, grace_ms, makes_room } => {
+                if *makes_room {
+                    cgroup::hold_memory(container);
+                }
                 let grace = Duration::from_millis(*grace_ms);
                 let stop = self.stop(container, signal.as_deref(), grace);
                 within(OPERATION_LIMIT.saturating_add(grace), "stopping", stop).await
@@ -395,7 +398,8 @@ fn task_state(id: &ContainerId, task: &Process) -> TaskState {
                 let seconds = u64::try_from(time.seconds).unwrap_or(0);
                 seconds * 1000 + u64::try_from(time.nanos).unwrap_or(0) / 1_000_000
             });
-            TaskState::Exited { code, at_ms, oom: code == KILLED && cgroup::was_out_of_memory(id) }
+            let oom = cgroup::out_of_memory(id).filter(|_| code == KILLED);
+            TaskState::Exited { code, at_ms, oom }
         }
         // Created but never started: an agent died in between.
         TaskStatus::Created | TaskStatus::Unknown => TaskState::Absent,

@@ -9,9 +9,9 @@ use hivemind_spec::api::{self, Node};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::session::{self, Keeper, Notes, Printer};
 use super::bars::bytes;
 use super::nodes;
+use super::session::{self, Keeper, Notes, Printer};
 use crate::archive::{self, Content, Lock};
 use crate::cli::{Global, Output, Volume, VolumesBackup, VolumesCheck, VolumesRestore};
 use crate::client::{Client, percent};

@@ -12,9 +12,9 @@ use indicatif::ProgressBar;
 use oci_client::Reference;
 use serde_json::json;
 
-use super::session::{self, Keeper, Notes, Printer};
 use super::bars::bytes;
 use super::nodes;
+use super::session::{self, Keeper, Notes, Printer};
 use crate::archive;
 use crate::cli::{Global, Images, ImagesGive, ImagesTakeBack, Output};
 use crate::client::{Client, percent};

@@ -100,7 +100,7 @@ impl Runtime {
             && state.task == TaskState::Running
         {
             self.stops += 1;
-            state.task = TaskState::Exited { code, at_ms, oom: false };
+            state.task = TaskState::Exited { code, at_ms, oom: None };
         }
     }
 

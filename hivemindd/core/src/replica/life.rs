@@ -7,7 +7,7 @@ use hivemind_spec::id::Digest;
 use hivemind_spec::workload::{RestartCondition, RestartPolicy};
 
 use crate::cluster::Workload;
-use crate::event::{ContainerLabels, OperationError};
+use crate::event::{ContainerLabels, OperationError, Shortage};
 use crate::record::ReplicaStatus;
 use crate::time::Time;
 
@@ -45,7 +45,7 @@ pub(super) fn span(ms: u64) -> String {
 pub(super) struct End {
     pub(super) code: u32,
     pub(super) at_ms: u64,
-    pub(super) oom: bool,
+    pub(super) oom: Option<Shortage>,
 }
 
 /// Why the agent itself stopped a container that is still wanted.
@@ -268,13 +268,15 @@ fn rest(status: &ReplicaStatus) -> Ended {
 /// What a container ended with, out of the words that [`describe`] gave it: the record has no other place for it, and
 /// cannot get one while older nodes read it.
 pub fn exit_code(reason: &str) -> Option<u32> {
-    let said = reason.strip_prefix(ENDED).or_else(|| reason.strip_prefix(KILLED_FOR_MEMORY))?;
+    let said =
+        [ENDED, KILLED_AT_LIMIT, KILLED_FOR_OTHERS].iter().find_map(|words| reason.strip_prefix(words))?;
     let end = said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len());
     said[..end].parse().ok()
 }
 
 const ENDED: &str = "ended with code ";
-const KILLED_FOR_MEMORY: &str = "was killed for using more memory than its limit, code ";
+const KILLED_AT_LIMIT: &str = "was killed for using more memory than its limit, code ";
+const KILLED_FOR_OTHERS: &str = "was killed because the memory of its machine was short, code ";
 
 fn describe(end: &End) -> String {
     let code = end.code;
@@ -292,7 +294,11 @@ fn describe(end: &End) -> String {
         143 => " (SIGTERM)",
         _ => "",
     };
-    if end.oom { format!("{KILLED_FOR_MEMORY}{code}") } else { format!("{ENDED}{code}{signal}") }
+    match end.oom {
+        Some(Shortage::Own) => format!("{KILLED_AT_LIMIT}{code}"),
+        Some(Shortage::Machine) => format!("{KILLED_FOR_OTHERS}{code}"),
+        None => format!("{ENDED}{code}{signal}"),
+    }
 }
 
 #[cfg(test)]
@@ -301,7 +307,8 @@ mod tests {
 
     #[test]
     fn what_a_container_ended_with_is_read_from_the_words_that_say_so() {
-        for (code, oom) in [(0, false), (3, false), (137, false), (137, true), (255, false)] {
+        let killed = [Shortage::Own, Shortage::Machine].map(|shortage| (137, Some(shortage)));
+        for (code, oom) in [(0, None), (3, None), (137, None), (255, None)].into_iter().chain(killed) {
             let words = describe(&End { code, at_ms: 0, oom });
             assert_eq!(exit_code(&words), Some(code), "{words}");
             assert_eq!(exit_code(&format!("{words}; gave up after 3 restarts")), Some(code));

@@ -142,6 +142,7 @@ struct Trouble {
 struct Stopping {
     signal: Option<String>,
     grace_ms: u64,
+    makes_room: bool,
 }
 
 /// Where a replica is, before it is put into a status.
@@ -390,9 +391,9 @@ impl Replicas {
         if self.count(|op| matches!(op, InFlight::Stop { .. })) >= MAX_STOPS {
             return;
         }
-        let Stopping { signal, grace_ms } =
-            self.stopping.get(id).cloned().unwrap_or(Stopping { signal: None, grace_ms: UNKNOWN_GRACE_MS });
-        let op = RuntimeOp::Stop { container: id.clone(), signal, grace_ms };
+        let unknown = Stopping { signal: None, grace_ms: UNKNOWN_GRACE_MS, makes_room: false };
+        let Stopping { signal, grace_ms, makes_room } = self.stopping.get(id).cloned().unwrap_or(unknown);
+        let op = RuntimeOp::Stop { container: id.clone(), signal, grace_ms, makes_room };
         self.begin(InFlight::Stop { container: id.clone() }, op, plan);
     }
 
@@ -425,7 +426,7 @@ impl Replicas {
         let grace_ms = if node.has_lost(replica) { grace_ms.min(LAST_GRACE_MS) } else { grace_ms };
         let makes_room = self.evicted.contains_key(&id);
         let grace_ms = if makes_room { grace_ms.min(pressure::GRACE_MS) } else { grace_ms };
-        let stopping = Stopping { signal: container.stop_signal.clone(), grace_ms };
+        let stopping = Stopping { signal: container.stop_signal.clone(), grace_ms, makes_room };
         if let Some(Lease::Held { until_ms }) = node.lease(replica) {
             let others = self.others(replica, &id).into_iter().map(|(other, _)| other);
             plan.fences.extend(others.chain([id.clone()]).map(|container| (container, until_ms)));

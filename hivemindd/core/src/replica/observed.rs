@@ -97,7 +97,7 @@ impl Observed {
         let Some(state) = self.inventory.containers.get(&id).cloned() else { return };
         if state.task == TaskState::Running {
             const SIGTERM_CODE: u32 = 143;
-            let task = TaskState::Exited { code: SIGTERM_CODE, at_ms: now.wall_ms, oom: false };
+            let task = TaskState::Exited { code: SIGTERM_CODE, at_ms: now.wall_ms, oom: None };
             self.expect(now, id, Some(ContainerState { task, ..state }), now.wall_ms);
         }
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn ended(at_ms: u64) -> TaskState {
-        TaskState::Exited { code: 143, at_ms: 1_000_000 + at_ms, oom: false }
+        TaskState::Exited { code: 143, at_ms: 1_000_000 + at_ms, oom: None }
     }
 
     /// A container whose start took from 4800 ms to 5000 ms.

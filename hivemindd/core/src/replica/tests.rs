@@ -185,7 +185,7 @@ impl Bench {
 
     fn end(&mut self, container: &ContainerId, code: u32) {
         let state = self.inventory.containers.get_mut(container).unwrap();
-        state.task = TaskState::Exited { code, at_ms: self.now.wall_ms, oom: false };
+        state.task = TaskState::Exited { code, at_ms: self.now.wall_ms, oom: None };
     }
 
     fn settle(&mut self) {
@@ -669,7 +669,12 @@ fn what_is_no_longer_wanted_is_stopped_with_its_signal_and_removed_with_its_logs
     bench.wanted.clear();
     bench.step();
     assert_eq!(bench.status(0).phase, Phase::Stopping);
-    let stop = RuntimeOp::Stop { container: id.clone(), signal: Some("SIGQUIT".into()), grace_ms: 3000 };
+    let stop = RuntimeOp::Stop {
+        container: id.clone(),
+        signal: Some("SIGQUIT".into()),
+        grace_ms: 3000,
+        makes_room: false,
+    };
     assert_eq!(bench.log.last(), Some(&stop));
     bench.finish_one();
     assert_eq!(bench.log.last(), Some(&RuntimeOp::Remove { container: id, logs: true }));
