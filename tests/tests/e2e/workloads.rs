@@ -194,15 +194,17 @@ fn when_memory_is_short_the_lowest_priority_makes_room_and_the_others_go_on() {
     cluster.push(&format!("services:\n{precious}")).ok();
     let before = cluster.wait_for_running("precious", 1, STARTING);
     cluster.push(&format!("services:\n{greedy}")).ok();
-    let words = ["made room when the memory of its machine was short", "asks for 16, and has priority 0"];
-    let (reason, _) = wait::until("greedy makes room, and says why", STARTING, || {
+    let words = [
+        "made room when the memory of its machine was short",
+        "asks for 16, and has priority 0; starts again",
+    ];
+    wait::until("greedy makes room, and says why", STARTING, || {
         let replicas = cluster.replicas("greedy")?;
         let told = replicas
             .iter()
             .find(|r| words.iter().all(|word| r.reason.contains(word)) && r.phase == "backoff");
-        told.map(|replica| replica.reason.clone()).ok_or_else(|| format!("{replicas:#?}"))
+        told.map(drop).ok_or_else(|| format!("{replicas:#?}"))
     });
-    assert!(reason.contains("starts again"), "{reason}");
     assert_eq!(cluster.replicas("precious").unwrap(), before, "it goes on");
     // With less it stays.
     cluster.push(&format!("services:\n{}", service("greedy", 0, all_mib / 10, ""))).ok();

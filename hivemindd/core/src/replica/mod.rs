@@ -487,7 +487,8 @@ impl Replicas {
             Some(StopCause::LeaseEnded) => Standing::new(Phase::Stopping, "its lease ends"),
             Some(StopCause::Barred) => Standing::new(Phase::Stopping, "its namespace does not allow it"),
             Some(StopCause::Deadline(_)) => Standing::new(Phase::Stopping, "is past its deadline"),
-            Some(StopCause::Evicted(reason)) => Standing::new(Phase::Stopping, reason),
+            // It stays where it is placed: `stopping` would say that it is wanted here no longer.
+            Some(StopCause::Evicted(reason)) => Standing::new(Phase::Backoff, reason),
             None => Standing::new(Phase::Stopping, ""),
         }
     }

@@ -56,6 +56,7 @@ fn the_lowest_priority_makes_room_first_and_of_equal_ones_who_uses_most_beyond_w
     let uses = [("db", 900), ("web", 300), ("cache", 200), ("batch", 1)];
     bench.short(&uses);
     assert_eq!(bench.stopped(), ["batch"]);
+    assert_eq!(bench.plan.statuses[&replica_id("batch", 0)].phase, Phase::Backoff, "it stays placed here");
     // One at a time: it has not ended yet.
     bench.short(&uses);
     assert_eq!(bench.stopped(), ["batch"]);
