@@ -6,25 +6,12 @@ use axum::response::Response;
 use hivemind_core::record::WorkloadId;
 use hivemind_spec::exec::{DebugRequest, FromNode};
 use hivemind_spec::problem::{Code, Problem};
-use serde::Deserialize;
-use utoipa::IntoParams;
 
 use super::Context;
 use super::auth::Signer;
-use super::exec::{Found, find, right};
+use super::exec::{Asked, Found, find, right};
 use super::refusal::{Path, Query, Refusal};
 use super::session;
-
-/// Where, and what.
-#[derive(Debug, Clone, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct Asked {
-    /// The replica; any that runs if not given.
-    slot: Option<u32>,
-    /// What is to run, as the JSON of a `DebugRequest`.
-    request: String,
-}
 
 /// Runs an image beside a container of a workload, with its processes, network and memory segments, by WebSocket, until the
 /// conversation ends. Whoever may write the workload may.

@@ -27,9 +27,9 @@ use super::session::{self, Right};
 #[into_params(parameter_in = Query)]
 pub(super) struct Asked {
     /// The replica; any that runs if not given.
-    slot: Option<u32>,
-    /// What is to run, as the JSON of an `ExecRequest`.
-    request: String,
+    pub(super) slot: Option<u32>,
+    /// What is to run, as JSON: an `ExecRequest` or a `DebugRequest`.
+    pub(super) request: String,
 }
 
 /// Runs a command in a container of a workload, by WebSocket. Whoever may write the workload may.
