@@ -17,10 +17,12 @@ use crate::process::run;
 const PASSWD: &str = "root:x:0:0:root:/:/sbin/nologin\n\
                       www-data:x:33:33:www-data:/var/www:/sbin/nologin\n\
                       redis:x:999:999:redis:/data:/sbin/nologin\n\
+                      mosquitto:x:1883:1883:mosquitto:/mosquitto/data:/sbin/nologin\n\
                       nobody:x:65534:65534:nobody:/:/sbin/nologin\n";
-const GROUP: &str = "root:x:0:\nwww-data:x:33:\nredis:x:999:\nnogroup:x:65534:\n";
+const GROUP: &str = "root:x:0:\nwww-data:x:33:\nredis:x:999:\nmosquitto:x:1883:\nnogroup:x:65534:\n";
 
 const REDIS_USER: u32 = 999;
+const MOSQUITTO_USER: u32 = 1883;
 
 /// Serves the page, says which container answers, and has a health check.
 const NGINX_CONF: &str = "\
@@ -58,6 +60,8 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
     recipes.push(layers(busybox.clone()));
     say("skopeo");
     recipes.push(skopeo(work, busybox.clone())?);
+    say("mosquitto");
+    recipes.push(mosquitto(work, busybox)?);
     say("misbehave");
     recipes.extend(misbehave()?);
     say("nginx");
@@ -162,6 +166,32 @@ fn skopeo(work: &Path, busybox: Layer) -> Result<Recipe> {
     let config = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["skopeo", "--version"] });
     let layers = vec![busybox, libraries, program];
     Ok(Recipe { name: "skopeo", tag: "1", vocabulary: &OCI, config, layers })
+}
+
+/// Where it has its files is as in the image that its makers give out.
+fn mosquitto(work: &Path, busybox: Layer) -> Result<Recipe> {
+    let packages = ["mosquitto", "mosquitto-clients"];
+    let unpacked = Unpacked::fetch(&packages, &work.join("debs"), &work.join("mosquitto"))?;
+    let (mut libraries, mut program) = (Layer::default(), Layer::default());
+    accounts(&mut libraries);
+    for name in ["usr/sbin/mosquitto", "usr/bin/mosquitto_pub", "usr/bin/mosquitto_sub"] {
+        unpacked.add_program(&mut program, &mut libraries, name)?;
+    }
+    program.folder("mosquitto/data", 0o755, MOSQUITTO_USER);
+    program.file("mosquitto/config/mosquitto.conf", 0o644, "listener 1883\nallow_anonymous true\n");
+    Ok(Recipe {
+        name: "mosquitto",
+        tag: "1",
+        vocabulary: &OCI,
+        config: json!({
+            "Env": ["PATH=/bin:/usr/bin:/usr/sbin"],
+            "User": "mosquitto",
+            "Cmd": ["mosquitto", "-c", "/mosquitto/config/mosquitto.conf"],
+            "ExposedPorts": { "1883/tcp": {} },
+            "Volumes": { "/mosquitto/data": {} },
+        }),
+        layers: vec![busybox, libraries, program],
+    })
 }
 
 fn redis(work: &Path) -> Result<Recipe> {
