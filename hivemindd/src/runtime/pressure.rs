@@ -16,8 +16,9 @@ use tokio::time::sleep;
 use super::watch::Seen;
 use super::{Runtime, cgroup};
 
-/// From when on memory is short, percent of the mark: what is left is files that were read, and can be read again.
-const SHORT_PERCENT: u64 = 90;
+/// From when on memory is short, percent of the mark: what is left is files that were read, among them the programs that
+/// run. Files alone come to the mark whenever they fill what is free, and nobody has to make room for them.
+const SHORT_PERCENT: u64 = 96;
 
 /// How often is looked while it is short, and how long after the kernel has told so: it tells whenever files fill what is
 /// free, too.

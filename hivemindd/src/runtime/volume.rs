@@ -13,11 +13,11 @@
 mod archive;
 mod copy;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hivemind_core::event::{VolumePlan, VolumeState};
 use hivemind_core::record::{VolumeId, VolumePart};
@@ -51,8 +51,17 @@ pub(super) struct Volumes {
     folder: PathBuf,
     /// Makes and deletes come one after the other, so that no project is given twice.
     changing: Mutex<()>,
-    /// Parts that are being filled from a backup: no container is given them.
-    filling: Mutex<BTreeSet<VolumePart>>,
+    /// Parts that are being filled from a backup, or read for one.
+    held: Mutex<BTreeMap<VolumePart, Held>>,
+}
+
+/// For what a part is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// No container is given it.
+    Filled,
+    /// By so many; it is neither filled nor deleted.
+    Read(u32),
 }
 
 /// Keeps a part from being given to containers until this is dropped.
@@ -98,13 +107,25 @@ impl Filling {
 
 impl Drop for Filling {
     fn drop(&mut self) {
-        self.volumes.filling.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.part);
+        self.volumes.let_go(&self.part);
+    }
+}
+
+/// Keeps a part from being filled and deleted until this is dropped.
+struct Reading<'a> {
+    volumes: &'a Volumes,
+    part: &'a VolumePart,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.volumes.let_go(self.part);
     }
 }
 
 impl Volumes {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, changing: Mutex::default(), filling: Mutex::default() }
+        Self { folder, changing: Mutex::default(), held: Mutex::default() }
     }
 
     fn place(&self, part: &VolumePart) -> PathBuf {
@@ -163,7 +184,7 @@ impl Volumes {
         from: Option<(&Image, &str)>,
     ) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_free(&plan.part)?;
+        self.may_give(&plan.part)?;
         let (place, about, counted) = self.prepare(plan, now_ms)?;
         if place.join(DATA).exists() {
             if counted {
@@ -217,29 +238,60 @@ impl Volumes {
     /// Writes what a part has to a tar archive; `told` is what is not in it as it was.
     ///
     /// # Errors
-    /// Those of the file system, and of `to`.
-    pub(super) fn pack(&self, part: &VolumePart, to: impl Write, told: impl FnMut(String)) -> io::Result<()> {
+    /// Those of the file system, and of `to`; [`io::ErrorKind::ResourceBusy`]: it is being filled.
+    pub(super) fn pack(
+        &self,
+        part: &VolumePart,
+        to: impl Write,
+        told: impl FnMut(String),
+    ) -> io::Result<()> {
+        let _reading = self.keep(part)?;
         archive::pack(&self.data(part), to, told)
+    }
+
+    /// What is read is not exchanged or deleted under its reader, who would take it for all there is.
+    fn keep<'a>(&'a self, part: &'a VolumePart) -> io::Result<Reading<'a>> {
+        let mut held = self.held();
+        match held.entry(part.clone()).or_insert(Held::Read(0)) {
+            Held::Read(readers) => *readers += 1,
+            Held::Filled => return Err(busy(part, Held::Filled)),
+        }
+        Ok(Reading { volumes: self, part })
     }
 
     /// From now on no container is given the part. Those that have it already are not seen here.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`]: it is being filled.
+    /// [`io::ErrorKind::ResourceBusy`]: it is being filled or read.
     pub(super) fn keep_free(self: &Arc<Self>, part: VolumePart) -> io::Result<Filling> {
         // So that what is being provided is either done or refused.
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_free(&part)?;
-        self.filling.lock().unwrap_or_else(PoisonError::into_inner).insert(part.clone());
+        let mut held = self.held();
+        if let Some(held) = held.get(&part) {
+            return Err(busy(&part, *held));
+        }
+        held.insert(part.clone(), Held::Filled);
         Ok(Filling { volumes: Arc::clone(self), part })
     }
 
-    fn is_free(&self, part: &VolumePart) -> io::Result<()> {
-        if !self.filling.lock().unwrap_or_else(PoisonError::into_inner).contains(part) {
-            return Ok(());
+    fn held(&self) -> MutexGuard<'_, BTreeMap<VolumePart, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_go(&self, part: &VolumePart) {
+        let mut held = self.held();
+        match held.get_mut(part) {
+            Some(Held::Read(readers @ 2..)) => *readers -= 1,
+            _ => drop(held.remove(part)),
         }
-        let text = format!("volume {} is being filled from a backup", part.volume.name);
-        Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+    }
+
+    /// Whether a container may be given a part.
+    fn may_give(&self, part: &VolumePart) -> io::Result<()> {
+        match self.held().get(part) {
+            Some(Held::Filled) => Err(busy(part, Held::Filled)),
+            _ => Ok(()),
+        }
     }
 
     /// Sets the limit of a part that is there.
@@ -270,7 +322,9 @@ impl Volumes {
     /// Those of the file system; what is left of it goes the next time.
     pub(super) fn delete(&self, part: &VolumePart) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_free(part)?;
+        if let Some(held) = self.held().get(part) {
+            return Err(busy(part, *held));
+        }
         let place = self.place(part);
         match fs::rename(place.join(DATA), place.join(GONE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -281,6 +335,14 @@ impl Volumes {
         remove_empty_above(&place);
         Ok(())
     }
+}
+
+fn busy(part: &VolumePart, held: Held) -> io::Error {
+    let what = match held {
+        Held::Filled => "is being filled from a backup",
+        Held::Read(_) => "is being read for a backup",
+    };
+    io::Error::new(io::ErrorKind::ResourceBusy, format!("volume {} {what}", part.volume.name))
 }
 
 fn about(place: &Path) -> io::Result<About> {
@@ -422,8 +484,27 @@ mod tests {
         assert!(busy(volumes.provide(&data, 5, None)));
         assert!(busy(volumes.delete(&data.part)));
         assert!(busy(volumes.keep_free(data.part.clone()).map(drop)));
+        assert!(busy(volumes.pack(&data.part, io::sink(), |_| {})));
         volumes.provide(&plan("other", 0), 5, None).unwrap();
         drop(filling);
         volumes.provide(&data, 5, None).unwrap();
+    }
+
+    #[test]
+    fn what_is_read_for_a_backup_is_neither_filled_nor_deleted_meanwhile_and_containers_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Arc::new(Volumes::new(folder.path().to_owned()));
+        let data = plan("data", 0);
+        volumes.provide(&data, 5, None).unwrap();
+        let busy = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::ResourceBusy;
+        let readers = [volumes.keep(&data.part).unwrap(), volumes.keep(&data.part).unwrap()];
+        for reader in readers {
+            assert!(busy(volumes.keep_free(data.part.clone()).map(drop)));
+            assert!(busy(volumes.delete(&data.part)));
+            volumes.provide(&data, 5, None).unwrap();
+            drop(reader);
+        }
+        volumes.keep_free(data.part.clone()).map(drop).unwrap();
+        volumes.delete(&data.part).unwrap();
     }
 }

@@ -113,8 +113,9 @@ impl Images {
         };
         check_layers(name, config, layers)?;
         let reference = GivenImage { digest, given_ms: 0 }.reference(name);
-        let lock = self.locks.get(&reference);
-        let _alone = lock.lock().await;
+        // Two of one name come one after the other, and the last counts.
+        let (of_name, of_image) = (self.locks.get(name), self.locks.get(&reference));
+        let _alone = (of_name.lock().await, of_image.lock().await);
         let (_, given) = self.list().await?;
         if given.len() >= MAX_GIVEN && !given.contains_key(name) {
             return Err(permanent(format!("this machine was given {MAX_GIVEN} images, and takes no more")));
