@@ -239,12 +239,7 @@ impl Volumes {
     ///
     /// # Errors
     /// Those of the file system, and of `to`; [`io::ErrorKind::ResourceBusy`]: it is being filled.
-    pub(super) fn pack(
-        &self,
-        part: &VolumePart,
-        to: impl Write,
-        told: impl FnMut(String),
-    ) -> io::Result<()> {
+    pub(super) fn pack(&self, part: &VolumePart, to: impl Write, told: impl FnMut(String)) -> io::Result<()> {
         let _reading = self.keep(part)?;
         archive::pack(&self.data(part), to, told)
     }
