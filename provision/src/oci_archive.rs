@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use hivemind_spec::id::hex;
+use hivemind_spec::id::{Digest, hex};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -370,7 +370,7 @@ fn blob_path(digest: &str) -> Result<String> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref()))
+    format!("sha256:{}", Digest::of(bytes))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {

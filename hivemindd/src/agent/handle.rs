@@ -14,7 +14,10 @@ use tokio::time::{Instant, sleep};
 /// connections than this at a time; more means that the loop hangs, and then refusing is right.
 const MAX_WAITING: usize = 256;
 
-/// How often is looked while something is waited for.
+/// How long until the state says what was done at the edge: an inventory is taken at once, and a disk may be slow.
+const TOLD_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often is looked meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 type Reader = Box<dyn FnOnce(&Node, Time) + Send>;
@@ -65,16 +68,15 @@ impl AgentHandle {
         wait.await.map_err(|_| stopped())
     }
 
-    /// Waits until the state is as `look` wants it. Returns whether it is in time.
+    /// Waits until the state says what was just done here, as `look` sees it. Returns whether it does in time.
     ///
     /// # Errors
     /// As [`AgentHandle::read`].
-    pub async fn wait_until(
+    pub async fn is_told(
         &self,
-        patience: Duration,
         look: impl Fn(&Node) -> bool + Clone + Send + 'static,
     ) -> Result<bool, Problem> {
-        let until = Instant::now() + patience;
+        let until = Instant::now() + TOLD_PATIENCE;
         loop {
             let look = look.clone();
             if self.read(move |node, _| look(node)).await? {

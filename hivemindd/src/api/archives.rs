@@ -1,7 +1,5 @@
 //! What is in volumes, as tar archives by WebSocket: read, and filled.
 
-use std::time::Duration;
-
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -20,9 +18,6 @@ use super::auth::Signer;
 use super::refusal::{Path, Query, Refusal};
 use super::session::{self, Right};
 
-/// How long until this node has told the cluster of a volume that was made: what uses it is placed here from then on.
-const TOLD_PATIENCE: Duration = Duration::from_secs(30);
-
 /// Which of a volume.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -34,14 +29,6 @@ pub(super) struct Which {
     /// On which node; the one that has it if not given.
     #[param(value_type = Option<String>)]
     node: Option<NodeId>,
-}
-
-/// Where a part of a volume is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
-    node: NodeId,
-    /// The most it may hold.
-    size_bytes: Option<u64>,
 }
 
 /// Reads a part of a volume as a tar archive, by WebSocket, as its containers go on. Whoever may write the volume may.
@@ -63,7 +50,7 @@ pub(super) async fn read(
     let right = right(key, &part, "read volumes");
     right.check(&context).await?;
     let wanted = part.clone();
-    let Found { node, .. } = context
+    let node = context
         .agent
         .read(move |core, _| {
             find(core, &wanted, which.node).and_then(|found| found.ok_or_else(|| absent(&wanted)))
@@ -103,12 +90,13 @@ pub(super) async fn fill(
     let right = right(key, &part, "fill volumes");
     right.check(&context).await?;
     let wanted = part.clone();
-    let Found { node, size_bytes } = context
+    let (node, size_bytes) = context
         .agent
         .read(move |core, _| {
-            let here = || Found { node: which.node.unwrap_or(core.me()), size_bytes: size(core, &wanted) };
             is_kept(core, &wanted)?;
-            find(core, &wanted, which.node).map(|found| found.unwrap_or_else(here))
+            let found = find(core, &wanted, which.node)?;
+            let size_bytes = core.cluster().volumes.get(&wanted.volume).and_then(|spec| spec.size_bytes);
+            Ok::<_, Problem>((found.or(which.node).unwrap_or(core.me()), size_bytes))
         })
         .await??;
     if let Some(answer) = session::elsewhere(&context, node, &mut parts).await? {
@@ -136,19 +124,14 @@ fn failed(error: OperationError) -> Problem {
     Problem::new(Code::Storage, error.text).advice("the volume is as it was; see `hivemind volumes`")
 }
 
-fn size(core: &Node, part: &VolumePart) -> Option<u64> {
-    core.cluster().volumes.get(&part.volume).and_then(|spec| spec.size_bytes)
-}
-
 /// The node that has a part; None if none has it.
-fn find(core: &Node, part: &VolumePart, on: Option<NodeId>) -> Result<Option<Found>, Problem> {
+fn find(core: &Node, part: &VolumePart, on: Option<NodeId>) -> Result<Option<NodeId>, Problem> {
     let cluster = core.cluster();
     let holders: Vec<NodeId> = cluster.holders(part).map(|(node, _)| *node).collect();
-    let found = |node| Found { node, size_bytes: size(core, part) };
     match (on, holders.as_slice()) {
         (_, []) => Ok(None),
-        (None, [node]) => Ok(Some(found(*node))),
-        (Some(node), holders) if holders.contains(&node) => Ok(Some(found(node))),
+        (None, [node]) => Ok(Some(*node)),
+        (Some(node), holders) if holders.contains(&node) => Ok(Some(node)),
         (wanted, holders) => {
             let names: Vec<String> = holders.iter().map(|node| cluster.hostname(node)).collect();
             let text = match wanted {
@@ -194,11 +177,11 @@ async fn is_free(context: &Context, part: &VolumePart) -> Result<(), Problem> {
     }
 }
 
-/// Waits until this node has said that it has the part.
+/// Waits until this node has said that it has the part: what uses it is placed here from then on.
 async fn wait_until_told(context: &Context, part: &VolumePart) -> Result<(), Problem> {
     let wanted = part.clone();
     let told = move |core: &Node| core.cluster().holders(&wanted).any(|(node, _)| *node == core.me());
-    if context.agent.wait_until(TOLD_PATIENCE, told).await? {
+    if context.agent.is_told(told).await? {
         return Ok(());
     }
     Err(Problem::new(Code::Internal, format!("volume {part} is filled, and the cluster does not know yet"))

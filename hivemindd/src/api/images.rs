@@ -1,7 +1,5 @@
 //! Images that operators give to nodes.
 
-use std::time::Duration;
-
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -22,9 +20,6 @@ use super::forward;
 use super::refusal::{Query, Refusal};
 use super::session::{self, Right};
 use super::specs::Items;
-
-/// How long until this node has told the cluster of an image that it was given.
-const TOLD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The images that nodes were given. What a node has of a registry is not among them.
 #[utoipa::path(get, path = "/v1/images",
@@ -84,7 +79,7 @@ pub(super) async fn give(
             own.and_then(|images| images.get(&name)).is_some_and(|image| image.digest == digest)
         };
         // A push that asks a moment too early asks the registry.
-        mine.agent.wait_until(TOLD_PATIENCE, told).await.map(|_| 0)
+        mine.agent.is_told(told).await.map(|_| 0)
     };
     Ok(session::open(&context, right, &mut parts, work).await?)
 }

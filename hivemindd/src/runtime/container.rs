@@ -120,7 +120,7 @@ impl Runtime {
     }
 
     /// The container's main process, if it has a task.
-    async fn task(&self, id: &ContainerId) -> Result<Option<Process>, OperationError> {
+    pub(super) async fn task(&self, id: &ContainerId) -> Result<Option<Process>, OperationError> {
         let message = GetRequest { container_id: id.0.clone(), ..Default::default() };
         let answer = if_there(self.containerd.tasks().get(request(message)).await);
         Ok(answer.map_err(refused("looking for a task"))?.and_then(|answer| answer.into_inner().process))

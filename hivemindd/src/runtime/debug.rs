@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use super::client::{SNAPSHOTTER, refused, request, transient};
 use super::container::{RUNTIME, SPEC_TYPE, layer_directories, start_failure};
 use super::exec::Exec;
+use super::image::LocalImage;
 use super::labels;
 use super::oci::{self, Surroundings};
 use super::session::{Pipes, RETRY, attend};
@@ -57,16 +58,18 @@ impl Runtime {
     ) -> Result<u32, OperationError> {
         let id =
             ContainerId(format!("debug-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let told = || {
-            let line = format!("the machine fetches {}\n", asked.image).into();
-            // Who does not hear that will hear the rest.
-            let _ = other.output.try_send((OutputStream::Stderr, line));
+        let image = match self.images.find(&asked.image).await? {
+            Some(image) => image,
+            None => {
+                let line = format!("the machine fetches {}\n", asked.image).into();
+                // Who does not hear that will hear the rest.
+                let _ = other.output.try_send((OutputStream::Stderr, line));
+                self.images.pull(&asked.image, None, &ImagePeers::default(), |_| {}).await?;
+                let fetched = self.images.find(&asked.image).await?;
+                fetched.ok_or_else(|| transient(format!("image {} is not on this node", asked.image)))?
+            }
         };
-        if self.images.find(&asked.image).await?.is_none() {
-            told();
-            self.images.pull(&asked.image, None, &ImagePeers::default(), |_| {}).await?;
-        }
-        let result = self.run_beside(&id, beside, asked, other).await;
+        let result = self.run_beside(&id, beside, asked, &image, other).await;
         if let Err(error) = self.remove(&id, true).await {
             tracing::warn!(container = id.0, %error, "a container of tools is not removed yet");
         }
@@ -78,16 +81,14 @@ impl Runtime {
         id: &ContainerId,
         beside: &ContainerId,
         asked: &DebugRequest,
+        image: &LocalImage,
         other: OtherEnd,
     ) -> Result<u32, OperationError> {
         let gone = || transient("the container is not there any more");
-        let pid =
-            Exec::known(self, beside, String::new()).pid().await?.filter(|pid| *pid > 0).ok_or_else(gone)?;
+        let pid = self.task(beside).await?.map(|task| task.pid).filter(|pid| *pid > 0).ok_or_else(gone)?;
         let record = self.container(beside).await?.ok_or_else(gone)?;
         let theirs = self.specification(beside).await?;
         let own = labels::read(&record.labels).ok_or_else(gone)?.container;
-        let image = self.images.find(&asked.image).await?;
-        let image = image.ok_or_else(|| transient(format!("image {} is not on this node", asked.image)))?;
         let mut container = Container {
             id: id.0.clone(),
             labels: [(BESIDE.to_owned(), beside.0.clone())].into(),

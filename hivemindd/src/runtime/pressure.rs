@@ -53,17 +53,16 @@ async fn watch(seen: &mpsc::Sender<Seen>) -> io::Result<()> {
         // What was told is told anew only once it is read.
         events.get_mut().rewind()?;
         events.get_mut().read_to_string(&mut String::new())?;
-        if let Some(uses) = short()?
-            && seen.send(Seen::MemoryShort(uses)).await.is_err()
-        {
-            return Ok(());
+        while let Some(uses) = short()? {
+            if seen.send(Seen::MemoryShort(uses)).await.is_err() {
+                return Ok(());
+            }
+            sleep(LOOK_EVERY).await;
         }
         sleep(LOOK_EVERY).await;
-        if short()?.is_none() {
-            tokio::select! {
-                ready = events.ready(Interest::PRIORITY) => ready?.clear_ready(),
-                () = seen.closed() => return Ok(()),
-            }
+        tokio::select! {
+            ready = events.ready(Interest::PRIORITY) => ready?.clear_ready(),
+            () = seen.closed() => return Ok(()),
         }
     }
 }

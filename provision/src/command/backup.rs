@@ -33,6 +33,8 @@ struct Part {
     namespace: String,
     /// As a query says it, with its beginning.
     on: String,
+    /// How much is in it, as far as the cluster knows; None if there is none.
+    used_bytes: Option<u64>,
 }
 
 impl Part {
@@ -54,22 +56,17 @@ impl Part {
                 format!("&node={}", nodes::find(&all, on)?.id)
             }
         };
-        Ok(Self { name: name.to_owned(), number, namespace: volume.namespace.clone(), on })
+        let path = format!("/v1/volumes?namespace={}", percent(&volume.namespace));
+        let volumes: Vec<api::Volume> = client.list(&path).await?;
+        let parts = volumes.into_iter().filter(|other| other.name == name).flat_map(|other| other.parts);
+        let used = parts.filter(|part| part.number == number).map(|part| part.used_bytes.unwrap_or(0));
+        let used_bytes = used.max();
+        Ok(Self { name: name.to_owned(), number, namespace: volume.namespace.clone(), on, used_bytes })
     }
 
     fn path(&self, what: &str) -> String {
-        let Self { name, number, namespace, on } = self;
+        let Self { name, number, namespace, on, .. } = self;
         format!("/v1/volumes/{}/{}/{what}?number={number}{on}", percent(namespace), percent(name))
-    }
-
-    /// How much is in it, as far as the cluster knows; None if there is none.
-    async fn used_bytes(&self, client: &Client) -> Result<Option<u64>> {
-        let path = format!("/v1/volumes?namespace={}", percent(&self.namespace));
-        let volumes: Vec<api::Volume> = client.list(&path).await?;
-        let parts =
-            volumes.into_iter().filter(|volume| volume.name == self.name).flat_map(|volume| volume.parts);
-        let used = parts.filter(|part| part.number == self.number).map(|part| part.used_bytes.unwrap_or(0));
-        Ok(used.max())
     }
 }
 
@@ -91,12 +88,8 @@ pub(super) fn backup(global: &Global, options: &VolumesBackup) -> Result<Exit> {
         (keys, _) => Lock::recipients(keys)?,
     };
     let client = super::client(global)?;
-    let (part, used) = super::block_on("nothing was written", async {
-        let part = Part::find(&client, &options.volume).await?;
-        let used = part.used_bytes(&client).await?;
-        Ok((part, used))
-    })?;
-    let bar = bytes(used);
+    let part = super::block_on("nothing was written", Part::find(&client, &options.volume))?;
+    let bar = bytes(part.used_bytes);
     let (content, notes) = if to_stdout {
         let (content, notes, _) = write(&client, &part, io::stdout(), lock, &bar)?;
         (content, notes)
@@ -215,13 +208,9 @@ pub(super) fn check(global: &Global, options: &VolumesCheck) -> Result<Exit> {
 
 pub(super) fn restore(global: &Global, options: &VolumesRestore, file: &Path) -> Result<Exit> {
     let client = super::client(global)?;
-    let (part, used) = super::block_on("nothing was changed", async {
-        let part = Part::find(&client, &options.volume).await?;
-        let used = part.used_bytes(&client).await?;
-        Ok((part, used))
-    })?;
+    let part = super::block_on("nothing was changed", Part::find(&client, &options.volume))?;
     let name = &options.volume.name;
-    if let Some(used) = used.filter(|_| !options.yes) {
+    if let Some(used) = part.used_bytes.filter(|_| !options.yes) {
         let question = format!("Replace all that is in volume {name} ({})?", show_bytes(used));
         confirm(&question, "nothing was changed")?;
     }

@@ -155,10 +155,7 @@ fn it_stays_without_its_workload_and_goes_by_order_only(cluster: &Cluster, db: &
     let refused = cluster.hivemind(["volumes", "remove", "data", "--yes"]).failed().stderr();
     assert!(refused.contains("uses volume data"), "{refused}");
     cluster.hivemind(["remove", "db", "reader", "--yes"]).ok();
-    wait::until("its containers are gone", STARTING, || {
-        let replicas = cluster.replicas("db")?;
-        if replicas.is_empty() { Ok(()) } else { Err(format!("{replicas:#?}")) }
-    });
+    cluster.wait_for_running("db", 0, STARTING);
     assert_eq!(parts(cluster, "data").len(), 1);
     cluster.hivemind(["volumes", "remove", "data", "--yes"]).ok();
     let listed = cluster.hivemind(["volumes"]).ok().stdout();
@@ -226,10 +223,7 @@ fn a_backup_gives_a_volume_back_when_its_machine_is_lost() {
     let refused = volumes(&["restore", "ledger", "--from", &file, "--yes"]).failed().stderr();
     assert!(refused.contains("has volume") && refused.contains("scale: 0"), "{refused}");
     push(0);
-    wait::until("its container is gone", STARTING, || {
-        let replicas = cluster.replicas("ledger")?;
-        if replicas.is_empty() { Ok(()) } else { Err(format!("{replicas:#?}")) }
-    });
+    cluster.wait_for_running("ledger", 0, STARTING);
     let damaged = format!("{file}.damaged");
     std::fs::write(&damaged, &bytes[..bytes.len() - 30]).unwrap();
     let refused = volumes(&["restore", "ledger", "--from", &damaged, "--yes"]).failed().stderr();
@@ -241,10 +235,7 @@ fn a_backup_gives_a_volume_back_when_its_machine_is_lost() {
     push(1);
     cluster.wait_for_words("ledger", &["starts: 2"], STARTING);
     push(0);
-    wait::until("its container is gone again", STARTING, || {
-        let replicas = cluster.replicas("ledger")?;
-        if replicas.is_empty() { Ok(()) } else { Err(format!("{replicas:#?}")) }
-    });
+    cluster.wait_for_running("ledger", 0, STARTING);
     volumes(&["restore", "ledger", "--from", &file, "--yes"]).ok();
 
     // Its machine is lost: it is made anew on the other, whose file system counts it.

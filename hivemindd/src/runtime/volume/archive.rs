@@ -9,12 +9,14 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
+
+use super::copy::give;
 
 /// Folders within folders that are followed, each of which is open meanwhile: deeper than what programs make, and an end
 /// to what was made to have none.
@@ -203,11 +205,9 @@ fn inside(folder: &Path, path: &Path) -> io::Result<PathBuf> {
     Err(wrong(format!("{} is not within the volume", path.display())))
 }
 
-/// Owner first: changing it takes bits of the mode.
 fn own(path: &Path, header: &Header) -> io::Result<()> {
     let id = |id: u64| u32::try_from(id).map_err(|_| wrong(format!("{id} is no user or group")));
-    chown(path, Some(id(header.uid()?)?), Some(id(header.gid()?)?))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(header.mode()? & 0o7777))
+    give(path, id(header.uid()?)?, id(header.gid()?)?, header.mode()?)
 }
 
 fn wrong(what: String) -> io::Error {
@@ -224,7 +224,7 @@ fn unreadable(error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
     use std::os::unix::net::UnixListener;
 
     use super::*;

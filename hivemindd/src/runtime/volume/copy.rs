@@ -120,10 +120,14 @@ fn copy_one(from: &Path, to: &Path, name: &OsStr, depth: usize) -> io::Result<()
     }
 }
 
-/// Owner first: changing it takes bits of the mode.
 fn own(path: &Path, about: &Metadata) -> io::Result<()> {
-    chown(path, Some(about.uid()), Some(about.gid()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(about.mode() & 0o7777))
+    give(path, about.uid(), about.gid(), about.mode())
+}
+
+/// Gives a file an owner, a group and a mode. Owner first: changing it takes bits of the mode.
+pub(super) fn give(path: &Path, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
+    chown(path, Some(uid), Some(gid))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
 }
 
 #[cfg(test)]
