@@ -1,4 +1,4 @@
-//! Being told when the kernel's network changes (rtnetlink(7), multicast groups).
+//! Being told when the kernel's network changes (rtnetlink(7), multicast groups), and when devices come and go.
 //!
 //! It tells that something changed and on which interface, not what: whoever is told compares what
 //! is wanted with what is. Events that do not fit the kernel's buffer are lost and count as a change.
@@ -25,6 +25,9 @@ pub(crate) enum Group {
     /// IPv4 routes.
     Route = 0x40,
 }
+
+/// The group in which the kernel itself tells of devices (`kobject_uevent.c`).
+const KERNEL_UEVENTS: u32 = 1;
 
 /// Bytes read at once. Messages are well below; the rest of a longer one is not looked at.
 const READ_BYTES: usize = 8 * 1024;
@@ -61,9 +64,22 @@ impl Changes {
     /// # Errors
     /// When the kernel refuses the socket.
     pub(crate) fn open(groups: &[Group]) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
         let mask = groups.iter().fold(0, |mask, group| mask | *group as u32);
+        Self::listen(SockProtocol::NetlinkRoute, mask)
+    }
+
+    /// Starts listening to what the kernel tells of devices. These messages are text and are not read: each is a change,
+    /// of whatever kind.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub(crate) fn of_devices() -> io::Result<Self> {
+        Self::listen(SockProtocol::NetlinkKObjectUEvent, KERNEL_UEVENTS)
+    }
+
+    fn listen(protocol: SockProtocol, mask: u32) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, mask))?;
         // SAFETY: an `OwnedFd` names the same open file description for as long as it lives, and it
         // lives as long as what it is registered with.

@@ -250,6 +250,17 @@ impl Machine {
         gdb::hang(UnixStream::connect(&socket).context(format!("connect to {}", socket.display()))?)
     }
 
+    /// Plugs in an empty disk of 1 MiB by this name; the machine needs a controller for it (`virtio-scsi-pci`).
+    pub fn plug_disk(&self, name: &str) -> Result<()> {
+        self.qmp("blockdev-add", json!({ "driver": "null-co", "node-name": name, "size": 1 << 20 }))?;
+        self.qmp("device_add", json!({ "driver": "scsi-hd", "id": name, "drive": name }))
+    }
+
+    /// Pulls out what was plugged in by this name, for good.
+    pub fn unplug_disk(&self, name: &str) -> Result<()> {
+        self.qmp("device_del", json!({ "id": name }))
+    }
+
     /// Pulls the network cable; it stays out over power cuts.
     pub fn link_down(&self) -> Result<()> {
         self.cable.plugged.store(false, Ordering::Relaxed);

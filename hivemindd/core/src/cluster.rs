@@ -15,6 +15,7 @@ use hivemind_spec::volume::VolumeSpec;
 use hivemind_spec::workload::{Constraint, Operator, Protocol, Takeover, WorkloadSpec};
 use serde::{Deserialize, Serialize};
 
+use crate::device;
 use crate::mutation::{Mutation, is_on};
 use crate::record::{
     Doubled, Enrolment, Forgotten, GivenImage, JobProgress, NodeStatus, Overtaken, Placement, ReplicaId,
@@ -308,12 +309,14 @@ impl Cluster {
         })
     }
 
-    /// Where there is to be one replica each of a workload that is global: nodes that are not revoked and meet
-    /// its constraints, whether they are heard or not.
+    /// Where there is to be one replica each of a workload that is global: nodes that are not revoked, meet its
+    /// constraints and are not known to lack its devices, whether they are heard or not.
     pub fn eligible<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = NodeId> + 'a {
         let nodes = self.nodes.iter().filter(|(_, node)| !node.is_revoked());
         let meets = |id: &NodeId, node: &Node| {
-            first_unmet(&workload.spec.constraints, id, &self.hostname(id), &node.labels()).is_none()
+            let labels = node.labels();
+            first_unmet(&workload.spec.constraints, id, &self.hostname(id), &labels).is_none()
+                && !device::lacks(&workload.spec, &labels)
         };
         let waits = workload.waits_for_its_time();
         nodes.filter(move |(id, node)| !waits && meets(id, node)).map(|(id, _)| *id)

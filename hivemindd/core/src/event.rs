@@ -116,6 +116,11 @@ pub enum Event {
         /// The release, what is done, and what stands against it.
         update: Update,
     },
+    /// Which of the devices that are asked for ([`Action::LookFor`]) the machine has, by path: on every change.
+    Devices {
+        /// Whether it is there.
+        found: BTreeMap<String, bool>,
+    },
     /// What the node is, on start and on every change.
     Facts {
         /// The facts.
@@ -201,6 +206,9 @@ pub enum Action {
     /// Let these running containers have these versions of their secrets, by the secrets' names. What was said about
     /// other containers no longer holds, and theirs stay as they are. Sent when it changes.
     Secrets(BTreeMap<ContainerId, BTreeMap<String, SealedSecret>>),
+    /// See whether the machine has these devices, by path, and tell [`Event::Devices`], now and when one comes or goes.
+    /// Always the whole list; sent when it changes.
+    LookFor(BTreeSet<String>),
     /// See that these containers do not run after that, [`Time::mono_ms`], whatever becomes of the agent:
     /// their leases end. Takes the place of what was said about the same containers before; what was
     /// said about others stands. To be done before anything that comes after it.

@@ -13,6 +13,7 @@
 pub mod checking;
 pub mod cluster;
 pub mod dependencies;
+pub mod device;
 pub mod dns;
 pub mod enrolment;
 pub mod event;

@@ -37,6 +37,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::checking::Keyring;
 use crate::cluster::{Cluster, ContainerRange, Liveness};
+use crate::device::Devices;
 use crate::enrolment::{ChainVerifier, Pace};
 use crate::event::{Action, Actions, ContainerId, Event, NetworkPlan, NodeFacts, Note, SealedSecret, Zone};
 use crate::isolation::Reach;
@@ -203,6 +204,7 @@ pub struct Node {
 
     // Deciding and what was handed out last.
     facts: Option<NodeFacts>,
+    devices: Devices,
     leader: Leader,
     told_leader: Option<NodeId>,
     replicas: Replicas,
@@ -296,6 +298,7 @@ impl Node {
             next_ack: settings.boot << 32,
             accepted: BTreeMap::new(),
             facts: None,
+            devices: Devices::default(),
             leader: Leader::default(),
             told_leader: None,
             replicas: Replicas::default(),
@@ -378,6 +381,7 @@ impl Node {
                 self.stirred = true;
             }
             Event::Updating { update } => self.learn_update(update),
+            Event::Devices { found } => self.stirred |= self.devices.learn(found),
             Event::Facts { facts } => self.learn_facts(now, facts, out),
         }
         self.finish(now, out);

@@ -208,6 +208,16 @@ pub const PLATFORM_OS: &str = "node.platform.os";
 /// The label that every node has with its architecture, as OCI image indexes name it: `amd64` or `arm64`.
 pub const PLATFORM_ARCH: &str = "node.platform.arch";
 
+/// How the label begins with which a node says whether it has a device that a workload asks for; the device's path
+/// follows. Its value is [`DEVICE_PRESENT`] or [`DEVICE_ABSENT`].
+pub const DEVICE_LABEL: &str = "node.device.";
+
+/// The node has the device.
+pub const DEVICE_PRESENT: &str = "present";
+
+/// The node has looked for the device and does not have it.
+pub const DEVICE_ABSENT: &str = "absent";
+
 /// A condition on a node's labels (`node.labels.KEY == VALUE` in Compose), its name or its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

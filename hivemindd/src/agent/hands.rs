@@ -1,7 +1,7 @@
 //! Hands: what carries out the core's actions. Nothing here waits; what takes time is a task that
 //! reports back with an event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ pub(super) struct Hands {
     pub(super) zone: watch::Sender<Arc<Zone>>,
     pub(super) health_checks: watch::Sender<BTreeMap<ContainerId, HealthCheck>>,
     pub(super) secrets: watch::Sender<secrets::Wanted>,
+    pub(super) devices: watch::Sender<BTreeSet<String>>,
     pub(super) running: Running,
     pub(super) taking: Taking,
     pub(super) clock: Arc<Clock>,
@@ -48,6 +49,7 @@ impl Hands {
             Action::Zone(zone) => drop(self.zone.send_replace(Arc::new(zone))),
             Action::HealthChecks(list) => drop(self.health_checks.send_replace(list)),
             Action::Secrets(list) => drop(self.secrets.send_replace(list)),
+            Action::LookFor(devices) => drop(self.devices.send_replace(devices)),
             Action::Fence(fences) => self.fence(&fences),
             Action::RememberSubnet(subnet) => {
                 if let Err(error) = identity::remember_subnet(Path::new(identity::FOLDER), subnet) {

@@ -124,6 +124,7 @@ async fn serve() -> anyhow::Result<()> {
     let (zone_tx, zone) = watch::channel(Arc::new(Zone::default()));
     let (checks_tx, checks) = watch::channel(BTreeMap::new());
     let (secrets_tx, secrets) = watch::channel(BTreeMap::new());
+    let (devices_tx, devices) = watch::channel(BTreeSet::new());
 
     let (running, release) = Running::look();
     let sources = Sources::new(transport.clone(), config.registries.insecure.clone());
@@ -152,6 +153,7 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
     tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
+    tasks.spawn(runtime::device::watch(devices, events.clone()));
     tasks.spawn(taking.clone().run());
     tasks.spawn({
         let runtime = runtime.clone();
@@ -169,6 +171,7 @@ async fn serve() -> anyhow::Result<()> {
         zone: zone_tx,
         health_checks: checks_tx,
         secrets: secrets_tx,
+        devices: devices_tx,
         running,
         taking,
         clock: Arc::clone(&clock),

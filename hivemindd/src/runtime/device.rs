@@ -1,21 +1,34 @@
-//! Devices of the machine that containers are given.
+//! Devices of the machine that containers are given, and which there are of those that are asked for.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::future::pending;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
+use std::time::Duration;
 
-use hivemind_core::event::{ContainerPlan, OperationError};
+use hivemind_core::event::{ContainerPlan, Event, OperationError};
 use hivemind_spec::workload;
 use nix::sys::stat::{major, minor};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
 use super::client::transient;
+use crate::netlink::Changes;
 
 /// Devices of one container, at most: machines have a few hundred.
 const MAX_DEVICES: usize = 4096;
 
 /// Depth of folders below `/dev` that is looked into: `/dev/bus/usb/001` has three.
 const MAX_DEPTH: usize = 6;
+
+/// How long to wait once the kernel told of a device: it tells of many at once, and what is back within this time was not
+/// away, as when an adapter is reset.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long to wait when the kernel cannot be listened to.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// What every container has its own of, and a privileged one gets none of the machine's.
 const OWN: [&str; 8] =
@@ -52,6 +65,49 @@ impl Kind {
             Self::Character => "c",
         }
     }
+}
+
+/// Tells which of the devices that are asked for, by path, the machine has, whenever that changes.
+pub async fn watch(mut asked: watch::Receiver<BTreeSet<String>>, events: mpsc::Sender<Event>) {
+    let mut told = BTreeMap::new();
+    loop {
+        let paths = asked.borrow_and_update().clone();
+        // Before it is looked: what comes after that is told of.
+        let changes = (!paths.is_empty()).then(Changes::of_devices);
+        let found: BTreeMap<_, _> = paths.into_iter().map(|path| (path.clone(), is_there(&path))).collect();
+        if found != told {
+            if events.send(Event::Devices { found: found.clone() }).await.is_err() {
+                return;
+            }
+            told = found;
+        }
+        let changed = async {
+            let listened = match changes {
+                Some(Ok(changes)) => changes.next(|_| true).await,
+                Some(Err(error)) => Err(error),
+                None => pending().await,
+            };
+            match listened {
+                Ok(()) => sleep(SETTLE).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the kernel does not tell of devices; they are looked for each minute");
+                    sleep(RETRY).await;
+                }
+            }
+        };
+        tokio::select! {
+            asks = asked.changed() => if asks.is_err() { return },
+            () = changed => {}
+        }
+    }
+}
+
+/// Whether the machine has a device, or a folder with any.
+fn is_there(path: &str) -> bool {
+    let (path, target) = (path.to_owned(), String::new());
+    let mut found = Vec::new();
+    let looked = add(&mut found, &workload::Device { path, target, access: String::new() }, 0);
+    looked.is_ok() && !found.is_empty()
 }
 
 /// The devices a container is given; all of the machine's if it is privileged.
@@ -157,6 +213,27 @@ mod tests {
             let error = devices(&wanted, false).unwrap_err();
             assert!(error.text.contains(told) && !error.permanent, "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_is_told_of_when_it_comes_and_when_it_goes() {
+        let (asked_tx, asked) = watch::channel(BTreeSet::new());
+        let (events, mut told) = mpsc::channel(4);
+        let watching = tokio::spawn(super::watch(asked, events));
+        let ask = |paths: &[&str]| asked_tx.send_replace(paths.iter().map(|path| (*path).to_owned()).collect());
+        ask(&["/dev/null", "/dev/ttyNONE", "/dev/fd"]);
+        let found = |event: Option<Event>| match event {
+            Some(Event::Devices { found }) => found,
+            other => panic!("{other:?}"),
+        };
+        let is_there: Vec<_> = found(told.recv().await).into_values().collect();
+        assert_eq!(is_there, [false, true, false], "/dev/fd, /dev/null, /dev/ttyNONE");
+        ask(&["/dev/null"]);
+        assert_eq!(found(told.recv().await), [("/dev/null".to_owned(), true)].into());
+        ask(&[]);
+        assert_eq!(found(told.recv().await), BTreeMap::new());
+        drop(asked_tx);
+        watching.await.unwrap();
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod client;
 mod container;
 mod content;
 mod debug;
-mod device;
+pub mod device;
 mod exec;
 pub mod health;
 mod image;

@@ -12,7 +12,7 @@ use hivemind_spec::id::{Digest, NodeId, ReleaseId, TokenId};
 use hivemind_spec::key::{PublicKey, SigningKey};
 use hivemind_spec::release::{Architecture, OsReleaseSpec, ReleaseFile};
 use hivemind_spec::secret::{Content, SecretSpec, secret_key};
-use hivemind_spec::workload::{SecretMount, VolumeMount, WorkloadSpec};
+use hivemind_spec::workload::{Device, SecretMount, VolumeMount, WorkloadSpec};
 
 /// Wall time at the beginning, milliseconds since 1970: in January 2027.
 pub const START_MS: u64 = 1_800_000_000_000;
@@ -22,6 +22,9 @@ pub const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The image every workload runs.
 pub const IMAGE: &str = "registry.lab:5000/nginx:1";
+
+/// The device that some machines have and some workloads ask for.
+pub const MODEM: &str = "/dev/ttyUSB0";
 
 /// The stand-in for the root CA of the world's own cluster.
 pub const ROOT: &[u8] = b"root of ours;";
@@ -128,6 +131,20 @@ pub fn workload_document(name: &str, revision: u64, shape: impl FnOnce(&mut Work
         shape(spec);
     }
     document
+}
+
+/// That containers of the namespace `default` may be given devices.
+pub fn namespace_with_devices(revision: u64) -> Envelope {
+    let json = r#"{"apiVersion":"hivemind/v1","kind":"Namespace","metadata":{"name":"NAME","revision":1},
+        "spec":{"allow":["devices"]}}"#;
+    let mut document = named(json, DEFAULT_NAMESPACE);
+    document.metadata.revision = revision;
+    sign(&document, &root_key())
+}
+
+/// The modem in a container.
+pub fn modem() -> Device {
+    Device { path: MODEM.to_owned(), target: MODEM.to_owned(), access: "rw".to_owned() }
 }
 
 /// A volume of which there is one.

@@ -190,7 +190,9 @@ impl Life {
             let flush_ms = [3..4, 1..30, 20..400][self.world.dice(3)].clone();
             let failing = [0, 0, 10][self.world.dice(3)];
             let (late_ms, stale_ms) = [(0, 0), (0, 0), (3000, 0), (0, 3000)][self.world.dice(4)];
+            let has_modem = self.world.chance(40);
             let machine = &mut self.world.machines[index];
+            machine.has_modem = has_modem;
             machine.clock_offset_ms = offset_ms;
             machine.drift_ppm = drift_ppm;
             machine.capacity.cpu_millis = 2000;
@@ -254,6 +256,8 @@ impl Life {
             });
             self.push_now(0, envelope)?;
         }
+        let revision = self.next_revision();
+        self.push_now(0, cast::namespace_with_devices(revision))?;
         let revision = self.next_revision();
         self.push_now(0, cast::volume(KEEPER, revision))?;
         let revision = self.next_revision();
@@ -408,12 +412,13 @@ impl Life {
         let Some(victim) = self.victim() else { return };
         let other = self.world.dice(self.count());
         let on = self.world.machines[victim].node.is_some();
-        let harm = self.world.dice(23);
+        let harm = self.world.dice(24);
         self.world.say(&format!("harm {harm} to m{victim}, perhaps with m{other}"));
         match harm {
             20 if self.world.chance(25) => self.world.pass(LONG_MS),
             21 if on => self.update(victim),
             22 if on => self.run_short_of_memory(victim),
+            23 => self.world.plug_modem(victim),
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
             4 if on => self.world.restart_agent(victim),
@@ -632,12 +637,16 @@ impl Life {
         let priority = self.world.dice(3) as i32;
         let takeover = [Takeover::Majority, Takeover::Majority, Takeover::Always][self.world.dice(3)];
         let only_scaled = self.world.chance(30);
+        let asks_for_modem = self.world.chance(15);
         let ends = self.world.chance(25);
         let mut document = cast::workload_document(name, revision, |spec| {
             (spec.replicas, spec.priority, spec.takeover) = (replicas, priority, takeover);
             spec.container.resources = Resources { cpu_request_millis: Some(cpu), ..Resources::default() };
             if ends {
                 spec.restart.condition = RestartCondition::OnFailure;
+            }
+            if asks_for_modem {
+                spec.container.machine.devices.push(cast::modem());
             }
             if !only_scaled {
                 let env = [("VERSION".to_owned(), format!("{revision}-{replicas}-{cpu}"))];

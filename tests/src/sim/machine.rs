@@ -85,6 +85,10 @@ pub struct Machine {
     pub starved_ms: u64,
     /// What its workloads may use.
     pub capacity: Capacity,
+    /// The devices that its node looks for.
+    pub asked: BTreeSet<String>,
+    /// Whether it has the only device there is.
+    pub has_modem: bool,
     /// Labels of its machine configuration.
     pub labels: BTreeMap<String, String>,
     pub(super) connected: BTreeSet<usize>,
@@ -150,6 +154,8 @@ impl Machine {
             bad_cable: (0, 0),
             starved_ms: 0,
             capacity: Capacity { cpu_millis: 4000, memory_bytes: 4 << 30 },
+            asked: BTreeSet::new(),
+            has_modem: false,
             labels: BTreeMap::new(),
             connected: BTreeSet::new(),
             dialled_ms: BTreeMap::new(),

@@ -13,7 +13,7 @@ use hivemind_spec::problem::Problem;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use super::cast::token_document;
+use super::cast::{self, token_document};
 use super::ledger::Ledger;
 use super::machine::{FIRST_RELEASE, Machine};
 use super::network::{Network, chance};
@@ -55,6 +55,8 @@ enum Happening {
     Ran(OperationId, RuntimeOp),
     /// The edge tells the inventory again.
     Look,
+    /// The edge looks which devices there are of those that are asked for.
+    Devices,
     /// The release was written down as good.
     Good,
     /// The machine is started anew, with this release.
@@ -252,7 +254,7 @@ impl World {
     /// Lets time pass in which nothing happens: the computer that runs these machines was suspended, or the
     /// machines that are off were away for so long.
     pub fn pass(&mut self, ms: u64) {
-        self.say(&format!("{} days pass", ms / super::cast::DAY_MS));
+        self.say(&format!("{} days pass", ms / cast::DAY_MS));
         self.ledger.days_pass();
         for index in 0..self.machines.len() {
             let machine = &mut self.machines[index];
@@ -274,6 +276,19 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A machine's modem is plugged in, or pulled out.
+    pub fn plug_modem(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        machine.has_modem = !machine.has_modem;
+        self.look_for_devices(index);
+    }
+
+    /// A machine sees before long which of the devices it has that its node asks for.
+    fn look_for_devices(&mut self, index: usize) {
+        let after_ms = self.rng.random_range(1..1500);
+        self.happen(index, after_ms, Happening::Devices);
     }
 
     /// What the edge of a machine knows about it.
@@ -448,6 +463,12 @@ impl World {
                 self.tell_inventory(index);
                 self.happen(index, INVENTORY_EVERY_MS, Happening::Look);
             }
+            Happening::Devices => {
+                let machine = &self.machines[index];
+                let is_there = |path: &String| path == cast::MODEM && machine.has_modem;
+                let found = machine.asked.iter().map(|path| (path.clone(), is_there(path))).collect();
+                self.tell(index, Event::Devices { found });
+            }
             Happening::Good => {
                 self.machines[index].on_trial = false;
                 let facts = self.facts(index);
@@ -580,6 +601,10 @@ impl World {
                     }
                 }
                 Action::StartRelease(release) => self.happen(index, 1, Happening::Start(release)),
+                Action::LookFor(asked) => {
+                    self.machines[index].asked = asked;
+                    self.look_for_devices(index);
+                }
                 Action::Isolate(isolation) => self.machines[index].isolation = isolation,
                 Action::Zone(_) | Action::HealthChecks(_) | Action::Secrets(_) => {}
             }

@@ -8,6 +8,7 @@ mod compose;
 mod configuration;
 mod corruption;
 mod cuts;
+mod devices;
 mod examples;
 mod exclusive;
 mod exec;

@@ -87,6 +87,9 @@ impl Node {
             if !std::mem::take(&mut self.stirred) {
                 return;
             }
+            if let Some(asked) = self.devices.ask(&self.cluster) {
+                out.push(Action::LookFor(asked.clone()));
+            }
             self.speak_for_self(now, out);
             self.remember_subnet(out);
             self.lead(now, out);
@@ -140,7 +143,7 @@ impl Node {
             version: facts.version.clone(),
             release: facts.release.clone(),
             update: self.updating.status(),
-            labels: facts.labels.clone(),
+            labels: facts.labels.clone().into_iter().chain(self.devices.labels()).collect(),
             capacity: facts.capacity,
             problems: facts.problems.iter().cloned().chain(refuses).collect(),
             started_ms: self.started_ms,

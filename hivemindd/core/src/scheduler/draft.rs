@@ -10,6 +10,7 @@ use hivemind_spec::workload::Resources;
 
 use super::refusal::{Refusal, explain, explain_one};
 use crate::cluster::{Cluster, Liveness, Workload, first_unmet};
+use crate::device::{self, Presence};
 use crate::mutation::{Mutation, is_on};
 use crate::record::{ReplicaId, VolumePart, WorkloadId};
 use crate::volume::{self, Unusable};
@@ -114,10 +115,21 @@ impl Host<'_> {
         if let Some(index) = first_unmet(constraints, id, &self.hostname, &self.labels) {
             return Some(Refusal::Constraint(index));
         }
+        if let Some(refusal) = self.refusal_for_devices(workload) {
+            return Some(refusal);
+        }
         if self.is_full(name, workload) {
             return Some(Refusal::Full);
         }
         self.refusal_for_room(Asks::from(&workload.spec.container.resources), freed)
+    }
+
+    fn refusal_for_devices(&self, workload: &Workload) -> Option<Refusal> {
+        let (index, presence) = device::first_lacking(&workload.spec, &self.labels)?;
+        Some(match presence {
+            Presence::Unknown => Refusal::DeviceUnknown(index),
+            _ => Refusal::Device(index),
+        })
     }
 
     fn label(&self, name: &str) -> Option<&str> {
@@ -235,7 +247,7 @@ impl<'a> Draft<'a> {
         self.slots.entry(id).or_default().insert(slot, node);
     }
 
-    /// Leaves a replica on its live node, unless the node's capacity or labels no longer allow it.
+    /// Leaves a replica on its live node, unless the node's capacity, labels or devices no longer allow it.
     /// Cordon and readiness do not matter to what is there already.
     pub(super) fn keep_if_it_may_stay(
         &mut self,
@@ -254,7 +266,8 @@ impl<'a> Draft<'a> {
         let stays = host.capacity.is_none()
             || (host.refusal_for_room(asks, Capacity::default()).is_none()
                 && !host.is_full(id, workload)
-                && first_unmet(&workload.spec.constraints, node, &host.hostname, &host.labels).is_none());
+                && first_unmet(&workload.spec.constraints, node, &host.hostname, &host.labels).is_none()
+                && !device::lacks(&workload.spec, &host.labels));
         if stays {
             self.assign(id, workload, slot, *node);
         }

@@ -24,6 +24,10 @@ pub(super) enum Refusal {
     Full,
     /// The constraint with this index is not met.
     Constraint(usize),
+    /// It does not have the device with this index.
+    Device(usize),
+    /// It has not looked yet whether it has the device with this index.
+    DeviceUnknown(usize),
     /// It says that it cannot run workloads.
     NotReady,
     /// It is about to start a new release of the operating system.
@@ -121,11 +125,20 @@ fn describe(refusal: Refusal, refusing: &[&Host], workload: &Workload) -> String
             }
             None => format!("{} a constraint not met", verb("has", "have")),
         },
+        Refusal::Device(index) => format!("{} no {}", verb("has", "have"), device(workload, index)),
+        Refusal::DeviceUnknown(index) => {
+            let verb = verb("has not said yet whether it has", "have not said yet whether they have");
+            format!("{verb} {}", device(workload, index))
+        }
         Refusal::NotReady => format!("{} not ready ({})", verb("is", "are"), names()),
         Refusal::Leaving => format!("{} about to start anew ({})", verb("is", "are"), names()),
         Refusal::Cordoned => format!("{} cordoned ({})", verb("is", "are"), names()),
         Refusal::Down => format!("{} down ({})", verb("is", "are"), names()),
     }
+}
+
+fn device(workload: &Workload, index: usize) -> &str {
+    workload.spec.container.machine.devices.get(index).map_or("its device", |device| device.path.as_str())
 }
 
 fn most<'a>(refusing: &[&'a Host], measure: impl Fn(Capacity) -> u64) -> (&'a str, u64) {

@@ -1,6 +1,8 @@
 use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::volume::{Discard, Per, VolumeSpec};
-use hivemind_spec::workload::{Constraint, Operator};
+use hivemind_spec::workload::{
+    Constraint, DEVICE_ABSENT, DEVICE_LABEL, DEVICE_PRESENT, Device, Operator,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -105,6 +107,49 @@ fn a_global_workload_has_one_replica_on_each_node_and_it_stays_there() {
     assert_eq!(pending.len(), 1);
     let reason = pending.values().next().unwrap();
     assert!(reason.contains("1 is cordoned") && reason.contains("3 of 5 have 1 of it already"), "{reason}");
+}
+
+#[test]
+fn a_replica_goes_where_its_device_is_and_waits_while_nobody_has_it() {
+    const STICK: &str = "/dev/ttyUSB0";
+    let (mut cluster, liveness) = cluster(3);
+    let mut reads = workload(1);
+    let device = Device { path: STICK.into(), target: STICK.into(), access: "rw".into() };
+    reads.spec.container.machine.devices.push(device);
+    let mut everywhere = reads.clone();
+    everywhere.spec.global = true;
+    cluster.workloads.insert(workload_id("reads"), reads);
+    let say = |cluster: &mut Cluster, n: u8, word: &str| {
+        label(cluster, n, &format!("{DEVICE_LABEL}{STICK}"), word);
+        settle(cluster, &liveness);
+    };
+    let why = |cluster: &Cluster| placement(cluster, "reads").pending.get(&0).cloned().unwrap_or_default();
+
+    say(&mut cluster, 1, DEVICE_ABSENT);
+    let told = why(&cluster);
+    assert_eq!(
+        told,
+        "no node fits: 2 of 3 have not said yet whether they have /dev/ttyUSB0, 1 has no /dev/ttyUSB0"
+    );
+    say(&mut cluster, 2, DEVICE_PRESENT);
+    assert_eq!(placement(&cluster, "reads").slots, [(0, node_id(2))].into());
+
+    // It started anew and has not looked yet.
+    say(&mut cluster, 2, "");
+    say(&mut cluster, 3, DEVICE_PRESENT);
+    assert_eq!(placement(&cluster, "reads").slots, [(0, node_id(2))].into());
+    // The device is with another now.
+    say(&mut cluster, 2, DEVICE_ABSENT);
+    assert_eq!(placement(&cluster, "reads").slots, [(0, node_id(3))].into());
+    say(&mut cluster, 3, DEVICE_ABSENT);
+    assert_eq!(placement(&cluster, "reads").slots, BTreeMap::new());
+    assert_eq!(why(&cluster), "no node fits: 3 of 3 have no /dev/ttyUSB0");
+
+    // A global workload runs where the device is and is not awaited elsewhere.
+    cluster.workloads.insert(workload_id("everywhere"), everywhere);
+    say(&mut cluster, 1, DEVICE_PRESENT);
+    let placed = placement(&cluster, "everywhere");
+    assert_eq!((placed.slots.values().collect::<Vec<_>>(), placed.pending.len()), (vec![&node_id(1)], 0));
 }
 
 /// A workload that mounts volume `data`.

@@ -113,6 +113,9 @@ impl Life {
                     let reason = status.map(|status| format!("{:?}: {}", status.phase, status.reason));
                     return Err(format!("m{index} runs another version of {replica} ({reason:?})"));
                 }
+                if !machine.has_modem && !plan.spec.machine.devices.is_empty() {
+                    return Err(format!("m{index} runs {replica} without its device"));
+                }
                 let of_workload = found.entry(replica.workload.clone()).or_default();
                 if let Some(other) = of_workload.insert(replica.slot, index) {
                     return Err(format!("{replica} runs twice, on m{other} and m{index}"));
