@@ -8,6 +8,7 @@ pub mod api;
 pub mod clock;
 pub mod discovery;
 pub mod dns;
+mod hardware;
 pub mod identity;
 mod netlink;
 pub mod network;

@@ -55,7 +55,7 @@ pub(crate) enum Change {
 
 /// Tells of changes from the time it was opened.
 pub(crate) struct Changes {
-    socket: AsyncFd<OwnedFd>,
+    socket: Socket,
 }
 
 impl Changes {
@@ -65,25 +65,7 @@ impl Changes {
     /// When the kernel refuses the socket.
     pub(crate) fn open(groups: &[Group]) -> io::Result<Self> {
         let mask = groups.iter().fold(0, |mask, group| mask | *group as u32);
-        Self::listen(SockProtocol::NetlinkRoute, mask)
-    }
-
-    /// Starts listening to what the kernel tells of devices. These messages are text and are not read: each is a change,
-    /// of whatever kind.
-    ///
-    /// # Errors
-    /// When the kernel refuses the socket.
-    pub(crate) fn of_devices() -> io::Result<Self> {
-        Self::listen(SockProtocol::NetlinkKObjectUEvent, KERNEL_UEVENTS)
-    }
-
-    fn listen(protocol: SockProtocol, mask: u32) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, mask))?;
-        // SAFETY: an `OwnedFd` names the same open file description for as long as it lives, and it
-        // lives as long as what it is registered with.
-        Ok(Self { socket: unsafe { AsyncFd::register(socket) }? })
+        Ok(Self { socket: Socket::listen(SockProtocol::NetlinkRoute, mask)? })
     }
 
     /// Waits for a change of which `matters` is true. May be dropped and called again; nothing is
@@ -94,10 +76,83 @@ impl Changes {
     pub(crate) async fn next(&self, matters: impl Fn(Change) -> bool) -> io::Result<()> {
         let mut buffer = [0; READ_BYTES];
         loop {
-            let mut ready = self.socket.readable().await?;
+            let told = match self.socket.read(&mut buffer).await? {
+                None => matters(Change::Other),
+                Some(datagram) => read_all(datagram).any(&matters),
+            };
+            if told {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What the kernel tells of a device: that it came or went, or has a driver or a name now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeviceEvent {
+    /// It calls itself something by which drivers are found.
+    pub(crate) wants_driver: bool,
+    /// It has a place below `/dev`.
+    pub(crate) has_node: bool,
+}
+
+/// Tells of devices from the time it was opened (`kobject_uevent.c`).
+pub(crate) struct DeviceEvents {
+    socket: Socket,
+}
+
+impl DeviceEvents {
+    /// Starts listening. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::listen(SockProtocol::NetlinkKObjectUEvent, KERNEL_UEVENTS)? })
+    }
+
+    /// Waits for an event of which `matters` is true. One that was missed may have been any.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub(crate) async fn next(&self, matters: impl Fn(DeviceEvent) -> bool) -> io::Result<()> {
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            let event = match self.socket.read(&mut buffer).await? {
+                None => DeviceEvent { wants_driver: true, has_node: true },
+                Some(text) => read_device(text),
+            };
+            if matters(event) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// An event is words `NAME=VALUE`, each ended by a zero, after a first one of another kind.
+fn read_device(text: &[u8]) -> DeviceEvent {
+    let has = |name: &[u8]| text.split(|byte| *byte == 0).any(|word| word.starts_with(name));
+    DeviceEvent { wants_driver: has(b"MODALIAS="), has_node: has(b"DEVNAME=") }
+}
+
+/// A socket on which the kernel tells something.
+struct Socket(AsyncFd<OwnedFd>);
+
+impl Socket {
+    fn listen(protocol: SockProtocol, mask: u32) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, mask))?;
+        // SAFETY: an `OwnedFd` names the same open file description for as long as it lives, and it
+        // lives as long as what it is registered with.
+        Ok(Self(unsafe { AsyncFd::register(socket) }?))
+    }
+
+    /// What the kernel tells next; none when it could not keep it all.
+    async fn read<'a>(&self, buffer: &'a mut [u8; READ_BYTES]) -> io::Result<Option<&'a [u8]>> {
+        loop {
+            let mut ready = self.0.readable().await?;
             let read =
-                ready.try_io(|socket| match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                    // The kernel's buffer was full: what it did not keep may be anything.
+                ready.try_io(|socket| match recv(socket.as_raw_fd(), &mut buffer[..], MsgFlags::empty()) {
                     Err(Errno::ENOBUFS) => Ok(None),
                     other => Ok(other.map(Some)?),
                 });
@@ -105,10 +160,8 @@ impl Changes {
                 Err(_) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
-                Ok(Ok(None)) if matters(Change::Other) => return Ok(()),
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(length))) if read_all(&buffer[..length]).any(&matters) => return Ok(()),
-                Ok(Ok(Some(_))) => {}
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Ok(Some(length))) => return Ok(Some(&buffer[..length])),
             }
         }
     }
@@ -143,6 +196,19 @@ fn read_all(bytes: &[u8]) -> impl Iterator<Item = Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_of_devices_say_whether_there_is_a_driver_or_a_place_to_look_for() {
+        let told = |text: &str| {
+            let event = read_device(text.replace('|', "\0").as_bytes());
+            (event.wants_driver, event.has_node)
+        };
+        let usb = "add@/devices/usb1/1-1|ACTION=add|SUBSYSTEM=usb|DEVNAME=bus/usb/001/002|MODALIAS=usb:v0403p6001|";
+        assert_eq!(told(usb), (true, true));
+        assert_eq!(told("add@/devices/tty|ACTION=add|SUBSYSTEM=tty|DEVNAME=ttyUSB0|"), (false, true));
+        assert_eq!(told("add@/devices/virtual/net/veth1|ACTION=add|SUBSYSTEM=net|INTERFACE=veth1|"), (false, false));
+        assert_eq!(told(""), (false, false));
+    }
 
     fn message(kind: u16, index: u32, rest: usize) -> Vec<u8> {
         let length = HEADER_BYTES + 8 + rest;

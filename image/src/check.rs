@@ -26,6 +26,7 @@ const REQUIRED: [&str; 15] = [
     "/usr/bin/crun",
     "/usr/bin/hivemindd",
     "/usr/bin/runc",
+    "/usr/lib/hivemind/modules.drivers",
     "/usr/lib/hivemind/modules.late",
     "/usr/lib/hivemind/modules.load",
     "/usr/sbin/e2fsck",

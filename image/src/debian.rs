@@ -61,10 +61,10 @@ impl Parts {
     pub fn early_modules(&self) -> PathBuf {
         self.0.join("early")
     }
-    /// Names of the files in [`Self::early_modules`] in loading order, one per line.
+    /// The index of the modules for the initramfs.
     #[must_use]
-    pub fn early_order(&self) -> PathBuf {
-        self.0.join("early.order")
+    pub fn early_index(&self) -> PathBuf {
+        self.0.join("early.index")
     }
     /// The kernel's release, as `uname -r` gives it.
     #[must_use]
@@ -230,34 +230,26 @@ fn kernel_modules(wanted: &modules::Wanted, unpacked: &Path, release: &str, part
         Ok(fs::write(dir.join(format!("{name}.ko")), catalogue.bytes(name)?)?)
     };
 
-    let early = catalogue.order(&wanted.early).context("rootfs/keep.toml: modules.early")?;
-    for name in &early {
-        write(&parts.early_modules(), name)?;
+    let early: Vec<String> = wanted.early.iter().chain(&wanted.disks).cloned().collect();
+    for name in catalogue.order(&early).context("rootfs/keep.toml: modules.early and modules.disks")? {
+        write(&parts.early_modules(), &name)?;
     }
-    fs::write(parts.early_order(), lines(early.iter().map(|name| format!("{name}.ko"))))?;
+    fs::write(parts.early_index(), catalogue.index(&early, |name| format!("/modules/{name}.ko"))?)?;
 
     let folder = format!("usr/lib/modules/{release}");
-    let installed = |name: &String| format!("/{folder}/{name}.ko");
+    let installed = |name: &str| format!("/{folder}/{name}.ko");
     let boot = catalogue.order(&wanted.boot).context("rootfs/keep.toml: modules.boot")?;
     let mut late = catalogue.order(&wanted.late).context("rootfs/keep.toml: modules.late")?;
     late.retain(|name| !boot.contains(name));
-    let mut optional = String::new();
-    let mut all: Vec<String> = boot.iter().chain(&late).cloned().collect();
-    for name in &wanted.optional {
-        let order =
-            catalogue.order(std::slice::from_ref(name)).context("rootfs/keep.toml: modules.optional")?;
-        let paths: Vec<String> = order.iter().map(installed).collect();
-        writeln!(optional, "{name} {}", paths.join(" "))?;
-        all.extend(order);
-    }
-    for name in &all {
+    let for_hardware = catalogue.order(&wanted.drivers).context("rootfs/keep.toml: modules.drivers")?;
+    for name in boot.iter().chain(&late).chain(&for_hardware) {
         write(&parts.root().join(&folder), name)?;
     }
     let lists = parts.root().join("usr/lib/hivemind");
     fs::create_dir_all(&lists)?;
-    fs::write(lists.join("modules.load"), lines(boot.iter().map(installed)))?;
-    fs::write(lists.join("modules.late"), lines(late.iter().map(installed)))?;
-    Ok(fs::write(lists.join("modules.optional"), optional)?)
+    fs::write(lists.join("modules.load"), lines(boot.iter().map(|name| installed(name))))?;
+    fs::write(lists.join("modules.late"), lines(late.iter().map(|name| installed(name))))?;
+    Ok(fs::write(lists.join("modules.drivers"), catalogue.index(&wanted.drivers, installed)?)?)
 }
 
 fn lines(items: impl Iterator<Item = String>) -> String {

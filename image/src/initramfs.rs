@@ -1,7 +1,7 @@
 //! The initramfs: PID 1's program and the modules it needs to reach the root, as a zstd-compressed cpio archive.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -58,13 +58,16 @@ impl Cpio {
     }
 }
 
-/// Builds the initramfs: `/init`, `/modules.load` (paths in loading order) and the modules.
+/// Builds the initramfs: `/init`, `/modules.index` and the modules.
 ///
 /// # Errors
 /// When a part cannot be read.
 pub fn build(init: &[u8], parts: &Parts, as_of: u64) -> Result<Vec<u8>> {
-    let order = fs::read_to_string(parts.early_order()).context("reading the order of the early modules")?;
-    let modules: Vec<&str> = order.lines().collect();
+    let index = read(&parts.early_index())?;
+    let folder = parts.early_modules();
+    let entries = fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?;
+    let mut modules: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    modules.sort();
     let mut cpio = Cpio::new(u32::try_from(as_of).context("a date after 2106")?);
     for folder in ["dev", "modules", "proc", "root", "run", "sys"] {
         cpio.add(folder, DIRECTORY | 0o755, (0, 0), b"")?;
@@ -72,11 +75,10 @@ pub fn build(init: &[u8], parts: &Parts, as_of: u64) -> Result<Vec<u8>> {
     // The kernel opens this before it starts init; without it the first lines of PID 1 would be lost.
     cpio.add("dev/console", CHARACTER_DEVICE | 0o600, (5, 1), b"")?;
     cpio.add("init", REGULAR | 0o755, (0, 0), init)?;
-    let list: String = modules.iter().map(|name| format!("/modules/{name}\n")).collect();
-    cpio.add("modules.load", REGULAR | 0o644, (0, 0), list.as_bytes())?;
-    for name in modules {
-        let bytes = read(&parts.early_modules().join(name))?;
-        cpio.add(&format!("modules/{name}"), REGULAR | 0o644, (0, 0), &bytes)?;
+    cpio.add("modules.index", REGULAR | 0o644, (0, 0), &index)?;
+    for path in modules {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        cpio.add(&format!("modules/{name}"), REGULAR | 0o644, (0, 0), &read(&path)?)?;
     }
     Ok(zstd::bulk::compress(&cpio.finish()?, ZSTD_LEVEL)?)
 }

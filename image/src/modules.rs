@@ -1,10 +1,12 @@
-//! Which kernel modules go into the image, and in which order they have to be loaded.
+//! Which kernel modules go into the image, in which order they have to be loaded, and for which hardware.
 //!
-//! There is no `modprobe` in the image: PID 1 hands each file of a list to the kernel, one after the other. So the
-//! lists must hold all dependencies, each before what needs it. They are taken from the modules' own notes, because
-//! Debian's packages hold no `modules.dep` (it is made at installation, which does not happen here).
+//! There is no `modprobe` in the image: PID 1 hands each file to the kernel, one after the other. So what it reads must
+//! hold all dependencies, each before what needs it, and the names of the hardware that a driver is for. All that is
+//! taken from the modules' own notes, because Debian's packages hold no `modules.dep` and no `modules.alias` (they are
+//! made at installation, which does not happen here).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -18,14 +20,16 @@ use crate::elf;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
-    /// In the initramfs.
+    /// In the initramfs, loaded by name when they are needed.
     pub early: Vec<String>,
+    /// In the initramfs, loaded where the machine has the hardware, in this order and until the root is there.
+    pub disks: Vec<String>,
     /// Loaded by PID 1 from the root, before it starts anything.
     pub boot: Vec<String>,
+    /// In the root, loaded where the machine has the hardware and when it gets it.
+    pub drivers: Vec<String>,
     /// Loaded by the agent, beside what it does otherwise.
     pub late: Vec<String>,
-    /// In the root, loaded on demand.
-    pub optional: Vec<String>,
 }
 
 /// What the kernel package says about a module.
@@ -156,6 +160,29 @@ impl Catalogue {
             known.insert(name, Module::File(needs));
         }
         Ok(order(wanted, &known)?)
+    }
+
+    /// The index of these modules as the machine reads it: for each its name and the files to load, its own as the last;
+    /// and below it, each on a line of its own that begins with a space, what the hardware calls itself that it is for.
+    /// `file` says where the file of a module is. One that is built into the kernel needs no entry.
+    ///
+    /// # Errors
+    /// As [`Self::order`].
+    pub fn index(&self, wanted: &[String], file: impl Fn(&str) -> String) -> Result<String> {
+        let mut index = String::new();
+        for name in wanted.iter().map(|name| canonical(name)) {
+            let order = self.order(std::slice::from_ref(&name))?;
+            if order.is_empty() {
+                continue;
+            }
+            let files: Vec<String> = order.iter().map(|name| file(name)).collect();
+            writeln!(index, "{name} {}", files.join(" "))?;
+            let notes = elf::modinfo(&self.bytes(&name)?).with_context(|| format!("module {name}"))?;
+            for (_, alias) in notes.iter().filter(|(key, value)| key == "alias" && value.contains(':')) {
+                writeln!(index, " {alias}")?;
+            }
+        }
+        Ok(index)
     }
 
     /// Hard dependencies, and those soft ones to be loaded before that this kernel has at all.

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{Context, Error, Result};
 use crate::image::Boot;
 use crate::kvm::kvm_works;
-use crate::machine::MachineOptions;
+use crate::machine::{Hardware, MachineOptions};
 use crate::wire::Mac;
 
 /// The id of the network card's back end, for the monitor.
@@ -53,6 +53,9 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
     args.option("-m", options.memory_mib.to_string());
     args.option("-smp", options.cpus.to_string());
     args.option("-device", "virtio-rng-pci");
+    if options.hardware != Hardware::Virtual {
+        args.option("-device", "qemu-xhci");
+    }
     // A watchdog, which resets the machine.
     args.option("-device", "i6300esb");
     if options.clock_offset_s != 0 {
@@ -78,11 +81,11 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
     args.0
 }
 
-pub(crate) fn cable(fd: RawFd, mac: Mac) -> Vec<OsString> {
+pub(crate) fn cable(hardware: Hardware, fd: RawFd, mac: Mac) -> Vec<OsString> {
     let mut args = Arguments::default();
     args.option("-netdev", format!("dgram,id={NETWORK_CARD},local.type=fd,local.str={fd}"));
     // Booting from the network is never wanted, and its ROM would be searched for at every start.
-    args.option("-device", format!("virtio-net-pci,netdev={NETWORK_CARD},mac={mac},romfile="));
+    args.option("-device", format!("{},netdev={NETWORK_CARD},mac={mac},romfile=", hardware.card()));
     args.0
 }
 

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Context, Result};
+use crate::machine::Hardware;
 use crate::nbd::PoweredDisk;
 use crate::platter::Platter;
 use crate::process::run;
@@ -115,7 +116,7 @@ impl Overlay {
         Ok(made)
     }
 
-    pub(crate) fn power_on(&self) -> Result<Powered> {
+    pub(crate) fn power_on(&self, hardware: Hardware) -> Result<Powered> {
         let (drive, inherit, disk) = match self {
             Overlay::Kept { file, cache } => {
                 // In QEMU's option syntax a comma in a value is written twice.
@@ -135,7 +136,7 @@ impl Overlay {
             format!("if=none,id=disk0,{drive}").into(),
             "-device".into(),
             // Index 0 belongs to a kernel that QEMU loads itself.
-            "virtio-blk-pci,drive=disk0,bootindex=1".into(),
+            format!("{},drive=disk0,bootindex=1", hardware.disk()).into(),
         ];
         Ok(Powered { arguments, inherit, disk })
     }

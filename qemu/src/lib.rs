@@ -53,7 +53,7 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use image::{Boot, Image};
 pub use lab::{Lab, LabOptions};
-pub use machine::{Config, Machine, MachineOptions, Power};
+pub use machine::{Config, Hardware, Machine, MachineOptions, Power};
 pub use network::{Door, GATEWAY};
 pub use registry::{EmptyRegistry, GuardedRegistry, TestRegistry};
 pub use state::{LiveLab, live_labs, sweep};

@@ -47,6 +47,8 @@ pub struct MachineOptions {
     pub memory_mib: u32,
     /// Virtual processors.
     pub cpus: u32,
+    /// What kind of machine it is.
+    pub hardware: Hardware,
     /// How to boot.
     pub boot: Boot,
     /// The disk, if any.
@@ -59,6 +61,42 @@ pub struct MachineOptions {
     pub extra_args: Vec<OsString>,
 }
 
+/// What a machine's disk and network card are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hardware {
+    /// Those of virtual machines.
+    #[default]
+    Virtual,
+    /// An NVMe disk and a card of Intel's for servers.
+    Nvme,
+    /// A SATA disk and a card of Intel's for workstations.
+    Sata,
+    /// A stick at the USB and an old card of Realtek's.
+    Stick,
+}
+
+impl Hardware {
+    /// The model of its network card.
+    pub(crate) fn card(self) -> &'static str {
+        match self {
+            Self::Virtual => "virtio-net-pci",
+            Self::Nvme => "igb",
+            Self::Sata => "e1000e",
+            Self::Stick => "rtl8139",
+        }
+    }
+
+    /// The model of its disk.
+    pub(crate) fn disk(self) -> &'static str {
+        match self {
+            Self::Virtual => "virtio-blk-pci",
+            Self::Nvme => "nvme,serial=1",
+            Self::Sata => "ide-hd",
+            Self::Stick => "usb-storage",
+        }
+    }
+}
+
 impl MachineOptions {
     /// A machine without a disk.
     pub fn new(name: impl Into<String>, boot: Boot) -> MachineOptions {
@@ -66,6 +104,7 @@ impl MachineOptions {
             name: name.into(),
             memory_mib: DEFAULT_MEMORY_MIB,
             cpus: 1,
+            hardware: Hardware::default(),
             boot,
             disk: None,
             config: None,
@@ -250,14 +289,16 @@ impl Machine {
         gdb::hang(UnixStream::connect(&socket).context(format!("connect to {}", socket.display()))?)
     }
 
-    /// Plugs in an empty disk of 1 MiB by this name; the machine needs a controller for it (`virtio-scsi-pci`).
-    pub fn plug_disk(&self, name: &str) -> Result<()> {
-        self.qmp("blockdev-add", json!({ "driver": "null-co", "node-name": name, "size": 1 << 20 }))?;
-        self.qmp("device_add", json!({ "driver": "scsi-hd", "id": name, "drive": name }))
+    /// Plugs in a serial adapter, at which there is nothing; not into a machine of [`Hardware::Virtual`], which has no
+    /// USB. The name is for [`Machine::unplug`] and is used once.
+    pub fn plug_serial(&self, name: &str) -> Result<()> {
+        let nothing = json!({ "type": "null", "data": {} });
+        self.qmp("chardev-add", json!({ "id": name, "backend": nothing }))?;
+        self.qmp("device_add", json!({ "driver": "usb-serial", "id": name, "chardev": name }))
     }
 
-    /// Pulls out what was plugged in by this name, for good.
-    pub fn unplug_disk(&self, name: &str) -> Result<()> {
+    /// Pulls out what was plugged in by this name.
+    pub fn unplug(&self, name: &str) -> Result<()> {
         self.qmp("device_del", json!({ "id": name }))
     }
 
@@ -367,10 +408,11 @@ impl Machine {
         let errors = File::create(&log).context("create the log of QEMU")?;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(arguments::hardware(&self.options(), &self.dir));
-        command.args(arguments::cable(cable_fd, self.mac()));
+        let hardware = self.options().hardware;
+        command.args(arguments::cable(hardware, cable_fd, self.mac()));
         command.args(arguments::monitor(monitor_fd));
         command.args(arguments::serial(self.serial.path()));
-        let disk = self.disk.as_ref().map(Overlay::power_on).transpose()?;
+        let disk = self.disk.as_ref().map(|disk| disk.power_on(hardware)).transpose()?;
         let (disk_of_qemu, powered_disk) = match disk {
             Some(disk) => {
                 command.args(disk.arguments);

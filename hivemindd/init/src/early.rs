@@ -13,12 +13,16 @@ use nix::mount::{MsFlags, mount};
 use super::block::Device;
 use super::cmdline::Verity;
 use super::console::line;
+use super::drivers::Drivers;
 use super::release::Release;
 use super::verity::Root;
-use super::{Error, block, cmdline, modules, mounts, sys, verity, watchdog};
+use super::{Error, block, cmdline, mounts, sys, verity, watchdog};
 
-/// Modules of the initramfs, in the order to load them.
-const MODULES_LIST: &str = "/modules.load";
+/// The modules of the initramfs.
+const MODULES_INDEX: &str = "/modules.index";
+
+/// The root's file system, by the name of its module.
+const ROOT_MODULES: [&str; 1] = ["squashfs"];
 
 /// Where the root is mounted before it becomes `/`.
 const NEW_ROOT: &str = "/root";
@@ -46,7 +50,9 @@ impl Start {
     pub(super) fn find() -> Result<Self, Error> {
         mounts::mount_early()?;
         sys::quiet_kernel();
-        modules::load_named(Path::new(MODULES_LIST), &watchdog::MODULES);
+        let mut drivers =
+            Drivers::read(Path::new(MODULES_INDEX)).map_err(Error::io("reading", MODULES_INDEX))?;
+        drivers.load_named(&watchdog::MODULES);
         watchdog::arm(watchdog::PREPARING_S);
         let text = std::fs::read_to_string(cmdline::PATH).map_err(Error::io("reading", cmdline::PATH))?;
         let verity = cmdline::verity(&text)?;
@@ -54,12 +60,11 @@ impl Start {
         if wanted.is_empty() {
             return Err(Error::CommandLine("root=PARTUUID="));
         }
-        // The list ends with drivers that are slow to probe: no further than needed.
-        let ready = || find(&wanted).transpose();
-        let slots = match modules::load_until(Path::new(MODULES_LIST), ready) {
-            (_, Some(found)) => found?,
-            (_, None) => wait_for(&wanted)?,
-        };
+        drivers.load_named(&ROOT_MODULES);
+        if verity.is_some() {
+            drivers.load_named(&verity::MODULES);
+        }
+        let slots = wait_for(&wanted, &mut drivers)?;
         let disk = || slots.first().map_or_else(|| Err(Error::NoRoot), block::disk_of);
         let release = Release::of(&text, disk);
         // A disk whose menu is damaged has still got a root.
@@ -81,7 +86,6 @@ impl Start {
             line(&format!("root is {}, not verified", node.display()));
             return Ok(Root::unverified(node));
         };
-        modules::load_named(Path::new(MODULES_LIST), &verity::MODULES);
         for slot in self.slots.iter().map(Device::node) {
             if let Some(root) = Root::verified(&slot, verity)? {
                 line(&format!("root is {}, verified", slot.display()));
@@ -121,13 +125,17 @@ fn find(partuuids: &[String]) -> Result<Option<Vec<Device>>, Error> {
     Ok(Some(all))
 }
 
-fn wait_for(partuuids: &[String]) -> Result<Vec<Device>, Error> {
+/// Waits for the partitions, with one driver after another, and no more of them than it takes: some are slow to probe.
+fn wait_for(partuuids: &[String], drivers: &mut Drivers) -> Result<Vec<Device>, Error> {
     let start = Instant::now();
     while start.elapsed() < ROOT_LIMIT {
         if let Some(found) = find(partuuids)? {
             return Ok(found);
         }
         watchdog::feed();
+        if drivers.load_next().is_some() {
+            continue;
+        }
         std::thread::sleep(ROOT_POLL);
     }
     Err(Error::NoDevice(format!("PARTUUID={}", partuuids.join(" and PARTUUID="))))

@@ -18,6 +18,7 @@ mod child;
 mod cmdline;
 pub mod config;
 mod console;
+pub mod drivers;
 pub mod durable;
 mod early;
 pub mod fence;
@@ -45,6 +46,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use console::line;
+use drivers::Drivers;
 use early::Start;
 use release::Release;
 use shutdown::How;
@@ -120,8 +122,14 @@ fn prepare() -> Result<Vec<power::Button>, Error> {
     mounts::mount_all()?;
     sys::quiet_kernel();
     line(&format!("hivemindd {} on Linux {}", env!("CARGO_PKG_VERSION"), sys::kernel_release()));
-    let loaded = modules::load_list(Path::new(MODULES_LIST));
+    let mut loaded = modules::load_list(Path::new(MODULES_LIST));
+    match Drivers::read(Path::new(drivers::INDEX)) {
+        Ok(mut drivers) => loaded += drivers.load_all(),
+        Err(error) => line(&format!("no drivers: {}: {error}", drivers::INDEX)),
+    }
     line(&format!("{loaded} kernel modules loaded"));
+    // Of a watchdog whose driver was not in the initramfs.
+    watchdog::arm(watchdog::PREPARING_S);
     let buttons = power::buttons();
     mounts::mount_late();
     mounts::write_sysctls();

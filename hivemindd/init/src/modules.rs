@@ -1,5 +1,5 @@
 //! Kernel modules: no `modprobe`, only lists of files in the order to load them, made when the image
-//! was built. Checking a module's signature is most of what loading it takes, so what neither PID 1 nor
+//! was built; those for hardware are in `drivers.rs`. Checking a module's signature is most of what loading it takes, so what neither PID 1 nor
 //! the API needs is on a list of its own, which the agent loads.
 
 use std::fs::File;
@@ -39,41 +39,13 @@ fn is_loaded(path: &Path) -> bool {
     Path::new(LOADED).join(name).exists()
 }
 
-/// Loads what the file lists; what cannot be loaded is said and left out, because most machines
-/// lack most of the hardware. Returns how many are loaded.
+/// Loads what the file lists; what cannot be loaded is said and left out. Returns how many are loaded.
 pub(super) fn load_list(list: &Path) -> usize {
-    load_until(list, || None::<()>).0
-}
-
-/// Loads those of the list with these names, in the list's order.
-pub(super) fn load_named(list: &Path, names: &[&str]) {
-    let text = std::fs::read_to_string(list).unwrap_or_default();
-    for path in parse_list(&text).map(Path::new) {
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        if names.contains(&file.split('.').next().unwrap_or_default()) {
-            load(path);
-        }
-    }
-}
-
-/// Loads what the file lists until `found` has an answer, which is asked after each module. Returns
-/// how many are loaded, and the answer.
-pub(super) fn load_until<T>(list: &Path, mut found: impl FnMut() -> Option<T>) -> (usize, Option<T>) {
     let text = std::fs::read_to_string(list).unwrap_or_else(|error| {
         line(&format!("no kernel modules: {}: {error}", list.display()));
         String::new()
     });
-    let mut loaded = 0;
-    for path in parse_list(&text) {
-        if load(Path::new(path)) {
-            loaded += 1;
-            let answer = found();
-            if answer.is_some() {
-                return (loaded, answer);
-            }
-        }
-    }
-    (loaded, None)
+    parse_list(&text).map(Path::new).filter(|path| load(path)).count()
 }
 
 /// The paths of a list: one per line, `#` starts a comment.
@@ -81,10 +53,13 @@ fn parse_list(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).filter(|line| !line.is_empty())
 }
 
-fn load(path: &Path) -> bool {
+/// Loads a module that is not there yet. Says why it cannot be, unless it is for hardware that is not here.
+pub(super) fn load(path: &Path) -> bool {
+    if is_loaded(path) {
+        return true;
+    }
     match try_load(path) {
         Ok(()) => true,
-        // Loaded before, or built for hardware that is not here.
         Err(Errno::EEXIST) => true,
         Err(Errno::ENODEV) => false,
         Err(error) => {

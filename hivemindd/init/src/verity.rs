@@ -27,7 +27,7 @@ pub(super) const BLOCK_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 
 /// What it takes, by the names of the modules.
-pub(super) const MODULES: [&str; 5] = ["dm_mod", "dm_bufio", "reed_solomon", "dm_verity", "blake2b_generic"];
+pub(super) const MODULES: [&str; 2] = ["dm_verity", "blake2b_generic"];
 
 /// The device the root is read from.
 #[derive(Debug)]

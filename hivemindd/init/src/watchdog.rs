@@ -24,8 +24,8 @@ pub(super) const SUPERVISING_S: libc::c_int = 50;
 /// How often it gets a sign of life.
 pub(super) const FEED_EVERY: Duration = Duration::from_secs(10);
 
-/// The drivers in the initramfs, with what they need.
-pub(super) const MODULES: [&str; 2] = ["watchdog", "i6300esb"];
+/// The driver in the initramfs.
+pub(super) const MODULES: [&str; 1] = ["i6300esb"];
 
 const DEVICE: &str = "/dev/watchdog";
 

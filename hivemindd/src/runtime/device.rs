@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::client::transient;
-use crate::netlink::Changes;
+use crate::netlink::DeviceEvents;
 
 /// Devices of one container, at most: machines have a few hundred.
 const MAX_DEVICES: usize = 4096;
@@ -73,7 +73,7 @@ pub async fn watch(mut asked: watch::Receiver<BTreeSet<String>>, events: mpsc::S
     loop {
         let paths = asked.borrow_and_update().clone();
         // Before it is looked: what comes after that is told of.
-        let changes = (!paths.is_empty()).then(Changes::of_devices);
+        let changes = (!paths.is_empty()).then(DeviceEvents::open);
         let found: BTreeMap<_, _> = paths.into_iter().map(|path| (path.clone(), is_there(&path))).collect();
         if found != told {
             if events.send(Event::Devices { found: found.clone() }).await.is_err() {
@@ -83,7 +83,7 @@ pub async fn watch(mut asked: watch::Receiver<BTreeSet<String>>, events: mpsc::S
         }
         let changed = async {
             let listened = match changes {
-                Some(Ok(changes)) => changes.next(|_| true).await,
+                Some(Ok(events)) => events.next(|event| event.has_node).await,
                 Some(Err(error)) => Err(error),
                 None => pending().await,
             };
@@ -130,12 +130,22 @@ pub(super) fn of(plan: &ContainerPlan) -> Result<Vec<Device>, OperationError> {
         if found.len() == before {
             return Err(transient(format!("{path} of this machine is no device")));
         }
+        // Whom the machine lets have it says nothing in a container: what it is given, all in it may use.
+        for device in &mut found[before..] {
+            device.mode = for_all(device.mode);
+        }
     }
     // A device that was named goes before the same one among all.
     let mut seen = std::collections::BTreeSet::new();
     found.reverse();
     found.retain(|device| seen.insert(device.path.clone()));
     Ok(found)
+}
+
+/// Lets everybody do what the owner may.
+fn for_all(mode: u32) -> u32 {
+    let owners = mode & 0o700;
+    mode | owners >> 3 | owners >> 6
 }
 
 /// Adds a device, or those in a folder.
@@ -204,6 +214,7 @@ mod tests {
             ("/dev/hole", Kind::Character, 1, 3)
         );
         assert_eq!(hole.access, "rw");
+        assert_eq!((for_all(0o600), for_all(0o440), for_all(0o620)), (0o666, 0o444, 0o666));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub const SERVICE: &[Row] = &[
         "device_cgroup_rules",
         Honoured("kinds of devices that it may use, by leave of the namespace (`devices`)"),
     ),
-    ("devices", Honoured("see below; devices of its machine, by leave of the namespace (`devices`)")),
+    ("devices", Honoured("see below; devices of its machine, which is one that has them, by leave of the namespace (`devices`)")),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
     ("domainname", Honoured("the container's domain name")),
@@ -201,8 +201,8 @@ pub const SERVICE: &[Row] = &[
     ("develop", Refused("it is for a developer's machine")),
     (
         "gpus",
-        Refused(
-            "the image has no drivers for graphics processors in this version; `devices` gives other devices",
+        Honoured(
+            "see below; all graphics processors of its machine, which is one that has any (`/dev/dri`), by leave of the namespace (`devices`)",
         ),
     ),
     ("models", LATER),
@@ -278,7 +278,7 @@ pub const LIMITS: &[Row] = &[
 pub const RESERVATIONS: &[Row] = &[
     ("cpus", Honoured("CPU set aside")),
     ("memory", Honoured("memory set aside")),
-    ("devices", LATER),
+    ("devices", Honoured("as `gpus`, for devices that are `gpu`")),
     ("generic_resources", LATER),
 ];
 
@@ -539,10 +539,19 @@ pub const DEVICE: &[Row] = &[
     (
         "source",
         Honoured(
-            "the device, or a folder of devices, in the machine's /dev; without it nothing starts there",
+            "the device, or a folder of devices, in the machine's /dev; it runs where that is, and waits while it is nowhere",
         ),
     ),
     ("target", Honoured("where in the container; as on the machine if not given")),
+];
+
+/// An entry of `gpus` and of `deploy.resources.reservations.devices`.
+pub const GPU: &[Row] = &[
+    ("capabilities", Honoured("with `gpu` among them, or none")),
+    ("count", Honoured("`all` or -1: a container may use all that its machine has")),
+    ("device_ids", Refused("a container may use all graphics processors of its machine")),
+    ("driver", Refused("the drivers are those of the kernel; those of makers are not in the image")),
+    ("options", Refused("drivers of the kernel take none")),
 ];
 
 /// An entry of `post_start` and `pre_stop`.
@@ -630,6 +639,8 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.env_file", ENV_FILE),
     ("services.NAME.depends_on.NAME", DEPENDENCY),
     ("services.NAME.devices", DEVICE),
+    ("services.NAME.gpus", GPU),
+    ("services.NAME.deploy.resources.reservations.devices", GPU),
     ("services.NAME.post_start", HOOK),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.storage_opt", STORAGE_OPT),

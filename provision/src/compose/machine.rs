@@ -45,6 +45,36 @@ pub(super) fn devices(reader: &Reader<'_>, node: &Node) -> Option<Vec<Device>> {
     reader.sequence(node)?.iter().map(device).collect()
 }
 
+/// Reads `gpus`, and `deploy.resources.reservations.devices`, which may be other devices.
+pub(super) fn graphics(reader: &Reader<'_>, node: &Node) -> Option<Device> {
+    if matches!(node.value, Value::Scalar(_)) {
+        reader.word(node, &[("all", ())])?;
+        return Some(graphics_device());
+    }
+    for item in reader.sequence(node)? {
+        for (key, value) in reader.entries(item, keys::GPU)? {
+            match key.text.as_str() {
+                "count" => reader.word(value, &[("all", ()), ("-1", ())])?,
+                _ => {
+                    let names: Vec<String> =
+                        reader.sequence(value)?.iter().map(|name| reader.text(name)).collect::<Option<_>>()?;
+                    if !names.is_empty() && !names.iter().any(|name| name == "gpu") {
+                        reader.fault(value.mark, "there are no other devices than `gpu` here; name them under `devices`");
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+    Some(graphics_device())
+}
+
+/// All that the kernel's drivers for graphics processors give (Direct Rendering Infrastructure).
+fn graphics_device() -> Device {
+    let folder = "/dev/dri".to_owned();
+    Device { path: folder.clone(), target: folder, access: "rw".to_owned() }
+}
+
 /// Reads `device_cgroup_rules`.
 pub(super) fn rules(reader: &Reader<'_>, node: &Node) -> Option<Vec<String>> {
     reader.sequence(node)?.iter().map(|item| reader.text(item)).collect()

@@ -12,7 +12,7 @@ use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
-use super::{PullPolicy, container, environment, health, job, keys, pull, update};
+use super::{PullPolicy, container, environment, health, job, keys, machine, pull, update};
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -652,6 +652,10 @@ fn resources(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> 
         let limits = key.text == "limits";
         let table = if limits { keys::LIMITS } else { keys::RESERVATIONS };
         for (key, value) in reader.entries(part, table)? {
+            if key.text == "devices" {
+                draft.container.machine.devices.extend(machine::graphics(reader, value));
+                continue;
+            }
             let slot = match (key.text.as_str(), limits) {
                 ("cpus", true) => &mut draft.cpu_limit,
                 ("cpus", false) => &mut draft.cpu_request,

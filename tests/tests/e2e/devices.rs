@@ -1,8 +1,8 @@
-//! Devices that are plugged in and pulled out.
+//! Ordinary hardware, and what is plugged in and pulled out.
 
 use std::time::Duration;
 
-use hivemind_qemu::MachineOptions;
+use hivemind_qemu::{Hardware, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::wait;
 
@@ -10,40 +10,53 @@ const READER: &str = "
 services:
   reader:
     image: registry.lab:5000/busybox:1
-    devices: ['/dev/sda:/dev/stick:r']
-    command: [sh, -c, 'wc -c < /dev/stick; sleep 1000000']
+    devices: ['/dev/ttyUSB0:/dev/meter:rw', '/dev/serial/by-id:/dev/adapters']
+    command: [sh, -c, 'ls -l /dev/meter /dev/adapters; sleep 1000000']
+  painter:
+    image: registry.lab:5000/busybox:1
+    gpus: all
+    user: '1000'
+    command: [sh, -c, 'ls /dev/dri; [ -w /dev/dri/renderD128 ] && echo may write; sleep 1000000']
 ";
 
 /// How soon a device counts as gone or come: the kernel tells, and a second passes in which it may be back.
-const NOTICED: Duration = Duration::from_secs(15);
+const NOTICED: Duration = Duration::from_secs(20);
 
+/// The same image on a SATA disk, on NVMe and on a USB stick, with three kinds of network cards.
 #[test]
-fn a_replica_goes_where_its_device_is_plugged_in_and_follows_it() {
-    let mut cluster = Cluster::new("devices", 2);
-    for name in ["m1", "m2"] {
-        let mut options = MachineOptions::with_image(name, &cluster.image);
-        options.extra_args = ["-device", "virtio-scsi-pci"].map(Into::into).into();
+fn a_replica_goes_where_its_serial_adapter_is_plugged_in_and_follows_it_on_ordinary_machines() {
+    let mut cluster = Cluster::new("devices", 3);
+    for (name, hardware) in [("sata", Hardware::Sata), ("nvme", Hardware::Nvme), ("stick", Hardware::Stick)] {
+        let mut options = MachineOptions { hardware, ..MachineOptions::with_image(name, &cluster.image) };
+        if name == "nvme" {
+            options.extra_args = ["-device", "virtio-gpu-pci"].map(Into::into).into();
+        }
         cluster.add_with(options).power_on().unwrap();
     }
-    cluster.wait_for_ready_within(2, FORMING);
+    cluster.wait_for_ready_within(3, FORMING);
     cluster.hivemind(["namespaces", "allow", "default", "devices"]).ok();
     cluster.push(READER).ok();
     let waits = || {
-        wait::until("nobody has the device, and that is said", NOTICED, || {
+        wait::until("nobody has the adapter, and that is said", NOTICED, || {
             let replicas = cluster.replicas("reader")?;
             let [waits] = &replicas[..] else { return Err(format!("{replicas:?}")) };
-            let told = waits.phase == "pending" && waits.reason.contains("2 of 2 have no /dev/sda");
+            let told = waits.phase == "pending" && waits.reason.contains("3 of 3 have no /dev/ttyUSB0");
             if told { Ok(()) } else { Err(format!("{replicas:?}")) }
         });
     };
     waits();
-    for (machine, stick) in [(1, "a"), (0, "b")] {
+    // The machine that has a graphics processor, for a user who is not root.
+    let painter = cluster.wait_for_running("painter", 1, STARTING).remove(0);
+    assert_eq!(cluster.machine_of(&painter).name(), "nvme");
+    cluster.wait_for_words("painter", &["renderD128", "may write"], STARTING);
+
+    for (machine, adapter) in [(2, "a"), (0, "b")] {
         let machine = &cluster.machines[machine];
-        machine.plug_disk(stick).unwrap();
+        machine.plug_serial(adapter).unwrap();
         let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
         assert_eq!(cluster.machine_of(&reader).name(), machine.name());
-        cluster.wait_for_words("reader", &["1048576"], STARTING);
-        machine.unplug_disk(stick).unwrap();
+        cluster.wait_for_words("reader", &["/dev/meter", "usb-QEMU_QEMU_USB_SERIAL_", "-if00-port0"], STARTING);
+        machine.unplug(adapter).unwrap();
         waits();
     }
 }

@@ -48,6 +48,7 @@ fn sample(key: &str) -> &'static str {
         "extends" => "other",
         "external_links" => "['db:mysql']",
         "extra_hosts" => "['a:1.2.3.4']",
+        "gpus" => "all",
         "group_add" => "[audio]",
         "healthcheck" => "{test: [CMD, a]}",
         "hostname" => "a",
@@ -169,6 +170,10 @@ fn every_other_refused_key_is_refused_where_it_stands() {
                 }
                 "services.NAME.healthcheck" => service(&format!("healthcheck: {{test: a, {entry}}}")),
                 "services.NAME.ports" => service(&format!("ports: [{{target: 1, {entry}}}]")),
+                "services.NAME.gpus" => service(&format!("gpus: [{{{entry}}}]")),
+                "services.NAME.deploy.resources.reservations.devices" => {
+                    service(&format!("deploy: {{resources: {{reservations: {{devices: [{{{entry}}}]}}}}}}"))
+                }
                 "services.NAME.env_file" => service(&format!("env_file: [{{path: app.env, {entry}}}]")),
                 "services.NAME.post_start" => service(&format!("post_start: [{{command: a, {entry}}}]")),
                 "services.NAME.depends_on.NAME" => {
