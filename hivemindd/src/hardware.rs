@@ -29,7 +29,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(60);
 
 /// Loads drivers for what is plugged in, and names serial devices, for as long as the agent runs.
-pub async fn keep() {
+pub(crate) async fn keep() {
     loop {
         // Before it is looked: what comes after that is told of.
         let listening = DeviceEvents::open();
@@ -173,9 +173,14 @@ mod tests {
         let held: BTreeMap<String, PathBuf> = fs::read_dir(&folder)
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_link(&path).unwrap()))
+            .map(|path| {
+                (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_link(&path).unwrap())
+            })
             .collect();
-        assert_eq!(held, [("usb-b".into(), "../../ttyUSB0".into()), ("usb-c".into(), "../../ttyACM0".into())].into());
+        assert_eq!(
+            held,
+            [("usb-b".into(), "../../ttyUSB0".into()), ("usb-c".into(), "../../ttyACM0".into())].into()
+        );
         set_names(&folder, &names(&[])).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     }
@@ -189,6 +194,9 @@ mod tests {
         fs::create_dir_all(terminals.join("tty0")).unwrap();
         symlink(&interface, terminals.join("ttyACM0/device")).unwrap();
         let names = serial_names(&terminals);
-        assert_eq!(names, [("usb-FTDI_FT232R_USB_UART_A50285BI-if00".to_owned(), "ttyACM0".to_owned())].into());
+        assert_eq!(
+            names,
+            [("usb-FTDI_FT232R_USB_UART_A50285BI-if00".to_owned(), "ttyACM0".to_owned())].into()
+        );
     }
 }

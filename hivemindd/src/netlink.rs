@@ -203,10 +203,14 @@ mod tests {
             let event = read_device(text.replace('|', "\0").as_bytes());
             (event.wants_driver, event.has_node)
         };
-        let usb = "add@/devices/usb1/1-1|ACTION=add|SUBSYSTEM=usb|DEVNAME=bus/usb/001/002|MODALIAS=usb:v0403p6001|";
+        let usb =
+            "add@/devices/usb1/1-1|ACTION=add|SUBSYSTEM=usb|DEVNAME=bus/usb/001/002|MODALIAS=usb:v0403p6001|";
         assert_eq!(told(usb), (true, true));
         assert_eq!(told("add@/devices/tty|ACTION=add|SUBSYSTEM=tty|DEVNAME=ttyUSB0|"), (false, true));
-        assert_eq!(told("add@/devices/virtual/net/veth1|ACTION=add|SUBSYSTEM=net|INTERFACE=veth1|"), (false, false));
+        assert_eq!(
+            told("add@/devices/virtual/net/veth1|ACTION=add|SUBSYSTEM=net|INTERFACE=veth1|"),
+            (false, false)
+        );
         assert_eq!(told(""), (false, false));
     }
 

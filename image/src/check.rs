@@ -15,7 +15,7 @@ const FORBIDDEN: [&str; 24] = [
 ];
 
 /// Files that PID 1 and the agent count on.
-const REQUIRED: [&str; 15] = [
+const REQUIRED: [&str; 16] = [
     "/etc/containerd/config.toml",
     "/etc/os-release",
     "/etc/ssl/certs/ca-certificates.crt",

@@ -123,7 +123,8 @@ mod tests {
         assert_eq!(devices.labels().count(), 0, "it has not looked");
 
         let found: BTreeMap<String, bool> =
-            [(STICK.to_owned(), true), ("/dev/video0".to_owned(), false), ("/dev/old".to_owned(), true)].into();
+            [(STICK.to_owned(), true), ("/dev/video0".to_owned(), false), ("/dev/old".to_owned(), true)]
+                .into();
         assert!(devices.learn(found.clone()));
         assert!(!devices.learn(found));
         let labels: BTreeMap<String, String> = devices.labels().collect();
@@ -142,7 +143,8 @@ mod tests {
     fn what_a_node_has_not_looked_for_it_neither_has_nor_lacks() {
         let asks = asking(&[STICK, "/dev/video0"]);
         let said = |path: &str, word: &str| [(label(path), word.to_owned())].into();
-        let (unknown, absent): (BTreeMap<_, _>, BTreeMap<_, _>) = (said(STICK, "present"), said(STICK, "absent"));
+        let (unknown, absent): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            (said(STICK, "present"), said(STICK, "absent"));
         assert_eq!(first_lacking(&asks.spec, &unknown), Some((1, Presence::Unknown)));
         assert!(!lacks(&asks.spec, &unknown));
         assert_eq!(first_lacking(&asks.spec, &absent), Some((0, Presence::Absent)));

@@ -77,9 +77,11 @@ impl Drivers {
 
     /// What the hardware calls itself, at the buses for which there are drivers.
     fn hardware(&self) -> BTreeSet<String> {
-        let aliases = self.drivers.iter().filter(|driver| !driver.is_tried).flat_map(|driver| &driver.aliases);
+        let aliases =
+            self.drivers.iter().filter(|driver| !driver.is_tried).flat_map(|driver| &driver.aliases);
         let buses: BTreeSet<&str> = aliases.map(|alias| bus(alias)).collect();
-        let devices = buses.into_iter().filter_map(|bus| fs::read_dir(self.buses.join(bus).join("devices")).ok());
+        let devices =
+            buses.into_iter().filter_map(|bus| fs::read_dir(self.buses.join(bus).join("devices")).ok());
         let words = devices.flatten().flatten().filter_map(|device| {
             let words = fs::read_to_string(device.path().join("modalias")).ok()?;
             Some(words.trim_end().to_owned())
@@ -90,7 +92,8 @@ impl Drivers {
 
 impl Driver {
     fn is_wanted(&self, hardware: &BTreeSet<String>) -> bool {
-        let is_for = |alias: &String| hardware.iter().any(|words| matches(alias.as_bytes(), words.as_bytes()));
+        let is_for =
+            |alias: &String| hardware.iter().any(|words| matches(alias.as_bytes(), words.as_bytes()));
         !self.is_tried && self.aliases.iter().any(is_for)
     }
 
@@ -113,7 +116,12 @@ fn parse(text: &str) -> Vec<Driver> {
         }
         let mut words = line.split(' ');
         let name = words.next().unwrap_or_default().to_owned();
-        drivers.push(Driver { name, files: words.map(PathBuf::from).collect(), aliases: Vec::new(), is_tried: false });
+        drivers.push(Driver {
+            name,
+            files: words.map(PathBuf::from).collect(),
+            aliases: Vec::new(),
+            is_tried: false,
+        });
     }
     drivers
 }
@@ -174,8 +182,16 @@ mod tests {
     #[test]
     fn a_pattern_stands_for_what_the_kernel_calls_hardware() {
         for (pattern, words, is_for) in [
-            ("pci:v00008086d000010D3sv*sd*bc*sc*i*", "pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00", true),
-            ("pci:v00008086d000010D3sv*sd*bc*sc*i*", "pci:v00008086d000010D4sv00008086sd00000000bc02sc00i00", false),
+            (
+                "pci:v00008086d000010D3sv*sd*bc*sc*i*",
+                "pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00",
+                true,
+            ),
+            (
+                "pci:v00008086d000010D3sv*sd*bc*sc*i*",
+                "pci:v00008086d000010D4sv00008086sd00000000bc02sc00i00",
+                false,
+            ),
             ("pci:v*d*sv*sd*bc0Csc03i30*", "pci:v00001B36d0000000Dsv00001AF4sd00001100bc0Csc03i30", true),
             ("pci:v*d*sv*sd*bc0Csc03i30*", "pci:v00001B36d0000000Dsv00001AF4sd00001100bc0Csc03i20", false),
             ("acpi*:PNP0C0C:*", "acpi:PNP0C0C:", true),

@@ -231,7 +231,8 @@ mod tests {
         let (asked_tx, asked) = watch::channel(BTreeSet::new());
         let (events, mut told) = mpsc::channel(4);
         let watching = tokio::spawn(super::watch(asked, events));
-        let ask = |paths: &[&str]| asked_tx.send_replace(paths.iter().map(|path| (*path).to_owned()).collect());
+        let ask =
+            |paths: &[&str]| asked_tx.send_replace(paths.iter().map(|path| (*path).to_owned()).collect());
         ask(&["/dev/null", "/dev/ttyNONE", "/dev/fd"]);
         let found = |event: Option<Event>| match event {
             Some(Event::Devices { found }) => found,

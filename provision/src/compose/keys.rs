@@ -88,7 +88,12 @@ pub const SERVICE: &[Row] = &[
         "device_cgroup_rules",
         Honoured("kinds of devices that it may use, by leave of the namespace (`devices`)"),
     ),
-    ("devices", Honoured("see below; devices of its machine, which is one that has them, by leave of the namespace (`devices`)")),
+    (
+        "devices",
+        Honoured(
+            "see below; devices of its machine, which is one that has them, by leave of the namespace (`devices`)",
+        ),
+    ),
     ("dns_opt", Honoured("options of the container's resolver")),
     ("dns_search", Honoured("domains in which short names are looked up, after the workload's namespace")),
     ("domainname", Honoured("the container's domain name")),

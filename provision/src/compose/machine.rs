@@ -56,10 +56,16 @@ pub(super) fn graphics(reader: &Reader<'_>, node: &Node) -> Option<Device> {
             match key.text.as_str() {
                 "count" => reader.word(value, &[("all", ()), ("-1", ())])?,
                 _ => {
-                    let names: Vec<String> =
-                        reader.sequence(value)?.iter().map(|name| reader.text(name)).collect::<Option<_>>()?;
+                    let names: Vec<String> = reader
+                        .sequence(value)?
+                        .iter()
+                        .map(|name| reader.text(name))
+                        .collect::<Option<_>>()?;
                     if !names.is_empty() && !names.iter().any(|name| name == "gpu") {
-                        reader.fault(value.mark, "there are no other devices than `gpu` here; name them under `devices`");
+                        reader.fault(
+                            value.mark,
+                            "there are no other devices than `gpu` here; name them under `devices`",
+                        );
                         return None;
                     }
                 }

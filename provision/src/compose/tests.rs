@@ -297,7 +297,10 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("devices: [{target: /dev/a}]", "`source` is missing"),
         ("gpus: some", "all"),
         ("gpus: [{count: 2}]", "all"),
-        ("deploy: {resources: {reservations: {devices: [{capabilities: [tpu]}]}}}", "no other devices than `gpu`"),
+        (
+            "deploy: {resources: {reservations: {devices: [{capabilities: [tpu]}]}}}",
+            "no other devices than `gpu`",
+        ),
         ("device_cgroup_rules: [usb]", "is no rule for devices"),
         ("pid: 'service:db'", "not one of `host`"),
         ("uts: private", "not one of `host`"),

@@ -55,7 +55,11 @@ fn a_replica_goes_where_its_serial_adapter_is_plugged_in_and_follows_it_on_ordin
         machine.plug_serial(adapter).unwrap();
         let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
         assert_eq!(cluster.machine_of(&reader).name(), machine.name());
-        cluster.wait_for_words("reader", &["/dev/meter", "usb-QEMU_QEMU_USB_SERIAL_", "-if00-port0"], STARTING);
+        cluster.wait_for_words(
+            "reader",
+            &["/dev/meter", "usb-QEMU_QEMU_USB_SERIAL_", "-if00-port0"],
+            STARTING,
+        );
         machine.unplug(adapter).unwrap();
         waits();
     }

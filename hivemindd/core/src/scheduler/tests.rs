@@ -1,8 +1,6 @@
 use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::volume::{Discard, Per, VolumeSpec};
-use hivemind_spec::workload::{
-    Constraint, DEVICE_ABSENT, DEVICE_LABEL, DEVICE_PRESENT, Device, Operator,
-};
+use hivemind_spec::workload::{Constraint, DEVICE_ABSENT, DEVICE_LABEL, DEVICE_PRESENT, Device, Operator};
 use proptest::prelude::*;
 
 use super::*;
