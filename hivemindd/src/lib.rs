@@ -16,6 +16,8 @@ pub mod recent;
 mod registry;
 pub mod release;
 pub mod runtime;
+mod stick;
 pub mod store;
+mod support;
 pub mod transport;
 pub mod underlay;

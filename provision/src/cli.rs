@@ -223,7 +223,9 @@ pub enum Command {
     )]
     Inspect(Inspect),
     /// Gather what helps to find out what is wrong: logs and state of all machines that answer, in one file
-    #[command(after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz")]
+    #[command(
+        after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz\n\nA machine that no network reaches writes the same to a USB stick (FAT) with the label HIVESUPPORT."
+    )]
     Support(Support),
     /// Remove workloads; their volumes and secrets stay
     #[command(after_help = "Examples:\n  hivemind remove web\n  hivemind remove -f compose.yaml --yes")]

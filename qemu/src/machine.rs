@@ -297,6 +297,13 @@ impl Machine {
         self.qmp("device_add", json!({ "driver": "usb-serial", "id": name, "chardev": name }))
     }
 
+    /// Plugs in a stick with what is in the file, which it writes to; for the rest as [`Machine::plug_serial`].
+    pub fn plug_stick(&self, name: &str, file: &Path) -> Result<()> {
+        let content = json!({ "driver": "file", "filename": file });
+        self.qmp("blockdev-add", json!({ "driver": "raw", "node-name": name, "file": content }))?;
+        self.qmp("device_add", json!({ "driver": "usb-storage", "id": name, "drive": name }))
+    }
+
     /// Pulls out what was plugged in by this name.
     pub fn unplug(&self, name: &str) -> Result<()> {
         self.qmp("device_del", json!({ "id": name }))

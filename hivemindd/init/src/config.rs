@@ -13,18 +13,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use hivemind_spec::machine::{
     FILE_NAME, FW_CFG_NAME, MAX_BYTES, MachineConfig, MachineConfigError, VOLUME_LABEL,
 };
 use hivemind_spec::words::chain;
-use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::mount::MsFlags;
 
 use super::block::{self, Disk};
 use super::console::line;
-use super::{Error, mounts};
+use super::Error;
+use super::volume::with_mounted;
 
 /// The configuration in use; readable by root only, as it may hold the token's key.
 pub const MACHINE: &str = "/run/hivemind/machine.toml";
@@ -76,7 +77,7 @@ impl Source {
 
     fn read(&self) -> Result<Option<Vec<u8>>, Error> {
         match self {
-            Self::Partition(device) => with_mounted(device, MsFlags::MS_RDONLY, |folder| {
+            Self::Partition(device) => with_mounted(device, Path::new(MOUNT_POINT), MsFlags::MS_RDONLY, |folder| {
                 read_from(folder).map_err(Error::io("reading", device))
             }),
             Self::Firmware => {
@@ -158,7 +159,7 @@ pub fn erase_token_key() -> Result<Erasure, EraseError> {
     write_atomically(Path::new(REMEMBERED), text.as_bytes()).map_err(Error::io("writing", REMEMBERED))?;
     let source = std::fs::read_to_string(SOURCE).map_err(Error::io("reading", SOURCE))?;
     let erasure = match Source::from_line(&source) {
-        Some(Source::Partition(device)) => with_mounted(&device, MsFlags::empty(), |folder| {
+        Some(Source::Partition(device)) => with_mounted(&device, Path::new(MOUNT_POINT), MsFlags::empty(), |folder| {
             erase_in(folder).map_err(Error::io("erasing the token's key on", &device))
         })?,
         Some(Source::Firmware) => Erasure::ReadOnlySource,
@@ -190,25 +191,6 @@ fn put_in_use(bytes: &[u8], source: &Source) -> Result<(), Error> {
     std::fs::create_dir_all("/run/hivemind").map_err(Error::io("creating", "/run/hivemind"))?;
     write_atomically(Path::new(SOURCE), source.to_line().as_bytes()).map_err(Error::io("writing", SOURCE))?;
     write_atomically(Path::new(MACHINE), bytes).map_err(Error::io("writing", MACHINE))
-}
-
-/// Mounts a configuration partition where only root can look, for as long as `act` takes.
-fn with_mounted<T>(
-    device: &Path,
-    flags: MsFlags,
-    act: impl FnOnce(&Path) -> Result<T, Error>,
-) -> Result<T, Error> {
-    let point = Path::new(MOUNT_POINT);
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(point)
-        .map_err(Error::io("creating", point))?;
-    let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mounts::mount_device(device, point, "vfat", flags, "umask=077")?;
-    let result = act(point);
-    umount2(point, MntFlags::empty()).map_err(|error| Error::io("unmounting", device)(error.into()))?;
-    result
 }
 
 /// The configuration in a folder: the file, or its successor when the file was being erased.

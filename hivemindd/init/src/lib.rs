@@ -35,6 +35,7 @@ mod state;
 mod supervisor;
 mod sys;
 mod verity;
+pub mod volume;
 mod watchdog;
 
 use std::path::Path;

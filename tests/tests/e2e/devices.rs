@@ -1,9 +1,12 @@
 //! Ordinary hardware, and what is plugged in and pulled out.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use hivemind_qemu::{Hardware, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
+use hivemind_tests::command::Run;
 use hivemind_tests::wait;
 
 const READER: &str = "
@@ -63,4 +66,40 @@ fn a_replica_goes_where_its_serial_adapter_is_plugged_in_and_follows_it_on_ordin
         machine.unplug(adapter).unwrap();
         waits();
     }
+    a_stick_gets_what_helps(&cluster);
+}
+
+/// What `hivemind support` gathers, and without a network.
+fn a_stick_gets_what_helps(cluster: &Cluster) {
+    let machine = &cluster.machines[1];
+    machine.link_down().unwrap();
+    let stick = stick(cluster.folder(), "HIVESUPPORT");
+    machine.plug_stick("support", &stick).unwrap();
+    let told = machine.wait_for_line("the stick has what helps.* folder=\"?([^ \"]+)", NOTICED);
+    let told = told.unwrap();
+    machine.unplug("support").unwrap();
+    let listed = on_stick("mdir", &stick, "::");
+    let folder = listed.split_whitespace().find(|word| told.contains(word) && word.len() > 20);
+    let folder = folder.unwrap_or_else(|| panic!("{listed}"));
+    let read = |name: &str| on_stick("mtype", &stick, &format!("::{folder}/{name}"));
+    assert!(read("kernel.log").contains("Linux version"));
+    assert!(read("agent.log").contains("this node"));
+    assert!(read("proc/meminfo").contains("MemAvailable"));
+}
+
+/// An empty stick with this label.
+fn stick(folder: &Path, label: &str) -> PathBuf {
+    let stick = folder.join("stick.img");
+    std::fs::File::create(&stick).and_then(|file| file.set_len(64 << 20)).unwrap();
+    let mut format = Command::new("/sbin/mkfs.vfat");
+    format.args(["-n", label]).arg(&stick);
+    Run::of(format).ok();
+    stick
+}
+
+/// What one of the mtools says of a file or folder on a stick.
+fn on_stick(tool: &str, stick: &Path, path: &str) -> String {
+    let mut command = Command::new(tool);
+    command.arg("-i").arg(stick).arg(path);
+    Run::of(command).ok().stdout()
 }

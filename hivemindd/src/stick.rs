@@ -1,0 +1,105 @@
+//! A stick that is plugged in to take away what helps to find out what is wrong, where there is no network: a FAT file
+//! system with the volume label `HIVESUPPORT` gets a folder with what `hivemind support` gathers of this machine.
+//!
+//! It is given nothing else, and nothing on it is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hivemind_init::{block, volume};
+use hivemind_spec::words::timestamp;
+use nix::mount::MsFlags;
+use tokio::time::sleep;
+
+use crate::agent::AgentHandle;
+use crate::clock::Clock;
+use crate::netlink::DeviceEvents;
+use crate::support;
+
+/// The label that asks for it.
+const LABEL: &str = "HIVESUPPORT";
+
+/// Where a stick is mounted while it is written to.
+const MOUNT_POINT: &str = "/run/hivemind/stick";
+
+/// What is plugged in comes with several events, which end within this time.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long to wait when the kernel cannot be listened to.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Sees to sticks for as long as the agent runs.
+pub(crate) async fn keep(agent: AgentHandle, clock: Arc<Clock>) {
+    let mut seen = BTreeSet::new();
+    loop {
+        // Before it is looked: what comes after that is told of.
+        let listening = DeviceEvents::open();
+        let sticks = tokio::task::spawn_blocking(sticks).await.unwrap_or_default();
+        for stick in sticks.difference(&seen) {
+            match fill(&agent, &clock, stick.clone()).await {
+                Ok(folder) => {
+                    tracing::info!(stick = %stick.display(), folder, "the stick has what helps, and can be pulled out");
+                }
+                Err(error) => tracing::error!(stick = %stick.display(), %error, "the stick has not got what helps"),
+            }
+        }
+        seen = sticks;
+        let told = match listening {
+            Ok(events) => events.next(|event| event.has_node).await,
+            Err(error) => Err(error),
+        };
+        sleep(if told.is_ok() { SETTLE } else { RETRY }).await;
+    }
+}
+
+/// The sticks that ask for it.
+fn sticks() -> BTreeSet<PathBuf> {
+    let devices = block::all().into_iter().map(|device| device.node());
+    devices.filter(|node| block::fat_label(node).as_deref() == Some(LABEL)).collect()
+}
+
+/// Writes all of it to a stick, and returns the folder's name.
+async fn fill(agent: &AgentHandle, clock: &Clock, stick: PathBuf) -> anyhow::Result<String> {
+    let files = support::gather(agent).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;
+    let node = agent.read(|core, _| core.me()).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;
+    let folder = format!("{}-{}", node.short(), timestamp(clock.now().wall_ms)[..19].replace(':', "-"));
+    let name = folder.clone();
+    let filled = tokio::task::spawn_blocking(move || {
+        volume::with_mounted(&stick, Path::new(MOUNT_POINT), MsFlags::empty(), |root| {
+            write(&root.join(name), &files).map_err(anyhow::Error::from)
+        })
+    });
+    filled.await??;
+    Ok(folder)
+}
+
+/// Writes the files below a folder, so that they are on the stick when it returns.
+fn write(folder: &Path, files: &BTreeMap<String, String>) -> io::Result<()> {
+    for (name, text) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        let mut file = File::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_below_a_folder_of_their_own() {
+        let root = tempfile::tempdir().unwrap();
+        let files = [("agent.log", "well\n"), ("proc/net/dev", "eth0\n")];
+        let files = files.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        write(&root.path().join("hive-2026"), &files).unwrap();
+        let read = |name: &str| fs::read_to_string(root.path().join("hive-2026").join(name)).unwrap();
+        assert_eq!((read("agent.log"), read("proc/net/dev")), ("well\n".to_owned(), "eth0\n".to_owned()));
+    }
+}
