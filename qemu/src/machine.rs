@@ -67,9 +67,9 @@ pub enum Hardware {
     /// Those of virtual machines.
     #[default]
     Virtual,
-    /// An NVMe disk and a card of Intel's for servers.
+    /// An NVMe disk and an old card of Intel's.
     Nvme,
-    /// A SATA disk and a card of Intel's for workstations.
+    /// A SATA disk and a newer card of Intel's.
     Sata,
     /// A stick at the USB and an old card of Realtek's.
     Stick,
@@ -80,7 +80,7 @@ impl Hardware {
     pub(crate) fn card(self) -> &'static str {
         match self {
             Self::Virtual => "virtio-net-pci",
-            Self::Nvme => "igb",
+            Self::Nvme => "e1000",
             Self::Sata => "e1000e",
             Self::Stick => "rtl8139",
         }
