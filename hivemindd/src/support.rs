@@ -69,10 +69,8 @@ fn views(view: &hivemind_core::report::View<'_>) -> BTreeMap<String, String> {
 
 /// How the machine is.
 fn machine() -> BTreeMap<String, String> {
-    let mut files: BTreeMap<String, String> = FILES
-        .iter()
-        .map(|path| (path.trim_start_matches('/').to_owned(), read(Path::new(path))))
-        .collect();
+    let mut files: BTreeMap<String, String> =
+        FILES.iter().map(|path| (path.trim_start_matches('/').to_owned(), read(Path::new(path)))).collect();
     files.insert("kernel.log".to_owned(), kernel_log());
     files.insert("processes.txt".to_owned(), processes());
     files.insert("disk.txt".to_owned(), disk());

@@ -22,9 +22,9 @@ use hivemind_spec::machine::{
 use hivemind_spec::words::chain;
 use nix::mount::MsFlags;
 
+use super::Error;
 use super::block::{self, Disk};
 use super::console::line;
-use super::Error;
 use super::volume::with_mounted;
 
 /// The configuration in use; readable by root only, as it may hold the token's key.
@@ -77,9 +77,11 @@ impl Source {
 
     fn read(&self) -> Result<Option<Vec<u8>>, Error> {
         match self {
-            Self::Partition(device) => with_mounted(device, Path::new(MOUNT_POINT), MsFlags::MS_RDONLY, |folder| {
-                read_from(folder).map_err(Error::io("reading", device))
-            }),
+            Self::Partition(device) => {
+                with_mounted(device, Path::new(MOUNT_POINT), MsFlags::MS_RDONLY, |folder| {
+                    read_from(folder).map_err(Error::io("reading", device))
+                })
+            }
             Self::Firmware => {
                 let path = format!("/sys/firmware/qemu_fw_cfg/by_name/{FW_CFG_NAME}/raw");
                 read_bounded(Path::new(&path)).map_err(Error::io("reading", &path))
@@ -159,9 +161,11 @@ pub fn erase_token_key() -> Result<Erasure, EraseError> {
     write_atomically(Path::new(REMEMBERED), text.as_bytes()).map_err(Error::io("writing", REMEMBERED))?;
     let source = std::fs::read_to_string(SOURCE).map_err(Error::io("reading", SOURCE))?;
     let erasure = match Source::from_line(&source) {
-        Some(Source::Partition(device)) => with_mounted(&device, Path::new(MOUNT_POINT), MsFlags::empty(), |folder| {
-            erase_in(folder).map_err(Error::io("erasing the token's key on", &device))
-        })?,
+        Some(Source::Partition(device)) => {
+            with_mounted(&device, Path::new(MOUNT_POINT), MsFlags::empty(), |folder| {
+                erase_in(folder).map_err(Error::io("erasing the token's key on", &device))
+            })?
+        }
         Some(Source::Firmware) => Erasure::ReadOnlySource,
         Some(Source::Remembered) | None => Erasure::Absent,
     };
