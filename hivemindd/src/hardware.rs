@@ -4,6 +4,8 @@
 //! So each also has a name that follows from what it says of itself, as on other systems:
 //! `/dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0`.
 
+mod list;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -15,6 +17,8 @@ use hivemind_init::drivers::{self, Drivers};
 use tokio::time::sleep;
 
 use crate::netlink::DeviceEvents;
+
+pub(crate) use list::{Device, devices};
 
 /// Where the kernel lists what is spoken to like a terminal.
 const TERMINALS: &str = "/sys/class/tty";

@@ -575,6 +575,9 @@ pub enum Nodes {
     /// List them
     #[command(after_help = "Example:\n  hivemind nodes list")]
     List,
+    /// List what is built into machines and plugged into them, by the names that Compose files give it
+    #[command(after_help = "Examples:\n  hivemind nodes devices\n  hivemind nodes devices edge-3")]
+    Devices(NodeNames),
     /// Place nothing new on a machine; what runs there stays
     #[command(after_help = "Example:\n  hivemind nodes cordon edge-3")]
     Cordon(NodeName),
@@ -605,12 +608,20 @@ pub struct NodeName {
     pub name: String,
 }
 
-/// See [`Command::Support`].
+/// Nodes, by name.
 #[derive(Debug, Args)]
-pub struct Support {
+pub struct NodeNames {
     /// Only of these machines: host names, ids, or the ids' first 8 digits or more
     #[arg(value_name = "NODE")]
     pub nodes: Vec<String>,
+}
+
+/// See [`Command::Support`].
+#[derive(Debug, Args)]
+pub struct Support {
+    /// Of which machines
+    #[command(flatten)]
+    pub of: NodeNames,
     /// The file to write; support-CLUSTER-TIME.tar.gz in the current folder if not given
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,

@@ -3,6 +3,7 @@
 mod backup;
 mod bars;
 mod copy;
+mod devices;
 mod events;
 mod exec;
 mod image;

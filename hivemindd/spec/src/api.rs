@@ -624,6 +624,32 @@ pub enum Severity {
     Error,
 }
 
+/// `GET /v1/devices`: what is built into machines and plugged into them, of what containers can be given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Devices {
+    /// Those of the nodes that answered.
+    pub items: Vec<MachineDevice>,
+    /// Nodes that did not answer in time.
+    #[schema(value_type = Vec<String>)]
+    pub missing: Vec<NodeId>,
+}
+
+/// A device of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MachineDevice {
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Where it is now: `/dev/ttyUSB0`.
+    pub path: String,
+    /// The names that it keeps, if it has any: below `/dev/serial/by-id`.
+    pub names: Vec<String>,
+    /// What it says of itself, or else the driver's name; may be empty.
+    pub description: String,
+}
+
 /// `GET /v1/stats?namespace=…&workload=…&processes=…`: what running containers use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

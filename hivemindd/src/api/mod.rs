@@ -10,6 +10,7 @@ mod auth;
 mod blobs;
 mod body;
 mod debug;
+mod devices;
 mod events;
 mod exec;
 mod forward;
@@ -78,6 +79,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/nodes/{node}/support", get(support::support))
         .route("/v1/workloads", get(reads::workloads))
         .route("/v1/replicas", get(reads::replicas))
+        .route("/v1/devices", get(devices::devices))
         .route("/v1/stats", get(stats::stats))
         .route("/v1/events", get(events::events))
         .route("/v1/releases", get(reads::releases))

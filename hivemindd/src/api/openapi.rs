@@ -6,7 +6,7 @@ use hivemind_spec::exec::{DebugRequest, ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{archives, debug, events, exec, images, logs, orders, reads, specs, stats, support};
+use super::{archives, debug, devices, events, exec, images, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,6 +23,7 @@ use super::{archives, debug, events, exec, images, logs, orders, reads, specs, s
         reads::nodes,
         reads::workloads,
         reads::replicas,
+        devices::devices,
         stats::stats,
         events::events,
         reads::releases,

@@ -8,7 +8,7 @@ use hivemind_spec::id::NodeId;
 use serde_json::json;
 
 use super::push::{held, send};
-use super::show;
+use super::{devices, show};
 use crate::cli::{Global, NodeChange, NodeName, Nodes, NodesReset, Output};
 use crate::client::Client;
 use crate::deploy;
@@ -31,6 +31,7 @@ pub(super) fn hostname(names: &BTreeMap<NodeId, String>, node: &NodeId) -> Strin
 pub(super) fn run(global: &Global, command: Option<&Nodes>) -> Result<Exit> {
     match command {
         None | Some(Nodes::List) => show::nodes(global),
+        Some(Nodes::Devices(names)) => devices::run(global, names),
         Some(Nodes::Cordon(name)) => want(global, name, "is cordoned", |intent| intent.cordoned = true),
         Some(Nodes::Uncordon(name)) => {
             want(global, name, "takes replicas again", |intent| intent.cordoned = false)

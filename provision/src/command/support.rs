@@ -28,7 +28,7 @@ pub(super) fn run(global: &Global, options: &cli::Support) -> Result<Exit> {
         PathBuf::from(format!("support-{cluster}-{}.tar.gz", now[..19].replace(':', "-")))
     });
     let text = global.output == Output::Text;
-    let gathered = super::block_on("stopped; nothing was written", gather(&client, &options.nodes, text))?;
+    let gathered = super::block_on("stopped; nothing was written", gather(&client, &options.of.nodes, text))?;
     if gathered.parts.is_empty() {
         let detail = format!("nothing could be gathered: {}", gathered.missing.join("; "));
         return Err(Failure::new(Exit::Unreachable, "no-answer", detail)

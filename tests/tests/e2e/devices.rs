@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hivemind_qemu::{Hardware, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
-use hivemind_tests::command::Run;
+use hivemind_tests::command::{Run, items};
 use hivemind_tests::wait;
 
 const READER: &str = "
@@ -63,6 +63,11 @@ fn a_replica_goes_where_its_serial_adapter_is_plugged_in_and_follows_it_on_ordin
             &["/dev/meter", "usb-QEMU_QEMU_USB_SERIAL_", "-if00-port0"],
             STARTING,
         );
+        // By that name it can be asked for wherever it is plugged in.
+        let devices = items(&cluster.json(&["nodes", "devices"]).unwrap());
+        let found = devices.iter().find(|device| device["path"] == "/dev/ttyUSB0").unwrap();
+        let name = found["names"][0].as_str().unwrap();
+        assert!(name.starts_with("/dev/serial/by-id/usb-QEMU") && found["node"] == reader.node.as_str(), "{found}");
         machine.unplug(adapter).unwrap();
         waits();
     }
