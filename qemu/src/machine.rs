@@ -294,7 +294,10 @@ impl Machine {
     pub fn plug_serial(&self, name: &str) -> Result<()> {
         let nothing = json!({ "type": "null", "data": {} });
         self.qmp("chardev-add", json!({ "id": name, "backend": nothing }))?;
-        self.qmp("device_add", json!({ "driver": "usb-serial", "id": name, "chardev": name }))
+        // Else it would count as pulled out for as long as there is nothing at it.
+        let adapter =
+            json!({ "driver": "usb-serial", "id": name, "chardev": name, "always-plugged": true });
+        self.qmp("device_add", adapter)
     }
 
     /// Plugs in a stick with what is in the file, which it writes to; for the rest as [`Machine::plug_serial`].
