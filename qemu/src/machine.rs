@@ -295,8 +295,7 @@ impl Machine {
         let nothing = json!({ "type": "null", "data": {} });
         self.qmp("chardev-add", json!({ "id": name, "backend": nothing }))?;
         // Else it would count as pulled out for as long as there is nothing at it.
-        let adapter =
-            json!({ "driver": "usb-serial", "id": name, "chardev": name, "always-plugged": true });
+        let adapter = json!({ "driver": "usb-serial", "id": name, "chardev": name, "always-plugged": true });
         self.qmp("device_add", adapter)
     }
 

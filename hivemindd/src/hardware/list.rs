@@ -115,23 +115,66 @@ mod tests {
     fn what_is_plugged_in_is_listed_with_what_it_says_of_itself_and_what_is_only_the_kernels_is_not() {
         let root = tempfile::tempdir().unwrap();
         let (sys, by_id) = (root.path(), root.path().join("by-id"));
-        let adapter = [("uevent", "DEVNAME=bus/usb/001/002"), ("bDeviceClass", "00"), ("manufacturer", "FTDI"), ("product", "USB  UART")];
+        let adapter = [
+            ("uevent", "DEVNAME=bus/usb/001/002"),
+            ("bDeviceClass", "00"),
+            ("manufacturer", "FTDI"),
+            ("product", "USB  UART"),
+        ];
         add(sys, "char/189:1", "usb1/1-1", "usb", &adapter);
-        add(sys, "char/188:0", "usb1/1-1/1-1:1.0/tty/ttyUSB0", "tty", &[("uevent", "MAJOR=188\nDEVNAME=ttyUSB0")]);
-        symlink(sys.join("devices/usb1/1-1/1-1:1.0"), sys.join("devices/usb1/1-1/1-1:1.0/tty/ttyUSB0/device")).unwrap();
+        add(
+            sys,
+            "char/188:0",
+            "usb1/1-1/1-1:1.0/tty/ttyUSB0",
+            "tty",
+            &[("uevent", "MAJOR=188\nDEVNAME=ttyUSB0")],
+        );
+        symlink(
+            sys.join("devices/usb1/1-1/1-1:1.0"),
+            sys.join("devices/usb1/1-1/1-1:1.0/tty/ttyUSB0/device"),
+        )
+        .unwrap();
         fs::create_dir(&by_id).unwrap();
         symlink("../../ttyUSB0", by_id.join("usb-FTDI")).unwrap();
-        add(sys, "char/189:0", "usb1", "usb", &[("uevent", "DEVNAME=bus/usb/001/001"), ("bDeviceClass", "09"), ("product", "a hub")]);
+        add(
+            sys,
+            "char/189:0",
+            "usb1",
+            "usb",
+            &[("uevent", "DEVNAME=bus/usb/001/001"), ("bDeviceClass", "09"), ("product", "a hub")],
+        );
         add(sys, "char/1:3", "virtual/null", "mem", &[("uevent", "DEVNAME=null")]);
-        add(sys, "char/4:65", "platform/ttyS1", "tty", &[("uevent", "DEVNAME=ttyS1"), ("type", "0"), ("device", "")]);
-        add(sys, "block/254:1", "vda1", "block", &[("uevent", "DEVNAME=vda1"), ("partition", "1"), ("device", "")]);
-        add(sys, "block/8:0", "sda", "block", &[("uevent", "DEVNAME=sda"), ("device", ""), ("vendor", "ATA"), ("model", "Disk")]);
+        add(
+            sys,
+            "char/4:65",
+            "platform/ttyS1",
+            "tty",
+            &[("uevent", "DEVNAME=ttyS1"), ("type", "0"), ("device", "")],
+        );
+        add(
+            sys,
+            "block/254:1",
+            "vda1",
+            "block",
+            &[("uevent", "DEVNAME=vda1"), ("partition", "1"), ("device", "")],
+        );
+        add(
+            sys,
+            "block/8:0",
+            "sda",
+            "block",
+            &[("uevent", "DEVNAME=sda"), ("device", ""), ("vendor", "ATA"), ("model", "Disk")],
+        );
         let found = listed(sys, &by_id);
         let told: Vec<(&str, &str, usize)> =
             found.iter().map(|d| (d.path.as_str(), d.description.as_str(), d.names.len())).collect();
         assert_eq!(
             told,
-            [("/dev/bus/usb/001/002", "FTDI USB UART", 0), ("/dev/sda", "ATA Disk", 0), ("/dev/ttyUSB0", "FTDI USB UART", 1)]
+            [
+                ("/dev/bus/usb/001/002", "FTDI USB UART", 0),
+                ("/dev/sda", "ATA Disk", 0),
+                ("/dev/ttyUSB0", "FTDI USB UART", 1)
+            ]
         );
     }
 }

@@ -19,9 +19,11 @@ pub(super) fn run(global: &Global, names: &NodeNames) -> Result<Exit> {
         Ok((devices, hostnames(&client).await?, wanted))
     })?;
     let is_wanted = |node: &NodeId| wanted.is_empty() || wanted.contains(node);
-    let mut items: Vec<&MachineDevice> = devices.items.iter().filter(|device| is_wanted(&device.node)).collect();
+    let mut items: Vec<&MachineDevice> =
+        devices.items.iter().filter(|device| is_wanted(&device.node)).collect();
     items.sort_by_key(|device| (hostname(&hosts, &device.node), &device.path));
-    let missing: Vec<String> = devices.missing.iter().filter(|node| is_wanted(node)).map(|node| hostname(&hosts, node)).collect();
+    let missing: Vec<String> =
+        devices.missing.iter().filter(|node| is_wanted(node)).map(|node| hostname(&hosts, node)).collect();
     if global.output == Output::Json {
         say_json(&json!({ "items": items, "missing": missing }));
         return Ok(Exit::Success);

@@ -67,7 +67,10 @@ fn a_replica_goes_where_its_serial_adapter_is_plugged_in_and_follows_it_on_ordin
         let devices = items(&cluster.json(&["nodes", "devices"]).unwrap());
         let found = devices.iter().find(|device| device["path"] == "/dev/ttyUSB0").unwrap();
         let name = found["names"][0].as_str().unwrap();
-        assert!(name.starts_with("/dev/serial/by-id/usb-QEMU") && found["node"] == reader.node.as_str(), "{found}");
+        assert!(
+            name.starts_with("/dev/serial/by-id/usb-QEMU") && found["node"] == reader.node.as_str(),
+            "{found}"
+        );
         machine.unplug(adapter).unwrap();
         waits();
     }
