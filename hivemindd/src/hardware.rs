@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hivemind_init::drivers::{self, Drivers};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::netlink::DeviceEvents;
@@ -32,14 +33,16 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// How long to wait when the kernel cannot be listened to.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Loads drivers for what is plugged in, and names serial devices, for as long as the agent runs.
-pub(crate) async fn keep() {
+/// Loads drivers for what is plugged in, and names serial devices, for as long as the agent runs. Says so to whoever
+/// looks at devices once that is done.
+pub(crate) async fn keep(changed: watch::Sender<()>) {
     loop {
         // Before it is looked: what comes after that is told of.
         let listening = DeviceEvents::open();
         if let Err(error) = tokio::task::spawn_blocking(see_to_all).await {
             tracing::error!(%error, "what is plugged in was not seen to");
         }
+        changed.send_replace(());
         let told = match listening {
             Ok(events) => events.next(|event| event.wants_driver || event.has_node).await,
             Err(error) => Err(error),

@@ -13,11 +13,11 @@ use std::time::Duration;
 use hivemind_init::{block, volume};
 use hivemind_spec::words::timestamp;
 use nix::mount::MsFlags;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::agent::AgentHandle;
 use crate::clock::Clock;
-use crate::netlink::DeviceEvents;
 use crate::support;
 
 /// The label that asks for it.
@@ -29,32 +29,26 @@ const MOUNT_POINT: &str = "/run/hivemind/stick";
 /// What is plugged in comes with several events, which end within this time.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// How long to wait when the kernel cannot be listened to.
-const RETRY: Duration = Duration::from_secs(60);
-
-/// Sees to sticks for as long as the agent runs.
-pub(crate) async fn keep(agent: AgentHandle, clock: Arc<Clock>) {
+/// Sees to sticks for as long as the agent runs: `hardware` says that something was plugged in or pulled out.
+pub(crate) async fn keep(agent: AgentHandle, clock: Arc<Clock>, mut hardware: watch::Receiver<()>) {
     let mut seen = BTreeSet::new();
     loop {
-        // Before it is looked: what comes after that is told of.
-        let listening = DeviceEvents::open();
+        // Before it is looked: what comes after that is looked at again.
+        hardware.mark_unchanged();
         let sticks = tokio::task::spawn_blocking(sticks).await.unwrap_or_default();
         for stick in sticks.difference(&seen) {
             match fill(&agent, &clock, stick.clone()).await {
                 Ok(folder) => {
                     tracing::info!(stick = %stick.display(), folder, "the stick has what helps, and can be pulled out");
                 }
-                Err(error) => {
-                    tracing::error!(stick = %stick.display(), %error, "the stick has not got what helps")
-                }
+                Err(error) => tracing::error!(stick = %stick.display(), %error, "the stick has not got what helps"),
             }
         }
         seen = sticks;
-        let told = match listening {
-            Ok(events) => events.next(|event| event.has_node).await,
-            Err(error) => Err(error),
-        };
-        sleep(if told.is_ok() { SETTLE } else { RETRY }).await;
+        if hardware.changed().await.is_err() {
+            return;
+        }
+        sleep(SETTLE).await;
     }
 }
 

@@ -125,6 +125,7 @@ async fn serve() -> anyhow::Result<()> {
     let (checks_tx, checks) = watch::channel(BTreeMap::new());
     let (secrets_tx, secrets) = watch::channel(BTreeMap::new());
     let (devices_tx, devices) = watch::channel(BTreeSet::new());
+    let (hardware_tx, hardware) = watch::channel(());
 
     let (running, release) = Running::look();
     let sources = Sources::new(transport.clone(), config.registries.insecure.clone());
@@ -153,9 +154,9 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(seeds(config.token.as_ref().map(|t| t.seeds.clone()).unwrap_or_default(), events.clone()));
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
     tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
-    tasks.spawn(hardware::keep());
-    tasks.spawn(stick::keep(agent.clone(), clock.clone()));
-    tasks.spawn(runtime::device::watch(devices, events.clone()));
+    tasks.spawn(hardware::keep(hardware_tx));
+    tasks.spawn(stick::keep(agent.clone(), clock.clone(), hardware.clone()));
+    tasks.spawn(runtime::device::watch(devices, hardware, events.clone()));
     tasks.spawn(taking.clone().run());
     tasks.spawn({
         let runtime = runtime.clone();

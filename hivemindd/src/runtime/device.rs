@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::future::pending;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
@@ -15,7 +14,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::client::transient;
-use crate::netlink::DeviceEvents;
 
 /// Devices of one container, at most: machines have a few hundred.
 const MAX_DEVICES: usize = 4096;
@@ -23,12 +21,9 @@ const MAX_DEVICES: usize = 4096;
 /// Depth of folders below `/dev` that is looked into: `/dev/bus/usb/001` has three.
 const MAX_DEPTH: usize = 6;
 
-/// How long to wait once the kernel told of a device: it tells of many at once, and what is back within this time was not
-/// away, as when an adapter is reset.
+/// How long to wait once something was plugged in or pulled out: what is back within this time was not away, as when an
+/// adapter is reset.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// How long to wait when the kernel cannot be listened to.
-const RETRY: Duration = Duration::from_secs(60);
 
 /// What every container has its own of, and a privileged one gets none of the machine's.
 const OWN: [&str; 8] =
@@ -67,13 +62,18 @@ impl Kind {
     }
 }
 
-/// Tells which of the devices that are asked for, by path, the machine has, whenever that changes.
-pub async fn watch(mut asked: watch::Receiver<BTreeSet<String>>, events: mpsc::Sender<Event>) {
+/// Tells which of the devices that are asked for, by path, the machine has, whenever that changes: `hardware` says that
+/// something did.
+pub async fn watch(
+    mut asked: watch::Receiver<BTreeSet<String>>,
+    mut hardware: watch::Receiver<()>,
+    events: mpsc::Sender<Event>,
+) {
     let mut told = BTreeMap::new();
     loop {
+        // Before it is looked: what comes after that is looked at again.
+        hardware.mark_unchanged();
         let paths = asked.borrow_and_update().clone();
-        // Before it is looked: what comes after that is told of.
-        let changes = (!paths.is_empty()).then(DeviceEvents::open);
         let found: BTreeMap<_, _> = paths.into_iter().map(|path| (path.clone(), is_there(&path))).collect();
         if found != told {
             if events.send(Event::Devices { found: found.clone() }).await.is_err() {
@@ -81,23 +81,12 @@ pub async fn watch(mut asked: watch::Receiver<BTreeSet<String>>, events: mpsc::S
             }
             told = found;
         }
-        let changed = async {
-            let listened = match changes {
-                Some(Ok(events)) => events.next(|event| event.has_node).await,
-                Some(Err(error)) => Err(error),
-                None => pending().await,
-            };
-            match listened {
-                Ok(()) => sleep(SETTLE).await,
-                Err(error) => {
-                    tracing::warn!(%error, "the kernel does not tell of devices; they are looked for each minute");
-                    sleep(RETRY).await;
-                }
-            }
-        };
         tokio::select! {
             asks = asked.changed() => if asks.is_err() { return },
-            () = changed => {}
+            changed = hardware.changed() => match changed {
+                Ok(()) => sleep(SETTLE).await,
+                Err(_) => return,
+            },
         }
     }
 }
@@ -226,11 +215,12 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_is_asked_for_is_told_of_when_it_comes_and_when_it_goes() {
         let (asked_tx, asked) = watch::channel(BTreeSet::new());
         let (events, mut told) = mpsc::channel(4);
-        let watching = tokio::spawn(super::watch(asked, events));
+        let (hardware_tx, hardware) = watch::channel(());
+        let watching = tokio::spawn(super::watch(asked, hardware, events));
         let ask =
             |paths: &[&str]| asked_tx.send_replace(paths.iter().map(|path| (*path).to_owned()).collect());
         ask(&["/dev/null", "/dev/ttyNONE", "/dev/fd"]);
@@ -244,6 +234,12 @@ mod tests {
         assert_eq!(found(told.recv().await), [("/dev/null".to_owned(), true)].into());
         ask(&[]);
         assert_eq!(found(told.recv().await), BTreeMap::new());
+        // What is as it was is not told again.
+        ask(&["/dev/null"]);
+        assert_eq!(found(told.recv().await).len(), 1);
+        hardware_tx.send_replace(());
+        sleep(2 * SETTLE).await;
+        assert!(told.try_recv().is_err());
         drop(asked_tx);
         watching.await.unwrap();
     }
