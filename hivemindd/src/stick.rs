@@ -41,7 +41,9 @@ pub(crate) async fn keep(agent: AgentHandle, clock: Arc<Clock>, mut hardware: wa
                 Ok(folder) => {
                     tracing::info!(stick = %stick.display(), folder, "the stick has what helps, and can be pulled out");
                 }
-                Err(error) => tracing::error!(stick = %stick.display(), %error, "the stick has not got what helps"),
+                Err(error) => {
+                    tracing::error!(stick = %stick.display(), %error, "the stick has not got what helps")
+                }
             }
         }
         seen = sticks;
