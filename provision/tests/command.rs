@@ -215,11 +215,11 @@ fn what_convert_prints_can_be_pushed_as_it_is_and_the_schema_describes_it() {
 #[test]
 fn every_fault_of_a_compose_file_is_told_with_its_place_before_anything_is_sent() {
     let home = Home::with_cluster();
-    let file = home.file("compose.yaml", "services:\n  web:\n    image: a\n    imagee: b\n    gpus: all\n");
+    let file = home.file("compose.yaml", "services:\n  web:\n    image: a\n    imagee: b\n    models: all\n");
     for command in ["push", "plan", "convert"] {
         // There is no node: a command that tried one would end with 3.
         let run = home.run(&[command, &file, "--node", &nowhere()]).ends_with(2);
-        for place in ["compose.yaml:4:5: `imagee`", "compose.yaml:5:5: `gpus`"] {
+        for place in ["compose.yaml:4:5: `imagee`", "compose.yaml:5:5: `models`"] {
             assert!(run.stderr().contains(place), "{}", run.stderr());
         }
         assert!(!run.stderr().contains('\u{1b}'), "no colours off a terminal");

@@ -57,14 +57,15 @@ pub(crate) struct Devices {
 impl Devices {
     /// Notes what workloads ask for, and returns it if that is something else than before.
     pub(crate) fn ask(&mut self, cluster: &Cluster) -> Option<&BTreeSet<String>> {
-        let devices = |spec: &WorkloadSpec| spec.container.machine.devices.clone();
-        let asked = cluster.workloads.values().flat_map(|workload| devices(&workload.spec));
-        let asked: BTreeSet<String> = asked.map(|device| device.path).take(MAX_ASKED).collect();
-        if asked == self.asked {
+        let devices =
+            cluster.workloads.values().flat_map(|workload| &workload.spec.container.machine.devices);
+        let asked: BTreeSet<&str> = devices.map(|device| device.path.as_str()).collect();
+        let asked = || asked.iter().copied().take(MAX_ASKED);
+        if asked().eq(self.asked.iter().map(String::as_str)) {
             return None;
         }
-        self.found.retain(|path, _| asked.contains(path));
-        self.asked = asked;
+        self.asked = asked().map(str::to_owned).collect();
+        self.found.retain(|path, _| self.asked.contains(path));
         Some(&self.asked)
     }
 

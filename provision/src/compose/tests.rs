@@ -402,7 +402,7 @@ fn files_that_are_no_compose_files_are_refused() {
 #[test]
 fn all_faults_of_a_file_are_told_in_one_go_and_in_order() {
     let lines: Vec<_> =
-        faults("services:\n  a:\n    imagee: x\n    gpus: all\n  b:\n    image: b\n    cpus: no\n")
+        faults("services:\n  a:\n    imagee: x\n    models: all\n  b:\n    image: b\n    cpus: no\n")
             .into_iter()
             .map(|(line, _)| line)
             .collect();
