@@ -32,11 +32,12 @@ const MARK: u64 = 32 * MIB;
 /// On small machines it is this part of the limit instead.
 const MARK_PART: u64 = 16;
 
-/// Protected memory of containerd: what it uses when idle (design, section 7), and some.
-const CONTAINERD_MIN: u64 = 64 * MIB;
+/// Protected memory of containerd: what it uses when idle. Files that it read fill up what is left of it, so more would
+/// be memory that nobody can have: the kernel would end containers that are below their mark.
+const CONTAINERD_MIN: u64 = 48 * MIB;
 
-/// Protected memory of the agent.
-const AGENT_MIN: u64 = 48 * MIB;
+/// Protected memory of the agent: what it uses, and some.
+const AGENT_MIN: u64 = 32 * MIB;
 
 /// The agent's limit: ten times its need. Its containers survive when it is ended and restarted.
 const AGENT_MAX: u64 = 512 * MIB;
@@ -180,6 +181,18 @@ mod tests {
             let asked: u64 = children.iter().map(|group| value(memory, group, "memory.min")).sum();
             assert_eq!(value(memory, "hivemind", "memory.min"), asked);
             assert!(asked <= memory / 2);
+        }
+    }
+
+    #[test]
+    fn containers_come_to_their_mark_before_the_machine_is_out_of_memory() {
+        /// What the kernel keeps for itself, and some.
+        const KERNEL: u64 = 48 * MIB;
+        // What the kernel calls all of it on a machine of 512 MiB, and larger ones.
+        for memory in [462 * MIB, 970 * MIB, 4096 * MIB] {
+            let mark = value(memory, "hivemind/workloads", "memory.high");
+            let kept = value(memory, "hivemind", "memory.min");
+            assert!(mark + kept + KERNEL <= memory, "{memory}: {mark} + {kept}");
         }
     }
 
