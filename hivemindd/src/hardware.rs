@@ -44,7 +44,7 @@ pub(crate) async fn keep(changed: watch::Sender<()>) {
         }
         changed.send_replace(());
         let told = match listening {
-            Ok(events) => events.next(|event| event.wants_driver || event.has_node).await,
+            Ok(events) => events.next().await,
             Err(error) => Err(error),
         };
         match told {

@@ -87,15 +87,6 @@ impl Changes {
     }
 }
 
-/// What the kernel tells of a device: that it came or went, or has a driver or a name now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DeviceEvent {
-    /// It calls itself something by which drivers are found.
-    pub(crate) wants_driver: bool,
-    /// It has a place below `/dev`.
-    pub(crate) has_node: bool,
-}
-
 /// Tells of devices from the time it was opened (`kobject_uevent.c`).
 pub(crate) struct DeviceEvents {
     socket: Socket,
@@ -110,28 +101,22 @@ impl DeviceEvents {
         Ok(Self { socket: Socket::listen(SockProtocol::NetlinkKObjectUEvent, KERNEL_UEVENTS)? })
     }
 
-    /// Waits for an event of which `matters` is true. One that was missed may have been any.
+    /// Waits for one that came or went and has a driver or a place below `/dev`. What was missed may have been one.
     ///
     /// # Errors
     /// When the socket fails.
-    pub(crate) async fn next(&self, matters: impl Fn(DeviceEvent) -> bool) -> io::Result<()> {
+    pub(crate) async fn next(&self) -> io::Result<()> {
         let mut buffer = [0; READ_BYTES];
-        loop {
-            let event = match self.socket.read(&mut buffer).await? {
-                None => DeviceEvent { wants_driver: true, has_node: true },
-                Some(text) => read_device(text),
-            };
-            if matters(event) {
-                return Ok(());
-            }
-        }
+        while self.socket.read(&mut buffer).await?.is_some_and(|text| !is_of_device(text)) {}
+        Ok(())
     }
 }
 
-/// An event is words `NAME=VALUE`, each ended by a zero, after a first one of another kind.
-fn read_device(text: &[u8]) -> DeviceEvent {
-    let has = |name: &[u8]| text.split(|byte| *byte == 0).any(|word| word.starts_with(name));
-    DeviceEvent { wants_driver: has(b"MODALIAS="), has_node: has(b"DEVNAME=") }
+/// Whether an event is about something that drivers are found for, or that has a place below `/dev`: words `NAME=VALUE`,
+/// each ended by a zero, after a first one of another kind.
+fn is_of_device(text: &[u8]) -> bool {
+    let mut words = text.split(|byte| *byte == 0);
+    words.any(|word| word.starts_with(b"MODALIAS=") || word.starts_with(b"DEVNAME="))
 }
 
 /// A socket on which the kernel tells something.
@@ -199,19 +184,14 @@ mod tests {
 
     #[test]
     fn events_of_devices_say_whether_there_is_a_driver_or_a_place_to_look_for() {
-        let told = |text: &str| {
-            let event = read_device(text.replace('|', "\0").as_bytes());
-            (event.wants_driver, event.has_node)
-        };
+        let told = |text: &str| is_of_device(text.replace('|', "\0").as_bytes());
         let usb =
             "add@/devices/usb1/1-1|ACTION=add|SUBSYSTEM=usb|DEVNAME=bus/usb/001/002|MODALIAS=usb:v0403p6001|";
-        assert_eq!(told(usb), (true, true));
-        assert_eq!(told("add@/devices/tty|ACTION=add|SUBSYSTEM=tty|DEVNAME=ttyUSB0|"), (false, true));
-        assert_eq!(
-            told("add@/devices/virtual/net/veth1|ACTION=add|SUBSYSTEM=net|INTERFACE=veth1|"),
-            (false, false)
-        );
-        assert_eq!(told(""), (false, false));
+        assert!(told(usb));
+        assert!(told("add@/devices/pci|ACTION=add|SUBSYSTEM=pci|MODALIAS=pci:v1|"));
+        assert!(told("add@/devices/tty|ACTION=add|SUBSYSTEM=tty|DEVNAME=ttyUSB0|"));
+        assert!(!told("add@/devices/virtual/net/veth1|ACTION=add|SUBSYSTEM=net|INTERFACE=veth1|"));
+        assert!(!told(""));
     }
 
     fn message(kind: u16, index: u32, rest: usize) -> Vec<u8> {

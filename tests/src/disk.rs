@@ -32,6 +32,15 @@ pub fn configure(machine: &Machine, text: &str) {
     });
 }
 
+/// Makes a stick in this file: an empty FAT file system with this label.
+pub fn stick(file: &Path, mib: u64, label: &str) {
+    let made = fs::File::create(file).and_then(|file| file.set_len(mib << 20));
+    made.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut format = Command::new("/sbin/mkfs.vfat");
+    format.args(["-n", label]).arg(file);
+    Run::of(format).ok();
+}
+
 /// Whether a file or folder is on the machine's state partition.
 pub fn has(machine: &Machine, path: &str) -> bool {
     open(machine, |disk| FileSystem::of(disk).is_some_and(|state| state.has(path)))

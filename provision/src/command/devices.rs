@@ -4,7 +4,7 @@ use hivemind_spec::api::{Devices, MachineDevice, Node};
 use hivemind_spec::id::NodeId;
 use serde_json::json;
 
-use super::nodes::{find, hostname, hostnames};
+use super::nodes::{find, hostname, names_of};
 use crate::cli::{Global, NodeNames, Output};
 use crate::failure::{Exit, Result};
 use crate::terminal::{BAD, FAINT, Table, note, paint, say, say_json, styled};
@@ -16,7 +16,7 @@ pub(super) fn run(global: &Global, names: &NodeNames) -> Result<Exit> {
         let nodes: Vec<Node> = client.list("/v1/nodes").await?;
         let wanted: Vec<NodeId> =
             names.nodes.iter().map(|name| Ok(find(&nodes, name)?.id)).collect::<Result<_>>()?;
-        Ok((devices, hostnames(&client).await?, wanted))
+        Ok((devices, names_of(&nodes), wanted))
     })?;
     let is_wanted = |node: &NodeId| wanted.is_empty() || wanted.contains(node);
     let mut items: Vec<&MachineDevice> =

@@ -19,8 +19,12 @@ const UNCHANGED: &str = "stopped; look with `hivemind nodes`";
 
 /// What the nodes of the cluster call themselves.
 pub(super) async fn hostnames(client: &Client) -> Result<BTreeMap<NodeId, String>> {
-    let nodes: Vec<Node> = client.list("/v1/nodes").await?;
-    Ok(nodes.into_iter().map(|node| (node.id, node.hostname)).collect())
+    Ok(names_of(&client.list("/v1/nodes").await?))
+}
+
+/// What these nodes call themselves.
+pub(super) fn names_of(nodes: &[Node]) -> BTreeMap<NodeId, String> {
+    nodes.iter().map(|node| (node.id, node.hostname.clone())).collect()
 }
 
 /// What a node calls itself, or else the first digits of its id.

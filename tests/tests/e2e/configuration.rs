@@ -120,10 +120,7 @@ fn stop_without_identity(machines: &[&Machine]) {
 fn stick(cluster: &Cluster, text: &str) -> String {
     let (file, stick) = (cluster.folder().join("stick.toml"), cluster.folder().join("stick.img"));
     std::fs::write(&file, text).unwrap();
-    std::fs::File::create(&stick).and_then(|file| file.set_len(8 << 20)).unwrap();
-    let mut format = Command::new("/sbin/mkfs.vfat");
-    format.args(["-n", VOLUME_LABEL]).arg(&stick);
-    Run::of(format).ok();
+    disk::stick(&stick, 8, VOLUME_LABEL);
     let mut copy = Command::new("mcopy");
     copy.arg("-i").args([&stick, &file]).arg(format!("::{FILE_NAME}"));
     Run::of(copy).ok();

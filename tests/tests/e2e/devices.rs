@@ -1,13 +1,13 @@
 //! Ordinary hardware, and what is plugged in and pulled out.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use hivemind_qemu::{Hardware, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::command::{Run, items};
-use hivemind_tests::wait;
+use hivemind_tests::{disk, wait};
 
 const READER: &str = "
 services:
@@ -81,7 +81,8 @@ fn a_replica_goes_where_its_serial_adapter_is_plugged_in_and_follows_it_on_ordin
 fn a_stick_gets_what_helps(cluster: &Cluster) {
     let machine = &cluster.machines[1];
     machine.link_down().unwrap();
-    let stick = stick(cluster.folder(), "HIVESUPPORT");
+    let stick = cluster.folder().join("stick.img");
+    disk::stick(&stick, 64, "HIVESUPPORT");
     machine.plug_stick("support", &stick).unwrap();
     let told = machine.wait_for_line("the stick has what helps", NOTICED);
     let told = told.unwrap();
@@ -93,16 +94,6 @@ fn a_stick_gets_what_helps(cluster: &Cluster) {
     assert!(read("kernel.log").contains("Linux version"));
     assert!(read("agent.log").contains("this node"));
     assert!(read("proc/meminfo").contains("MemAvailable"));
-}
-
-/// An empty stick with this label.
-fn stick(folder: &Path, label: &str) -> PathBuf {
-    let stick = folder.join("stick.img");
-    std::fs::File::create(&stick).and_then(|file| file.set_len(64 << 20)).unwrap();
-    let mut format = Command::new("/sbin/mkfs.vfat");
-    format.args(["-n", label]).arg(&stick);
-    Run::of(format).ok();
-    stick
 }
 
 /// What one of the mtools says of a file or folder on a stick.
