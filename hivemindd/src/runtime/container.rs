@@ -37,7 +37,7 @@ use super::user::Accounts;
 use super::{Runtime, cgroup, device, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
-pub(super) const RUNTIME: &str = "io.containerd.runc.v2";
+const RUNTIME: &str = "io.containerd.runc.v2";
 
 /// How long a killed process may take to be gone, disk sleep included, before it is reported.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ const HOOKS_LIMIT: Duration = Duration::from_secs(30);
 const OWN_FILES: [&str; 2] = ["upperdir", "workdir"];
 
 /// The type of a runtime specification.
-pub(super) const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// The type of the runtime's options.
 const OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
@@ -59,6 +59,10 @@ const FIRST_REAL_TIME_SIGNAL: u32 = 34;
 
 /// The last signal's number.
 const LAST_SIGNAL: u32 = 64;
+
+/// A container that containerd has a record of. Only then may there be anything of it: what belongs to no record containerd
+/// collects as garbage, at any moment.
+pub(super) struct Recorded(Container);
 
 /// What the shim is told (containerd's `runc/options/oci.proto`; only what is used).
 #[derive(Clone, PartialEq, Message)]
@@ -162,21 +166,9 @@ impl Runtime {
             image.ok_or_else(|| transient(format!("image {} is not on this node", plan.spec.image)))?;
         let stop_signal = image.execution.stop_signal.clone();
         let labels = Labels { container: plan.labels.clone(), stop_signal, log_bytes: plan.spec.log_bytes };
-        let mut container = Container {
-            id: id.0.clone(),
-            labels: labels::write(&labels),
-            image: plan.spec.image.clone(),
-            runtime: Some(RuntimeInfo { name: RUNTIME.into(), options: Some(self.shim_options()) }),
-            spec: Some(Any { type_url: SPEC_TYPE.into(), value: b"{}".to_vec() }),
-            snapshotter: SNAPSHOTTER.into(),
-            snapshot_key: id.0.clone(),
-            ..Default::default()
-        };
-        let create = CreateContainerRequest { container: Some(container.clone()) };
-        unless_there(self.containerd.containers().create(request(create)).await)
-            .map_err(refused("making a container"))?;
+        let recorded = self.record(id, &plan.spec.image, labels::write(&labels)).await?;
         let (mounts, ()) =
-            tokio::try_join!(self.prepare_snapshot(id, &image.chain), self.networks.create(plan))?;
+            tokio::try_join!(self.prepare_snapshot(&recorded, &image.chain), self.networks.create(plan))?;
 
         self.limit_root(plan, &mounts).await?;
         self.provide_volumes(plan, &mounts).await?;
@@ -200,11 +192,7 @@ impl Runtime {
             limits: self.limits,
             open_files: self.open_files,
         };
-        let spec = oci::spec(plan, &around)?.to_string();
-        container.spec = Some(Any { type_url: SPEC_TYPE.into(), value: spec.into_bytes() });
-        let update_mask = Some(prost_types::FieldMask { paths: vec!["spec".into()] });
-        let update = UpdateContainerRequest { container: Some(container), update_mask };
-        self.containerd.containers().update(request(update)).await.map_err(refused("making a container"))?;
+        self.specify(recorded, &oci::spec(plan, &around)?).await?;
         self.run_task(plan, mounts, &files).await?;
         self.run_hooks(id, "the hook after its start", &plan.spec.post_start, HOOKS_LIMIT).await
     }
@@ -272,14 +260,51 @@ impl Runtime {
         on_disk("deleting a volume", move || volumes.delete(&part)).await
     }
 
-    pub(super) async fn prepare_snapshot(
+    /// Has containerd record a container of which there is nothing yet.
+    pub(super) async fn record(
         &self,
         id: &ContainerId,
+        image: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Recorded, OperationError> {
+        let container = Container {
+            id: id.0.clone(),
+            labels,
+            image: image.to_owned(),
+            runtime: Some(RuntimeInfo { name: RUNTIME.into(), options: Some(self.shim_options()) }),
+            spec: Some(Any { type_url: SPEC_TYPE.into(), value: b"{}".to_vec() }),
+            snapshotter: SNAPSHOTTER.into(),
+            snapshot_key: id.0.clone(),
+            ..Default::default()
+        };
+        let create = CreateContainerRequest { container: Some(container.clone()) };
+        unless_there(self.containerd.containers().create(request(create)).await)
+            .map_err(refused("making a container"))?;
+        Ok(Recorded(container))
+    }
+
+    /// Says in its record what a container is to be.
+    pub(super) async fn specify(
+        &self,
+        Recorded(mut container): Recorded,
+        spec: &serde_json::Value,
+    ) -> Result<(), OperationError> {
+        container.spec = Some(Any { type_url: SPEC_TYPE.into(), value: spec.to_string().into_bytes() });
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["spec".into()] });
+        let update = UpdateContainerRequest { container: Some(container), update_mask };
+        let updated = self.containerd.containers().update(request(update)).await;
+        updated.map(drop).map_err(refused("making a container"))
+    }
+
+    /// Makes the files of a container, all of its image's to begin with.
+    pub(super) async fn prepare_snapshot(
+        &self,
+        Recorded(container): &Recorded,
         chain: &str,
     ) -> Result<Vec<Mount>, OperationError> {
         let prepare = PrepareSnapshotRequest {
             snapshotter: SNAPSHOTTER.into(),
-            key: id.0.clone(),
+            key: container.snapshot_key.clone(),
             parent: chain.to_owned(),
             labels: HashMap::new(),
         };

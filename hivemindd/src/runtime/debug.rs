@@ -6,20 +6,16 @@
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use containerd_client::services::v1::container::Runtime as RuntimeInfo;
-use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, ListContainersRequest,
-};
+use containerd_client::services::v1::{CreateTaskRequest, ListContainersRequest};
 use hivemind_core::event::{ContainerId, ContainerPlan, ImagePeers, OperationError};
 use hivemind_spec::exec::{DebugRequest, OutputStream};
 use hivemind_spec::workload::{Capabilities, ContainerSpec, Resources};
 use nix::sys::signal::Signal;
-use prost_types::Any;
 use serde_json::Value;
 use tokio::time::sleep;
 
 use super::client::{SNAPSHOTTER, refused, request, transient};
-use super::container::{RUNTIME, SPEC_TYPE, layer_directories, start_failure};
+use super::container::{layer_directories, start_failure};
 use super::exec::Exec;
 use super::image::LocalImage;
 use super::labels;
@@ -89,16 +85,9 @@ impl Runtime {
         let record = self.container(beside).await?.ok_or_else(gone)?;
         let theirs = self.specification(beside).await?;
         let own = labels::read(&record.labels).ok_or_else(gone)?.container;
-        let mut container = Container {
-            id: id.0.clone(),
-            labels: [(BESIDE.to_owned(), beside.0.clone())].into(),
-            image: asked.image.clone(),
-            runtime: Some(RuntimeInfo { name: RUNTIME.into(), options: Some(self.shim_options()) }),
-            snapshotter: SNAPSHOTTER.into(),
-            snapshot_key: id.0.clone(),
-            ..Default::default()
-        };
-        let mounts = self.prepare_snapshot(id, &image.chain).await?;
+        let labels = [(BESIDE.to_owned(), beside.0.clone())].into();
+        let recorded = self.record(id, &asked.image, labels).await?;
+        let mounts = self.prepare_snapshot(&recorded, &image.chain).await?;
         let traces = has_own(&theirs, "pid");
         let plan = ContainerPlan {
             id: id.clone(),
@@ -129,10 +118,7 @@ impl Runtime {
         };
         let mut spec = oci::spec(&plan, &around)?;
         share(&mut spec, &theirs, pid);
-        container.spec = Some(Any { type_url: SPEC_TYPE.into(), value: spec.to_string().into_bytes() });
-        let create = CreateContainerRequest { container: Some(container) };
-        let made = self.containerd.containers().create(request(create)).await;
-        made.map_err(refused("making a container"))?;
+        self.specify(recorded, &spec).await?;
         let exec = Exec::known(self, id, String::new());
         let files = self.files(id);
         let unusable = |error: std::io::Error| transient(format!("its pipes cannot be made: {error}"));
