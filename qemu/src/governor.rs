@@ -19,8 +19,8 @@ use crate::error::{Context, Error, Result};
 /// makes every emulated machine miss its deadlines.
 const SLOTS_PER_PROCESSOR: usize = 3;
 
-/// What a slot may use: the largest machine of the tests with QEMU's own memory.
-const MEMORY_PER_SLOT_MIB: usize = 1024;
+/// What a slot may use: the largest machine of the tests, its translated code and QEMU's own memory.
+const MEMORY_PER_SLOT_MIB: usize = 1280;
 
 /// How long a lab waits for others to end. Longer than the longest single test.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
