@@ -6,9 +6,9 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::emulation::{CMDLINE, is_emulated};
 use crate::error::{Context, Error, Result};
 use crate::image::Boot;
-use crate::kvm::kvm_works;
 use crate::machine::{Hardware, MachineOptions};
 use crate::wire::Mac;
 
@@ -19,11 +19,6 @@ pub(crate) const NETWORK_CARD: &str = "net0";
 /// spends most of its time with: 50 s of containers that come and go make 250 MiB. QEMU would take twice as much, and a
 /// cluster's worth of that does not fit in memory.
 const TRANSLATION_CACHE_MIB: u32 = 512;
-
-/// What a kernel is told that is emulated. Code is translated by its address: with processes at random ones each of a
-/// program's runs is translated anew. And an emulated processor has no leaks to be kept from. Together that is a third of
-/// a test's time.
-const EMULATED: &str = "norandmaps mitigations=off";
 
 /// Where Debian's `ovmf` package has the firmware: code, and the template of its variables.
 const FIRMWARE: [(&str, &str); 2] = [
@@ -50,8 +45,7 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
     args.flag("-nodefaults").flag("-no-user-config");
     args.option("-display", "none").option("-vga", "none");
     args.option("-machine", "q35");
-    let emulated = !use_kvm();
-    if emulated {
+    if is_emulated() {
         args.option("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
         args.option("-cpu", "max");
     } else {
@@ -70,7 +64,7 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
     }
     match &options.boot {
         Boot::Direct { kernel, initrd, cmdline } => {
-            let more = if emulated { format!(" {EMULATED}") } else { String::new() };
+            let more = if options.is_spared() { format!(" {CMDLINE}") } else { String::new() };
             args.option("-kernel", kernel)
                 .option("-initrd", initrd)
                 .option("-append", cmdline.clone() + &more);
@@ -82,6 +76,12 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
             args.option("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={}", flash(code)));
             let variables = dir.join("variables.fd");
             args.option("-drive", format!("if=pflash,unit=1,format=raw,file={}", flash(&variables)));
+            if options.is_spared() {
+                // systemd-stub(7) appends it. In QEMU's option syntax a comma in a value is written twice.
+                let words = CMDLINE.replace(',', ",,");
+                let extra = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={words}");
+                args.option("-smbios", extra);
+            }
         }
     }
     if options.config.is_some() {
@@ -132,15 +132,6 @@ impl Arguments {
 /// In QEMU's option syntax a comma in a value is written twice.
 fn escape(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
-}
-
-/// `$HIVEMIND_QEMU_ACCEL` (`kvm` or `tcg`) decides; otherwise hardware virtualisation is used where it works.
-fn use_kvm() -> bool {
-    match std::env::var("HIVEMIND_QEMU_ACCEL").as_deref() {
-        Ok("kvm") => true,
-        Ok("tcg") => false,
-        _ => kvm_works(),
-    }
 }
 
 /// The date QEMU's clock starts at, as `YYYY-MM-DDTHH:MM:SS` in UTC.

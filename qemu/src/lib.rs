@@ -25,6 +25,7 @@
 mod arguments;
 mod cache;
 mod disk;
+mod emulation;
 mod error;
 mod forward;
 mod gdb;

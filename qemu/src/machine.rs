@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::arguments;
 use crate::disk::{Disk, Overlay, keep};
+use crate::emulation::{self, is_emulated};
 use crate::error::{Context, Error, Result};
 use crate::gdb;
 use crate::image::{Boot, Image};
@@ -57,6 +58,9 @@ pub struct MachineOptions {
     pub config: Option<Config>,
     /// The machine's clock minus the host's, in seconds, at power-on.
     pub clock_offset_s: i64,
+    /// Has it boot exactly what it is given also where it is emulated, which takes several seconds longer: for measuring
+    /// how long.
+    pub as_shipped: bool,
     /// More arguments for QEMU.
     pub extra_args: Vec<OsString>,
 }
@@ -109,6 +113,7 @@ impl MachineOptions {
             disk: None,
             config: None,
             clock_offset_s: 0,
+            as_shipped: false,
             extra_args: Vec::new(),
         }
     }
@@ -118,6 +123,13 @@ impl MachineOptions {
         let disk =
             Disk { base: Some(image.disk.clone()), size: Some(DEFAULT_DISK), cache: Default::default() };
         MachineOptions { disk: Some(disk), ..MachineOptions::new(name, image.boot.clone()) }
+    }
+}
+
+impl MachineOptions {
+    /// Whether it is spared what is slow to emulate.
+    pub(crate) fn is_spared(&self) -> bool {
+        !self.as_shipped && is_emulated()
     }
 }
 
@@ -170,8 +182,10 @@ impl Machine {
         let dir = lab.state.path.join(format!("machine-{}", options.name));
         fs::create_dir(&dir).context(format!("create {}", dir.display()))?;
         let disk = options.disk.as_ref().map(|disk| Overlay::create(&dir, disk)).transpose()?;
+        let is_spared = options.is_spared();
         if let Boot::Direct { kernel, initrd, .. } = &mut options.boot {
-            *kernel = keep(kernel, &dir.join("vmlinuz"))?;
+            let file = if is_spared { emulation::unpacked(kernel)? } else { kernel.clone() };
+            *kernel = keep(&file, &dir.join("vmlinuz"))?;
             *initrd = keep(initrd, &dir.join("initrd.img"))?;
         }
         if let Some(config) = &options.config {

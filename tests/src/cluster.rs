@@ -37,6 +37,7 @@ pub struct Cluster {
     /// The configured image all machines boot from.
     pub image: Image,
     folder: tempfile::TempDir,
+    as_shipped: bool,
 }
 
 impl Cluster {
@@ -53,7 +54,8 @@ impl Cluster {
         let built = Image::built().unwrap_or_else(|error| panic!("{error}; run ./image/build"));
         let disk = folder.path().join("configured.img");
         copy_sparse(&built.disk, &disk);
-        let cluster = Self { machines: Vec::new(), registry, lab, image: Image { disk, ..built }, folder };
+        let image = Image { disk, ..built };
+        let cluster = Self { machines: Vec::new(), registry, lab, image, folder, as_shipped: false };
         cluster.hivemind(["init", name]).ok();
         cluster.configure(&cluster.image.disk, &[]);
         cluster
@@ -67,6 +69,12 @@ impl Cluster {
     /// Lets [`crate::probe::ask`] look into the machines that are added from now on.
     pub fn with_probe(mut self) -> Self {
         self.image = crate::probe::beside(self.image.clone(), self.folder.path());
+        self
+    }
+
+    /// Has the machines that are added from now on boot and run exactly what is shipped: for figures.
+    pub fn as_shipped(mut self) -> Self {
+        self.as_shipped = true;
         self
     }
 
@@ -112,7 +120,8 @@ impl Cluster {
     }
 
     /// Adds a machine, switched off, made to measure.
-    pub fn add_with(&mut self, options: MachineOptions) -> &Machine {
+    pub fn add_with(&mut self, mut options: MachineOptions) -> &Machine {
+        options.as_shipped |= self.as_shipped;
         let machine = self.lab.machine(options).unwrap_or_else(|error| panic!("machine: {error}"));
         self.machines.push(machine);
         &self.machines[self.machines.len() - 1]

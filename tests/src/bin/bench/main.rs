@@ -106,7 +106,7 @@ fn boot() {
     let (mut first, mut again, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     // Taken in turns, so that what else the computer does meets all three alike.
     for _ in 0..BOOTS {
-        let cluster = Cluster::new("boot", 2).with_machines(1);
+        let cluster = Cluster::new("boot", 2).as_shipped().with_machines(1);
         let machine = &cluster.machines[0];
         know(&cluster, machine);
         first.push(until_healthy(&cluster, machine));
@@ -146,7 +146,7 @@ fn until_healthy(cluster: &Cluster, machine: &Machine) -> f64 {
 fn until_bare(cluster: &Cluster) -> f64 {
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
     let bare = probe::alone(cluster.image.clone(), folder.path());
-    let options = MachineOptions::with_image("bare", &bare);
+    let options = MachineOptions { as_shipped: true, ..MachineOptions::with_image("bare", &bare) };
     let machine = cluster.lab.machine(options).unwrap_or_else(|error| panic!("{error}"));
     let begin = Instant::now();
     power_on(&machine);
@@ -176,7 +176,7 @@ const STARTS_ALONE: usize = 100;
 
 /// A machine that is ready, with a probe and 1 GB.
 fn one_machine(name: &str, cpus: u32) -> Cluster {
-    let mut cluster = Cluster::new(name, 1).with_probe();
+    let mut cluster = Cluster::new(name, 1).as_shipped().with_probe();
     let mut options = MachineOptions::with_image("m1", &cluster.image);
     options.cpus = cpus;
     options.memory_mib = 1024;
@@ -320,7 +320,7 @@ fn crowd() {
     tell("memory_of_each_of_150", each, "MB");
     drop(cluster);
 
-    let cluster = Cluster::formed("spread", 3);
+    let cluster = Cluster::new("spread", 3).as_shipped().form(3);
     push(&cluster, 3);
     cluster.wait_for_running("idle", 3, STARTING);
     push(&cluster, 1);
@@ -372,7 +372,7 @@ fn ctr_run(ask: &impl Fn(&[&str]) -> String, image: &str, number: usize) -> f64 
 
 /// What three nodes cost that do nothing.
 fn idle() {
-    let cluster = Cluster::new("idle", 3).with_probe().form(3);
+    let cluster = Cluster::new("idle", 3).as_shipped().with_probe().form(3);
     std::thread::sleep(SETTLING);
     let ask = |machine: &Machine, words: &[&str]| {
         probe::ask(&cluster.lab, machine, words).unwrap_or_else(|error| panic!("{error}"))
@@ -440,7 +440,7 @@ fn idle() {
 
 /// Power cut to the replica's answer from another machine, with the image there.
 fn failover() {
-    let cluster = Cluster::formed("failover", 3);
+    let cluster = Cluster::new("failover", 3).as_shipped().form(3);
     let web = |replicas: usize| {
         format!(
             "services:\n  web:\n    image: registry.lab:5000/nginx:1\n    ports: ['8080:80']\n    \
