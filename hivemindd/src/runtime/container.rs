@@ -34,7 +34,7 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
-use super::{Runtime, cgroup, device, on_disk, quota, remove_folder, volume, wall_ms};
+use super::{Runtime, cgroup, device, log_files, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -120,7 +120,7 @@ impl Runtime {
     /// Where a replica's output goes.
     pub(super) fn log(&self, replica: &ReplicaId, most_bytes: Option<u64>) -> output::Log {
         let most_bytes = most_bytes.unwrap_or(MAX_LOG_BYTES);
-        output::Log { file: output::log_file(&self.settings.log_dir, replica), most_bytes }
+        output::Log { file: log_files::log_file(&self.settings.log_dir, replica), most_bytes }
     }
 
     /// The container's main process, if it has a task.
@@ -456,8 +456,8 @@ impl Runtime {
         if let Some(labels) = container.and_then(|container| labels::read(&container.labels))
             && logs
         {
-            let file = output::log_file(&self.settings.log_dir, &labels.container.replica);
-            output::remove_logs(&file)
+            let file = log_files::log_file(&self.settings.log_dir, &labels.container.replica);
+            log_files::remove_logs(&file)
                 .map_err(|error| transient(format!("removing {}: {error}", file.display())))?;
         }
         let delete = DeleteContainerRequest { id: id.0.clone() };

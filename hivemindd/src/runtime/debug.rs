@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::client::{SNAPSHOTTER, refused, request, transient};
+use super::client::{request, transient};
 use super::container::{layer_directories, start_failure};
 use super::exec::Exec;
 use super::image::LocalImage;

@@ -1,9 +1,9 @@
 //! Reading containers' logs back, across rotated files.
 
 use std::fs;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 use std::time::Duration;
 
 use hivemind_core::record::ReplicaId;
@@ -11,7 +11,7 @@ use hivemind_spec::api::LogLine;
 use tokio::sync::mpsc;
 
 use super::Runtime;
-use super::output::{MAX_FILES, log_file, older};
+use super::log_files::{MAX_FILES, PLAIN, Part, log_file, older};
 
 /// Lines read ahead of a slow reader.
 const LINES_AHEAD: usize = 256;
@@ -52,25 +52,27 @@ impl Runtime {
 }
 
 async fn read_to(path: &Path, slot: u32, query: &LogQuery, lines: &mpsc::Sender<LogLine>) -> io::Result<()> {
-    let (past, mut place) = {
+    let (mut past, mut place) = {
         let (path, query) = (path.to_owned(), query.clone());
-        tokio::task::spawn_blocking(move || read_past(&path, slot, &query))
-            .await
-            .map_err(io::Error::other)??
+        on_thread(move || Past::open(&path, slot, query)).await?
     };
-    for line in past {
-        if lines.send(line).await.is_err() {
-            return Ok(());
+    // No more of it is in memory than one file.
+    loop {
+        let (rest, some) = on_thread(move || past.read()).await?;
+        let Some(some) = some else { break };
+        for line in some {
+            if lines.send(line).await.is_err() {
+                return Ok(());
+            }
         }
+        past = rest;
     }
     if !query.follow {
         return Ok(());
     }
     loop {
-        let (path, from) = (path.to_owned(), place);
-        let (fresh, next) = tokio::task::spawn_blocking(move || read_fresh(&path, from))
-            .await
-            .map_err(io::Error::other)??;
+        let path = path.to_owned();
+        let (fresh, next) = on_thread(move || read_fresh(&path, place)).await?;
         let idle = fresh.is_empty();
         place = next;
         for line in fresh.split_inclusive(|byte| *byte == b'\n').filter_map(|line| parse(line, slot)) {
@@ -87,65 +89,115 @@ async fn read_to(path: &Path, slot: u32, query: &LogQuery, lines: &mpsc::Sender<
     }
 }
 
-/// How far a log was read: which file, and up to which byte.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How far a log was read. The file is held open: else another could get its number.
+#[derive(Debug, Default)]
 struct Place {
-    inode: u64,
+    file: Option<fs::File>,
     offset: u64,
 }
 
-/// Reads the lines wanted of what is there, newest file first so that a short tail is cheap.
-fn read_past(path: &Path, slot: u32, query: &LogQuery) -> io::Result<(Vec<LogLine>, Place)> {
-    let mut place = Place::default();
-    let mut lines: Vec<LogLine> = Vec::new();
-    for age in 0..MAX_FILES {
-        let Some(mut file) = open(&older(path, age))? else { break };
-        let mut data = Vec::new();
-        file.read_to_end(&mut data)?;
-        // A record being written is left for later.
-        data.truncate(data.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
-        if age == 0 {
-            place = Place { inode: file.metadata()?.ino(), offset: data.len() as u64 };
+/// What was printed so far: the files that have the lines wanted, the oldest last.
+struct Past {
+    parts: Vec<Part>,
+    /// So many lines of the oldest are too many.
+    skip: usize,
+    slot: u32,
+    query: LogQuery,
+}
+
+impl Past {
+    /// Looks which files there are and which are wanted, and how far they go. The newest come first, so that a short
+    /// tail is cheap.
+    fn open(path: &Path, slot: u32, query: LogQuery) -> io::Result<(Self, Place)> {
+        let mut place = Place::default();
+        let mut past = Self { parts: Vec::new(), skip: 0, slot, query };
+        let (tail, since_ms) = (past.query.tail.unwrap_or(usize::MAX), past.query.since_ms.unwrap_or(0));
+        let mut found = 0;
+        for age in 0..MAX_FILES {
+            let Some(mut part) = Part::open(path, age)? else {
+                // The newest is not there for a moment when it is set aside.
+                if age < PLAIN { continue } else { break }
+            };
+            let data = match part.read() {
+                Ok(data) => data,
+                Err(error) => {
+                    tracing::warn!(file = %older(path, age).display(), %error, "a part of a log cannot be read");
+                    continue;
+                }
+            };
+            if age == 0 {
+                place = Place { file: Some(part.file()?), offset: data.len() as u64 };
+            }
+            let count = past.wanted(&data).count();
+            let first = records(&data, slot).next();
+            found += count;
+            past.parts.push(part);
+            if found >= tail || first.is_some_and(|first| first.time_ms < since_ms) {
+                break;
+            }
         }
-        let before = lines.len();
-        let wanted = query.tail.unwrap_or(usize::MAX).saturating_sub(before);
-        // Newest first, turned around at the end.
-        let records = data.split(|byte| *byte == b'\n').rev().filter_map(|line| parse(line, slot));
-        let mut too_old = false;
-        lines.extend(
-            records
-                .inspect(|line| too_old |= query.since_ms.is_some_and(|since| line.time_ms < since))
-                .filter(|line| query.since_ms.is_none_or(|since| line.time_ms >= since))
-                .filter(|line| query.until_ms.is_none_or(|until| line.time_ms <= until))
-                .take(wanted),
-        );
-        if lines.len() >= query.tail.unwrap_or(usize::MAX) || (too_old && lines.len() == before) {
-            break;
-        }
+        past.skip = found.saturating_sub(tail);
+        Ok((past, place))
     }
-    lines.reverse();
-    Ok((lines, place))
+
+    fn wanted<'a>(&'a self, data: &'a [u8]) -> impl Iterator<Item = LogLine> + 'a {
+        let LogQuery { since_ms, until_ms, .. } = self.query;
+        records(data, self.slot)
+            .filter(move |line| since_ms.is_none_or(|since| line.time_ms >= since))
+            .filter(move |line| until_ms.is_none_or(|until| line.time_ms <= until))
+    }
+
+    /// Reads the lines of the oldest file that is left. None: there is none.
+    fn read(mut self) -> io::Result<(Self, Option<Vec<LogLine>>)> {
+        let Some(mut part) = self.parts.pop() else { return Ok((self, None)) };
+        let data = part.read()?;
+        let lines = self.wanted(&data).skip(self.skip).collect();
+        self.skip = 0;
+        Ok((self, Some(lines)))
+    }
+}
+
+/// Runs what may wait for the disk.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn records(data: &[u8], slot: u32) -> impl Iterator<Item = LogLine> {
+    data.split(|byte| *byte == b'\n').filter_map(move |line| parse(line, slot))
 }
 
 /// Reads on from a place: whole records, and the place after them.
-fn read_fresh(path: &Path, from: Place) -> io::Result<(Vec<u8>, Place)> {
-    let inode = |path: &PathBuf| fs::metadata(path).ok().map(|metadata| metadata.ino());
-    let age = (0..MAX_FILES).find(|age| inode(&older(path, *age)) == Some(from.inode));
-    // A file that is no longer there was rotated away while nobody looked: go on with the newest.
-    let (age, offset) = age.map_or((0, 0), |age| (age, from.offset));
-    let Some(mut file) = open(&older(path, age))? else { return Ok((Vec::new(), Place::default())) };
-    let place = Place { inode: file.metadata()?.ino(), offset };
-    file.seek(SeekFrom::Start(offset))?;
-    let mut data = Vec::new();
-    file.take(READ_BYTES as u64).read_to_end(&mut data)?;
-    data.truncate(data.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
-    if data.is_empty() && age > 0 {
-        // Read to its end: go on with the one after it.
-        let next = inode(&older(path, age - 1)).unwrap_or_default();
-        return read_fresh(path, Place { inode: next, offset: 0 });
+fn read_fresh(path: &Path, mut place: Place) -> io::Result<(Vec<u8>, Place)> {
+    if place.file.is_none() {
+        place = Place { file: oldest_plain(path)?, offset: 0 };
     }
-    let end = place.offset + data.len() as u64;
-    Ok((data, Place { offset: end, ..place }))
+    let Some(file) = &place.file else { return Ok((Vec::new(), place)) };
+    let mut data = vec![0; READ_BYTES];
+    let count = file.read_at(&mut data, place.offset)?;
+    data.truncate(data[..count].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+    place.offset += data.len() as u64;
+    if !data.is_empty() {
+        return Ok((data, place));
+    }
+    // Read to its end: go on with the one after it, if there is one. What is compressed by now is not the one before it.
+    let number = file.metadata()?.ino();
+    let is_it = |age: &u32| fs::metadata(older(path, *age)).is_ok_and(|found| found.ino() == number);
+    let next = match (0..PLAIN).find(is_it) {
+        Some(0) => return Ok((data, place)),
+        Some(age) => open(&older(path, age - 1))?,
+        None => oldest_plain(path)?,
+    };
+    match next {
+        Some(file) => read_fresh(path, Place { file: Some(file), offset: 0 }),
+        None => Ok((data, place)),
+    }
+}
+
+fn oldest_plain(path: &Path) -> io::Result<Option<fs::File>> {
+    let found = (0..PLAIN).rev().find_map(|age| open(&older(path, age)).transpose());
+    found.transpose()
 }
 
 fn open(path: &Path) -> io::Result<Option<fs::File>> {

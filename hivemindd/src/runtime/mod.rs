@@ -41,6 +41,7 @@ mod exec;
 pub mod health;
 mod image;
 mod labels;
+mod log_files;
 pub mod logs;
 mod netns;
 mod oci;

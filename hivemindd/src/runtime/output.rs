@@ -5,8 +5,8 @@
 //! loses nothing: what is written meanwhile waits in the pipes, and a container that writes more
 //! than they hold waits too.
 //!
-//! One line per record: wall milliseconds, a space, `stdout` or `stderr`, a space, the text. The
-//! newest file is `SLOT.log`, older ones are `SLOT.log.1` and so on.
+//! One line per record: wall milliseconds, a space, `stdout` or `stderr`, a space, the text. For the files see
+//! [`super::log_files`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,14 +16,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hivemind_core::event::ContainerId;
-use hivemind_core::record::ReplicaId;
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
-/// Log files kept per replica, the newest included: they share what may be kept, and the oldest goes at once.
-pub(super) const MAX_FILES: u32 = 5;
+use super::log_files::{LogFile, remove_logs};
 
 /// Longer lines are cut into records of this length, in bytes, as Docker does.
 pub(super) const MAX_LINE_BYTES: usize = 16 * 1024;
@@ -33,39 +31,6 @@ const READ_BYTES: usize = 8 * 1024;
 
 /// The streams of a container, in the order of its pipes.
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
-
-/// Where a replica's log is.
-pub(super) fn log_file(directory: &Path, replica: &ReplicaId) -> PathBuf {
-    // Namespaces and names are DNS labels, checked when the document was accepted; a path is made
-    // of nothing else.
-    let safe = |name: &str| name.replace(['/', '\0'], "_").trim_start_matches('.').to_owned();
-    directory
-        .join(safe(&replica.workload.namespace))
-        .join(safe(&replica.workload.name))
-        .join(format!("{}.log", replica.slot))
-}
-
-/// The path of an older file; 0 is the newest.
-pub(super) fn older(path: &Path, age: u32) -> PathBuf {
-    if age == 0 {
-        return path.to_owned();
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{age}"));
-    PathBuf::from(name)
-}
-
-/// Removes a replica's log files.
-pub(super) fn remove_logs(path: &Path) -> io::Result<()> {
-    for age in 0..MAX_FILES {
-        match fs::remove_file(older(path, age)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    super::remove_empty_above(path);
-    Ok(())
-}
 
 /// Removes logs of replicas that have no container here any more and wrote nothing for a while:
 /// what a removal without its log leaves must not add up.
@@ -92,43 +57,6 @@ pub(super) struct Log {
     pub(super) file: PathBuf,
     /// The most that is kept of it, bytes; 0: nothing.
     pub(super) most_bytes: u64,
-}
-
-/// A log file that sets itself aside when it is full.
-pub(super) struct LogFile {
-    path: PathBuf,
-    file: fs::File,
-    bytes: u64,
-    /// The most that all files may have together, bytes.
-    most_bytes: u64,
-}
-
-impl LogFile {
-    /// Opens the newest file, to go on writing at its end, and to keep `most_bytes` at most in all.
-    pub(super) fn open(path: &Path, most_bytes: u64) -> io::Result<Self> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let file = fs::File::options().create(true).append(true).open(path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, bytes, most_bytes })
-    }
-
-    /// Appends whole records.
-    pub(super) fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        if self.bytes > 0 && self.bytes + records.len() as u64 > self.most_bytes / u64::from(MAX_FILES) {
-            for age in (0..MAX_FILES - 1).rev() {
-                match fs::rename(older(&self.path, age), older(&self.path, age + 1)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            *self = Self::open(&self.path, self.most_bytes)?;
-        }
-        self.file.write_all(records)?;
-        self.bytes += records.len() as u64;
-        Ok(())
-    }
 }
 
 /// Cuts a stream into records.
@@ -301,9 +229,16 @@ async fn collect(
             splitters.iter_mut().for_each(|splitter| splitter.finish(now_ms, &mut records));
         }
         // A full disk loses lines; it must not stop the container.
-        let result = match &mut log {
-            Some(log) if !records.is_empty() => log.append(&records),
-            _ => Ok(()),
+        let result = match log.take() {
+            Some(file) if !records.is_empty() => {
+                let (file, written) = write(file, &records).await?;
+                log = Some(file);
+                written
+            }
+            unchanged => {
+                log = unchanged;
+                Ok(())
+            }
         };
         if let Err(error) = &result
             && !failing
@@ -318,6 +253,23 @@ async fn collect(
             return Ok(());
         }
     }
+}
+
+/// Appends to a log. What the disk takes its time for is done elsewhere: other containers' output is collected meanwhile.
+async fn write(mut log: LogFile, records: &[u8]) -> io::Result<(LogFile, io::Result<()>)> {
+    if log.is_full(records.len()) {
+        let elsewhere = tokio::task::spawn_blocking(move || {
+            let aside = log.set_aside();
+            (log, aside)
+        });
+        let aside;
+        (log, aside) = elsewhere.await.map_err(io::Error::other)?;
+        if aside.is_err() {
+            return Ok((log, aside));
+        }
+    }
+    let written = log.append(records);
+    Ok((log, written))
 }
 
 /// Reads each pipe once, by `read`. Returns whether there was anything.

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 
 use super::client::{NAMESPACE, request};
-use super::{Runtime, output};
+use super::{Runtime, log_files, output};
 
 /// Without any event, an inventory is taken this often: a missed event costs latency, not
 /// correctness. Nothing is known to be missed once events come, so this can be rare.
@@ -118,7 +118,7 @@ impl Runtime {
     fn prune_logs(&self, inventory: &Inventory) {
         let labels = inventory.containers.values().filter_map(|container| container.labels.as_ref());
         let directory = &self.settings.log_dir;
-        let in_use = labels.map(|labels| output::log_file(directory, &labels.replica)).collect();
+        let in_use = labels.map(|labels| log_files::log_file(directory, &labels.replica)).collect();
         let directory = directory.clone();
         tokio::task::spawn_blocking(move || output::prune(&directory, &in_use, LOG_KEPT));
     }

@@ -388,7 +388,7 @@ pub const LOGGING: &[Row] = &[
 pub const LOGGING_OPTIONS: &[Row] = &[
     ("max-file", Honoured("how many times `max-size` are kept; 1 if not given")),
     ("max-size", Honoured("the most that is kept, 100 KiB to 10 MiB; 10 MiB if not given")),
-    ("compress", LATER),
+    ("compress", Honoured("older output is compressed in any case")),
     ("env", LATER),
     ("labels", LATER),
     ("mode", LATER),

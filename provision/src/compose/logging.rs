@@ -17,6 +17,8 @@ pub(super) fn log_bytes(reader: &Reader<'_>, node: &Node) -> Option<Option<u64>>
         }
         for (key, value) in reader.entries(value, keys::LOGGING_OPTIONS)? {
             match key.text.as_str() {
+                // One reads it as it was printed either way.
+                "compress" => drop(reader.boolean(value)?),
                 "max-size" => file_bytes = Some((value.mark, reader.size_bytes(value)?)),
                 _ => {
                     let text = reader.text_or_number(value, "a number")?;

@@ -473,6 +473,7 @@ fn how_much_of_the_output_is_kept_is_said_in_dockers_words() {
     assert_eq!(kept("{options: {max-size: 1m, max-file: '3'}}"), Some(3 << 20));
     assert_eq!(kept("{driver: json-file, options: {max-size: 200k}}"), Some(200 << 10));
     assert_eq!(kept("{options: {max-size: 10k}}"), Some(100 << 10), "the least");
+    assert_eq!(kept("{options: {max-size: 1m, compress: 'true'}}"), Some(1 << 20));
     for much in
         ["{options: {max-size: 10m, max-file: 3}}", "{options: {max-size: 9999g, max-file: 99999999}}"]
     {
@@ -483,6 +484,7 @@ fn how_much_of_the_output_is_kept_is_said_in_dockers_words() {
         ("{driver: syslog}", "syslog"),
         ("{options: {max-file: 0}}", "not a number of files"),
         ("{options: {max-size: much}}", "much"),
+        ("{options: {compress: gzip}}", "true or false"),
         ("x", "must be a map"),
     ] {
         assert!(refused(&format!("logging: {odd}")).contains(wanted), "{odd}");

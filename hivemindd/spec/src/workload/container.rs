@@ -35,10 +35,11 @@ pub const MAX_SHM_BYTES: u64 = 1 << 40;
 /// Files a process may have open at most: the kernel's own limit (`fs.nr_open`).
 pub const MAX_OPEN_FILES: u64 = 1_048_576;
 
-/// The most that is kept of what a replica prints, bytes: a node with a hundred of them keeps a gigabyte.
+/// The most that is kept of what a replica prints, bytes on the disk, where what is older is compressed: a node with a
+/// hundred of them keeps a gigabyte.
 pub const MAX_LOG_BYTES: u64 = 10 * 1024 * 1024;
 
-/// The least that can be kept of it, bytes: five files with a line of the longest kind each.
+/// The least that can be kept of it, bytes: a fifth, which is a file, holds a line of the longest kind.
 pub const MIN_LOG_BYTES: u64 = 100 * 1024;
 
 /// CPU shares: the range of the kernel's control groups, version 1, in which Compose counts them.
