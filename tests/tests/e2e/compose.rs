@@ -263,19 +263,26 @@ fn a_service_on_the_machines_network_is_reached_there_and_by_its_name(cluster: &
 }
 
 fn what_is_kept_of_the_output_is_as_much_as_the_file_says(cluster: &Cluster) {
-    let talker = |name: &str, logging: &str| {
+    let talker = |name: &str, words: &str, logging: &str| {
         format!(
             "  {name}:\n    image: registry.lab:5000/busybox:1\n    stop_grace_period: 0s\n    logging: {logging}\n    \
-             command: [sh, -c, 'dd if=/dev/zero bs=1000 count=500 2>/dev/null | tr \"\\0\" x | fold -w 100; echo the end; exec sleep 100000']\n"
+             command: [sh, -c, '{words} | fold -w 100; echo the end; exec sleep 100000']\n"
         )
     };
-    let limited = talker("limited", "{options: {max-size: 100k, max-file: 2}}");
-    cluster.push(&format!("services:\n{limited}{}", talker("silent", "{driver: none}"))).ok();
+    // 500,000 bytes each, of which none can be made smaller, and all.
+    let (random, same) =
+        ("head -c 375000 /dev/urandom | base64 -w 0", "head -c 500000 /dev/zero | tr \"\\0\" x");
+    let most = "{options: {max-size: 100k, max-file: 2}}";
+    let (limited, repeating) = (talker("limited", random, most), talker("repeating", same, most));
+    let silent = talker("silent", same, "{driver: none}");
+    cluster.push(&format!("services:\n{limited}{repeating}{silent}")).ok();
     cluster.wait_for_words("limited", &["the end"], STARTING);
+    cluster.wait_for_words("repeating", &["the end"], STARTING);
     cluster.wait_for_running("silent", 1, STARTING);
     let bytes = |name: &str| cluster.hivemind(["logs", name, "--tail", "1000000"]).ok().stdout().len();
     let kept = bytes("limited");
     assert!((50_000..250_000).contains(&kept), "{kept} bytes of 500,000");
+    assert!(bytes("repeating") > 500_000, "older output is compressed");
     assert_eq!(bytes("silent"), 0);
 }
 
