@@ -61,6 +61,15 @@ pub(super) fn remove_logs(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Opens a file that may not be there.
+pub(super) fn open(path: &Path) -> io::Result<Option<fs::File>> {
+    match fs::File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// What is not there need not be moved or removed.
 fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
@@ -160,11 +169,8 @@ pub(super) struct Part {
 impl Part {
     /// Opens one; none: there is none of this age.
     pub(super) fn open(path: &Path, age: u32) -> io::Result<Option<Self>> {
-        match fs::File::open(older(path, age)) {
-            Ok(file) => Ok(Some(Self { file, compressed: age >= PLAIN, end: None })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let file = open(&older(path, age))?;
+        Ok(file.map(|file| Self { file, compressed: age >= PLAIN, end: None }))
     }
 
     /// The file itself.
@@ -229,6 +235,8 @@ pub(super) mod tests {
         let sizes = sizes(&path);
         assert!(sizes.iter().sum::<u64>() <= MAX_LOG_BYTES, "{sizes:?}");
         assert!(sizes.iter().sum::<u64>() > MAX_LOG_BYTES / 2, "{sizes:?}");
+        assert!(sizes[..PLAIN as usize].iter().all(|size| *size <= MAX_LOG_BYTES / SHARES), "{sizes:?}");
+        assert!(!older(&path, MAX_FILES).exists());
         assert!(fs::read_to_string(&path).unwrap().lines().last().unwrap().starts_with("0000149 "));
         // An agent that comes back goes on in the same file.
         drop(log);
@@ -237,6 +245,18 @@ pub(super) mod tests {
         remove_logs(&path).unwrap();
         assert!(!folder.path().join("default").exists());
         remove_logs(&path).unwrap();
+    }
+
+    #[test]
+    fn a_document_may_have_less_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("default/web/0.log");
+        let mut log = LogFile::open(&path, MIN_LOG_BYTES).unwrap();
+        for number in 0..100 {
+            append(&mut log, &format!("7 stdout {}\n", noise(number, 16 * 1024)));
+        }
+        let all: u64 = sizes(&path).iter().sum();
+        assert!((MIN_LOG_BYTES / 2..=MIN_LOG_BYTES).contains(&all), "{all}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use hivemind_spec::api::LogLine;
 use tokio::sync::mpsc;
 
 use super::Runtime;
-use super::log_files::{MAX_FILES, PLAIN, Part, log_file, older};
+use super::log_files::{MAX_FILES, PLAIN, Part, log_file, older, open};
 
 /// Lines read ahead of a slow reader.
 const LINES_AHEAD: usize = 256;
@@ -198,14 +198,6 @@ fn read_fresh(path: &Path, mut place: Place) -> io::Result<(Vec<u8>, Place)> {
 fn oldest_plain(path: &Path) -> io::Result<Option<fs::File>> {
     let found = (0..PLAIN).rev().find_map(|age| open(&older(path, age)).transpose());
     found.transpose()
-}
-
-fn open(path: &Path) -> io::Result<Option<fs::File>> {
-    match fs::File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Reads a record. Anything else, such as what a power cut left, is passed over.
