@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result};
 
 use crate::apt::hex_sha256;
 
-/// How many results of a kind are kept: enough to switch between two checkouts, few enough to bound the disk used.
-const KEPT: usize = 3;
+/// How many results of a kind are kept: those of two checkouts, or of one and the releases that its tests make; few enough
+/// to bound the disk used.
+const KEPT: usize = 8;
 
 /// The project's cache folder: `HIVEMIND_CACHE`, or `hivemind` in the user's cache folder.
 ///

@@ -23,7 +23,7 @@ fn killing_the_agent_or_containerd_leaves_containers_running_and_is_healed_withi
     };
     let running = container().unwrap();
 
-    // With its option: the shim of a container that has just started may be called by its path, which begins alike.
+    // With its option: shims are called by a path that begins alike, and are to live.
     for victim in ["hivemindd agent", "/usr/bin/containerd -c"] {
         let killed = ask(&["kill", "SIGKILL", victim]).unwrap();
         assert!(!killed.is_empty(), "{victim} ran");
