@@ -16,6 +16,7 @@ pub mod recent;
 mod registry;
 pub mod release;
 pub mod runtime;
+mod screen;
 mod stick;
 pub mod store;
 mod support;

@@ -43,7 +43,7 @@ pub(crate) fn hardware(options: &MachineOptions, dir: &Path) -> Vec<OsString> {
     let mut args = Arguments::default();
     args.option("-name", &options.name);
     args.flag("-nodefaults").flag("-no-user-config");
-    args.option("-display", "none").option("-vga", "none");
+    args.option("-display", "none").option("-vga", if options.screen { "std" } else { "none" });
     args.option("-machine", "q35");
     if is_emulated() {
         args.option("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));

@@ -58,6 +58,8 @@ pub struct MachineOptions {
     pub config: Option<Config>,
     /// The machine's clock minus the host's, in seconds, at power-on.
     pub clock_offset_s: i64,
+    /// Whether it has a screen: see [`Machine::screen`].
+    pub screen: bool,
     /// Has it boot exactly what it is given also where it is emulated, which takes several seconds longer: for measuring
     /// how long.
     pub as_shipped: bool,
@@ -113,6 +115,7 @@ impl MachineOptions {
             disk: None,
             config: None,
             clock_offset_s: 0,
+            screen: false,
             as_shipped: false,
             extra_args: Vec::new(),
         }
@@ -400,6 +403,23 @@ impl Machine {
     /// The file of its serial log.
     pub fn serial_path(&self) -> &Path {
         self.serial.path()
+    }
+
+    /// What is on its screen, in rows of 80 characters without what is empty at their ends: of a machine with
+    /// [`MachineOptions::screen`] that was started without UEFI firmware, as shipped, and so shows text. What is not ASCII
+    /// is shown as `?`.
+    pub fn screen(&self) -> Result<Vec<String>> {
+        // The text of a VGA card: 25 rows of 80 characters, each with a byte for its colours.
+        const TEXT: (u64, u64, usize) = (0xb8000, 80 * 25 * 2, 80 * 2);
+        let file = self.dir.join("screen");
+        let (from, bytes, row) = TEXT;
+        self.qmp("pmemsave", json!({ "val": from, "size": bytes, "filename": file }))?;
+        let memory = fs::read(&file).context(format!("read {}", file.display()))?;
+        let rows = memory.chunks(row).map(|cells| {
+            let characters = cells.iter().step_by(2).map(|byte| if (b' '..=b'~').contains(byte) { *byte } else { b'?' });
+            String::from_utf8_lossy(&characters.collect::<Vec<_>>()).trim_end().to_owned()
+        });
+        Ok(rows.collect())
     }
 
     /// Processor time of the host it has used since power-on, emulation and devices included.

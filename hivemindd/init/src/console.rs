@@ -1,4 +1,4 @@
-//! Short lines with the time since boot on the machine's console, which usually is a serial port.
+//! Short lines with the time since boot on the machine's console, which usually is a serial port, and on its screen.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,11 +11,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 
+use super::screen::{self, Look, Row, Screen};
+
 /// How long one line may wait for a slow console before it is dropped: PID 1 must not hang on a
 /// serial cable.
 const WRITE_LIMIT_MS: u16 = 200;
 
 static CONSOLE: OnceLock<OwnedFd> = OnceLock::new();
+
+/// The screen, and whether it gets the lines too: they are on it already where it is the console.
+static SCREEN: OnceLock<(Screen, bool)> = OnceLock::new();
 
 /// Makes the console this process's standard streams. Without one, lines go nowhere.
 pub(super) fn open() {
@@ -28,6 +33,25 @@ pub(super) fn open() {
     let flags = flags | OFlag::O_NONBLOCK;
     if let Ok(own) = nix::fcntl::open("/dev/console", flags, Mode::empty()) {
         let _ = CONSOLE.set(own);
+    }
+}
+
+/// Begins to use the screen. Machines without one, and without a terminal for it, have none of it.
+pub(super) fn show() {
+    let Ok(screen) = Screen::open() else { return };
+    if let Err(error) = screen.lay_out() {
+        line(&format!("the screen shows lines only: {error}"));
+    }
+    let _ = SCREEN.set((screen, !screen::is_console()));
+    title("starts", Look::Busy);
+}
+
+/// Says on the screen how the machine is, while there is no agent to do it.
+pub(super) fn title(text: &str, look: Look) {
+    if let Some((screen, _)) = SCREEN.get() {
+        let row = Row { text: format!(" Hivemind {}: {text}", env!("CARGO_PKG_VERSION")), look };
+        // Whoever looks sees the lines.
+        let _ = screen.paint(&[row]);
     }
 }
 
@@ -44,6 +68,10 @@ pub(super) fn line_from(who: &str, text: &str) {
         None => {
             let _ = std::io::stderr().write_all(text.as_bytes());
         }
+    }
+    if let Some((screen, true)) = SCREEN.get() {
+        // It is on the console, whatever becomes of it here.
+        let _ = screen.line(&text);
     }
 }
 

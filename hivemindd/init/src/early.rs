@@ -16,7 +16,7 @@ use super::console::line;
 use super::drivers::Drivers;
 use super::release::Release;
 use super::verity::Root;
-use super::{Error, block, cmdline, mounts, sys, verity, watchdog};
+use super::{Error, block, cmdline, console, mounts, sys, verity, watchdog};
 
 /// The modules of the initramfs.
 const MODULES_INDEX: &str = "/modules.index";
@@ -49,6 +49,7 @@ impl Start {
     /// When there is none, or the command line does not say enough.
     pub(super) fn find() -> Result<Self, Error> {
         mounts::mount_early()?;
+        console::show();
         sys::quiet_kernel();
         let mut drivers =
             Drivers::read(Path::new(MODULES_INDEX)).map_err(Error::io("reading", MODULES_INDEX))?;

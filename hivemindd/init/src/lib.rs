@@ -30,6 +30,7 @@ pub mod pulse;
 pub mod reaper;
 pub mod release;
 pub mod reset;
+pub mod screen;
 mod shutdown;
 mod state;
 mod supervisor;
@@ -50,6 +51,7 @@ pub use console::line;
 use drivers::Drivers;
 use early::Start;
 use release::Release;
+use screen::Look;
 use shutdown::How;
 use supervisor::Supervisor;
 use verity::Root;
@@ -159,6 +161,7 @@ fn human_size(bytes: u64) -> String {
 
 /// Says why, waits for people to read it, and starts the machine again.
 fn give_up(error: &Error) -> ! {
+    console::title("cannot go on; the reason is below", Look::Bad);
     line(&format!("cannot go on: {}", chain(error)));
     line(&format!("rebooting in {} s", REBOOT_DELAY.as_secs()));
     std::thread::sleep(REBOOT_DELAY);

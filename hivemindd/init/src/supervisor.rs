@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::child::{AGENT, CONTAINERD, Child};
-use super::console::line;
+use super::console::{self, line};
 use super::fence::{self, Fences};
 use super::power::Button;
 use super::pulse::{Pulse, Verdict};
@@ -265,8 +265,11 @@ impl<'a> Supervisor<'a> {
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Ok(status) => {
                     let now = Instant::now();
-                    let _ = self.containerd.reaped(status, now, self.stopping)
-                        || self.agent.reaped(status, now, self.stopping);
+                    if self.agent.reaped(status, now, self.stopping) {
+                        self.tell_of_no_agent();
+                    } else {
+                        self.containerd.reaped(status, now, self.stopping);
+                    }
                 }
                 Err(Errno::EINTR) => {}
                 Err(_) => return,
@@ -274,9 +277,17 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// The screen said how the machine is by the agent that has ended.
+    fn tell_of_no_agent(&self) {
+        if !self.stopping {
+            console::title("the agent does not run; the reason is below", Look::Bad);
+        }
+    }
+
     /// The ordered end: agent, containers, containerd, all else. Every wait is bounded.
     fn stop_everything(&mut self, how: How) {
         line(how.announcement());
+        console::title("stops", Look::Busy);
         self.stopping = true;
         self.agent.signal(Signal::SIGTERM);
         self.wait_until(AGENT_GRACE, |this| this.agent.pid().is_none());

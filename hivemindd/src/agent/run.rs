@@ -39,7 +39,7 @@ use crate::runtime::{self, Runtime, Seen};
 use crate::store::{self, StoreHandle};
 use crate::transport::Transport;
 use crate::underlay::Underlay;
-use crate::{api, discovery, dns, hardware, network, recent, stick, underlay};
+use crate::{api, discovery, dns, hardware, network, recent, screen, stick, underlay};
 use hivemind_init::config;
 
 /// Events waiting for the loop. Sources wait when it is full; the core takes well under a
@@ -155,6 +155,7 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(runtime::health::check_all(runtime.clone(), checks, events.clone()));
     tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
     tasks.spawn(hardware::keep(hardware_tx));
+    tasks.spawn(screen::keep(agent.clone(), config.network.clone(), underlay.clone()));
     tasks.spawn(stick::keep(agent.clone(), clock.clone(), hardware.clone()));
     tasks.spawn(runtime::device::watch(devices, hardware, events.clone()));
     tasks.spawn(taking.clone().run());

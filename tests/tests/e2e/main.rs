@@ -26,6 +26,7 @@ mod orders;
 mod power;
 mod releases;
 mod revocation;
+mod screen;
 mod secrets;
 mod supervisor;
 mod support;
