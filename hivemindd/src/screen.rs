@@ -93,9 +93,11 @@ fn of(core: &Node, now: Time, network: Network, machine: Machine) -> Head {
 fn network(config: &machine::Network, underlay: Option<Underlay>) -> Network {
     match underlay {
         Some(underlay) => Network::Up(underlay),
-        None => {
-            Network::Down { cards: cards(Path::new(DEVICES)), wanted: config.interface.clone(), is_static: config.address.is_some() }
-        }
+        None => Network::Down {
+            cards: cards(Path::new(DEVICES)),
+            wanted: config.interface.clone(),
+            is_static: config.address.is_some(),
+        },
     }
 }
 
@@ -107,7 +109,8 @@ fn cards(devices: &Path) -> Vec<Card> {
         .map(|device| Card {
             name: device.file_name().to_string_lossy().into_owned(),
             // Cannot be read while the card is down.
-            has_carrier: fs::read_to_string(device.path().join("carrier")).is_ok_and(|text| text.trim() == "1"),
+            has_carrier: fs::read_to_string(device.path().join("carrier"))
+                .is_ok_and(|text| text.trim() == "1"),
         })
         .collect();
     cards.sort_by(|a, b| a.name.cmp(&b.name));
@@ -134,14 +137,21 @@ mod tests {
             }
         }
         fs::create_dir_all(devices.path().join("lo")).unwrap();
-        let found: Vec<_> = cards(devices.path()).into_iter().map(|card| (card.name, card.has_carrier)).collect();
-        assert_eq!(found, [("eth0".to_owned(), false), ("eth1".to_owned(), true), ("eth2".to_owned(), false)]);
+        let found: Vec<_> =
+            cards(devices.path()).into_iter().map(|card| (card.name, card.has_carrier)).collect();
+        assert_eq!(
+            found,
+            [("eth0".to_owned(), false), ("eth1".to_owned(), true), ("eth2".to_owned(), false)]
+        );
     }
 
     #[test]
     fn memory_is_read_in_bytes() {
         let meminfo = "MemTotal:         498760 kB\nMemFree: 1 kB\nMemAvailable:     300000 kB\n";
-        assert_eq!((bytes(meminfo, "MemTotal:"), bytes(meminfo, "MemAvailable:")), (498_760 * 1024, 300_000 * 1024));
+        assert_eq!(
+            (bytes(meminfo, "MemTotal:"), bytes(meminfo, "MemAvailable:")),
+            (498_760 * 1024, 300_000 * 1024)
+        );
         assert_eq!(bytes("nonsense", "MemTotal:"), 0);
     }
 }

@@ -416,7 +416,8 @@ impl Machine {
         self.qmp("pmemsave", json!({ "val": from, "size": bytes, "filename": file }))?;
         let memory = fs::read(&file).context(format!("read {}", file.display()))?;
         let rows = memory.chunks(row).map(|cells| {
-            let characters = cells.iter().step_by(2).map(|byte| if (b' '..=b'~').contains(byte) { *byte } else { b'?' });
+            let characters =
+                cells.iter().step_by(2).map(|byte| if (b' '..=b'~').contains(byte) { *byte } else { b'?' });
             String::from_utf8_lossy(&characters.collect::<Vec<_>>()).trim_end().to_owned()
         });
         Ok(rows.collect())

@@ -215,6 +215,8 @@ fn printable(character: char) -> char {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZero;
+
     use super::*;
 
     /// A terminal as the kernel's, where a new line begins on the left.
@@ -222,13 +224,14 @@ mod tests {
 
     impl Terminal {
         fn new(rows: u16) -> Self {
-            Self(vt100::Parser::new(rows, 80, 0))
+            let size = |number| NonZero::new(number).unwrap();
+            Self(vt100::Parser::new(size(rows), size(80), 0))
         }
 
         fn place(&self) -> Place {
             let (rows, columns) = self.0.screen().size();
             let (row, _) = self.0.screen().cursor_position();
-            Place { rows: rows.into(), columns: columns.into(), row: row.into() }
+            Place { rows: rows.get().into(), columns: columns.get().into(), row: row.into() }
         }
 
         fn write(&mut self, text: &str) {

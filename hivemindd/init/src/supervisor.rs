@@ -17,6 +17,7 @@ use super::fence::{self, Fences};
 use super::power::Button;
 use super::pulse::{Pulse, Verdict};
 use super::release::Release;
+use super::screen::Look;
 use super::shutdown::How;
 use super::verity::Root;
 use super::watchdog::FEED_EVERY;

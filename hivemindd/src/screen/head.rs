@@ -29,7 +29,11 @@ pub(super) struct Head {
 pub(super) enum Network {
     Up(Underlay),
     /// What there is, while it is not: the cards, and of the configuration the interface and whether the address is in it.
-    Down { cards: Vec<Card>, wanted: Option<String>, is_static: bool },
+    Down {
+        cards: Vec<Card>,
+        wanted: Option<String>,
+        is_static: bool,
+    },
 }
 
 /// A network card.
@@ -61,12 +65,19 @@ impl Head {
             ("machine", self.machine.text()),
         ];
         for (name, text) in named {
-            let look = if name == "network" && matches!(self.network, Network::Down { .. }) { Look::Alarm } else { Look::Plain };
+            let look = if name == "network" && matches!(self.network, Network::Down { .. }) {
+                Look::Alarm
+            } else {
+                Look::Plain
+            };
             rows.push(Row { text: format!(" {name:<10} {text}"), look });
         }
         let problems = self.problems();
         for problem in problems.iter().take(PROBLEMS) {
-            rows.push(Row { text: format!(" ! {}", shortened(problem, columns.saturating_sub(3))), look: Look::Alarm });
+            rows.push(Row {
+                text: format!(" ! {}", shortened(problem, columns.saturating_sub(3))),
+                look: Look::Alarm,
+            });
         }
         let more = problems.len().saturating_sub(PROBLEMS);
         if more > 0 {
@@ -96,7 +107,9 @@ impl Head {
             NodeState::Revoked => ("revoked", Look::Bad),
             NodeState::Down | NodeState::NotReady => ("not ready", Look::Bad),
             NodeState::Ready if on_trial => ("tries a release", Look::Busy),
-            NodeState::Ready if own.update.as_ref().is_some_and(|update| update.phase != UpdatePhase::Failed) => {
+            NodeState::Ready
+                if own.update.as_ref().is_some_and(|update| update.phase != UpdatePhase::Failed) =>
+            {
                 ("updates", Look::Busy)
             }
             NodeState::Ready if own.cordoned => ("ready, cordoned", Look::Busy),
@@ -111,7 +124,10 @@ impl Head {
             (Some(leader), Some(own)) if own.leader => format!("{leader} (this machine) leads"),
             (Some(leader), _) => format!("{leader} leads"),
         };
-        format!("{cluster_name}: {nodes_ready} of {nodes} {} ready; {leader}", plural(*nodes as usize, "machine"))
+        format!(
+            "{cluster_name}: {nodes_ready} of {nodes} {} ready; {leader}",
+            plural(*nodes as usize, "machine")
+        )
     }
 
     fn release(&self) -> String {
@@ -123,7 +139,9 @@ impl Head {
         };
         match &own.update {
             None => running,
-            Some(update) if update.phase == UpdatePhase::Failed => format!("{running}; {} failed", update.release),
+            Some(update) if update.phase == UpdatePhase::Failed => {
+                format!("{running}; {} failed", update.release)
+            }
             Some(update) => {
                 let percent = (100 * update.done_bytes).checked_div(update.total_bytes).unwrap_or(0);
                 format!("{running}; takes {}: {percent} %", update.release)
@@ -142,7 +160,10 @@ impl Head {
 
     /// The machine's own first.
     fn problems(&self) -> Vec<String> {
-        let own = self.own.iter().flat_map(|own| own.problems.iter().map(|problem| format!("this machine: {problem}")));
+        let own = self
+            .own
+            .iter()
+            .flat_map(|own| own.problems.iter().map(|problem| format!("this machine: {problem}")));
         // As the cluster's problems have it.
         let as_node = format!("node {} is ", self.hostname);
         let others = self.status.problems.iter().filter(|text| !text.starts_with(&as_node));

@@ -37,7 +37,11 @@ fn whoever_stands_in_front_of_a_machine_sees_what_is_missing_how_it_is_and_what_
 
     cluster.push("services:\n  web:\n    image: registry.lab:5000/nginx:1\n").ok();
     cluster.wait_for_running("web", 1, STARTING);
-    shows(machine, SHOWN, &["1 of 1 replica running here, 1 of 1 in the cluster", "default/web-0 is running"]);
+    shows(
+        machine,
+        SHOWN,
+        &["1 of 1 replica running here, 1 of 1 in the cluster", "default/web-0 is running"],
+    );
     cluster.push("services:\n  gone:\n    image: registry.lab:5000/nothing:1\n").ok();
     shows(machine, STARTING, &[" ! ", "default/gone-0"]);
 

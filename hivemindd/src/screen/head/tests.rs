@@ -55,7 +55,12 @@ fn head() -> Head {
         status,
         here: (2, 2),
         network: Network::Up(underlay),
-        machine: Machine { up_ms: 3 * 3_600_000 + 720_000, processors: 4, memory_bytes: 1 << 30, free_bytes: 3 << 28 },
+        machine: Machine {
+            up_ms: 3 * 3_600_000 + 720_000,
+            processors: 4,
+            memory_bytes: 1 << 30,
+            free_bytes: 3 << 28,
+        },
     }
 }
 
