@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hivemind_core::event::ContainerId;
+use memchr::memchr;
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use tokio::net::unix::pipe;
@@ -26,8 +27,8 @@ use super::log_files::{LogFile, remove_logs};
 /// Longer lines are cut into records of this length, in bytes, as Docker does.
 pub(super) const MAX_LINE_BYTES: usize = 16 * 1024;
 
-/// Bytes read from a pipe at once.
-const READ_BYTES: usize = 8 * 1024;
+/// Bytes read from a pipe at once: half of what one holds, on the stack.
+const READ_BYTES: usize = 32 * 1024;
 
 /// The streams of a container, in the order of its pipes.
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
@@ -72,23 +73,25 @@ impl Splitter {
 
     /// Takes bytes as they come and appends the records that are complete to `out`.
     pub(super) fn feed(&mut self, mut data: &[u8], now_ms: u64, out: &mut Vec<u8>) {
+        // Nothing here is done for each line that can be done once: containers print a million of them.
+        let head = self.head(now_ms);
         while !data.is_empty() {
             let room = MAX_LINE_BYTES - self.partial.len();
             let window = &data[..data.len().min(room)];
-            match window.iter().position(|byte| *byte == b'\n') {
+            match memchr(b'\n', window) {
                 Some(end) => {
-                    self.partial.extend_from_slice(&data[..end]);
-                    self.emit(now_ms, out);
+                    self.emit(&head, &data[..end], out);
                     data = &data[end + 1..];
+                }
+                // A newline right behind a full line belongs to it.
+                None if window.len() == room => {
+                    self.emit(&head, window, out);
+                    data = &data[room..];
+                    data = data.strip_prefix(b"\n").unwrap_or(data);
                 }
                 None => {
                     self.partial.extend_from_slice(window);
-                    data = &data[window.len()..];
-                    // A newline right behind a full line belongs to it.
-                    if self.partial.len() == MAX_LINE_BYTES {
-                        self.emit(now_ms, out);
-                        data = data.strip_prefix(b"\n").unwrap_or(data);
-                    }
+                    return;
                 }
             }
         }
@@ -97,17 +100,28 @@ impl Splitter {
     /// Ends the stream: a last line without newline is a record too.
     pub(super) fn finish(&mut self, now_ms: u64, out: &mut Vec<u8>) {
         if !self.partial.is_empty() {
-            self.emit(now_ms, out);
+            self.emit(&self.head(now_ms), &[], out);
         }
     }
 
-    fn emit(&mut self, now_ms: u64, out: &mut Vec<u8>) {
-        // Writing to a vector cannot fail.
-        let _ = write!(out, "{now_ms} {} ", self.stream);
-        out.extend_from_slice(self.partial.strip_suffix(b"\r").unwrap_or(&self.partial));
+    /// What a record begins with.
+    fn head(&self, now_ms: u64) -> Vec<u8> {
+        format!("{now_ms} {} ", self.stream).into_bytes()
+    }
+
+    /// Appends the line that began with what is kept and ends with `rest`.
+    fn emit(&mut self, head: &[u8], rest: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(head);
+        let begin = out.len();
+        if !self.partial.is_empty() {
+            // Most lines come whole and are short; the memory of a long one is given back.
+            out.append(&mut std::mem::take(&mut self.partial));
+        }
+        out.extend_from_slice(rest);
+        if out.len() > begin && out.ends_with(b"\r") {
+            out.pop();
+        }
         out.push(b'\n');
-        // Most lines are short; the memory of a long one is given back.
-        self.partial = Vec::new();
     }
 }
 
