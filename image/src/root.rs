@@ -109,7 +109,10 @@ pub fn with_daemon(
     fs::write(home.join("os-release"), os_release)?;
     let root = out.join("root.squashfs");
     copy_file(base, &root)?;
-    squash(&tree, &root, as_of, &["-no-recovery"])
+    // PID 1's program first: an update that changes the agent alone need not move it again.
+    let order = work.join("order");
+    fs::write(&order, format!("{} 1\n", init.display()))?;
+    squash(&tree, &root, as_of, &["-no-recovery", "-sort", &order.to_string_lossy()])
 }
 
 /// Squashes with every owner, time and attribute fixed. When appending, block size and compressor are the existing ones.
