@@ -18,10 +18,10 @@ use utoipa::ToSchema;
 use crate::document::DocumentError;
 use crate::id::{Digest, ReleaseId};
 
-/// Sizes of chunks, bytes: the list of a release's four hundred fits a document well, and what travels beside a
+/// Sizes of chunks, bytes: the list of a release's seven hundred fits a document well, and what travels beside a
 /// change is less than a hundredth of the release.
-const SMALLEST_CHUNK: u32 = 32 * 1024;
-const USUAL_CHUNK: u32 = 128 * 1024;
+const SMALLEST_CHUNK: u32 = 16 * 1024;
+const USUAL_CHUNK: u32 = 64 * 1024;
 
 /// The largest chunk, bytes.
 pub const LARGEST_CHUNK: u32 = 512 * 1024;

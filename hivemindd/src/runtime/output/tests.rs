@@ -1,3 +1,5 @@
+use std::io::Write as _;
+
 use hivemind_spec::workload::MAX_LOG_BYTES;
 
 use super::*;
