@@ -6,7 +6,7 @@ mod head;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hivemind_core::node::Node;
 use hivemind_core::time::Time;
@@ -23,6 +23,9 @@ use crate::underlay::Underlay;
 
 /// How old what is shown may be, and how soon what somebody else wrote over it is gone.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What showing it may take of the time, at most: one part in so many. A large cluster is looked at less often.
+const TIME_SHARE: u32 = 100;
 
 /// Where the kernel shows network devices.
 const DEVICES: &str = "/sys/class/net";
@@ -43,6 +46,7 @@ pub(crate) async fn keep(
     };
     let mut failed = false;
     loop {
+        let begin = Instant::now();
         let network = network(&config, underlay.borrow_and_update().clone());
         let shown = match look(&agent, network).await {
             Ok(head) => show(&screen, &head),
@@ -55,7 +59,8 @@ pub(crate) async fn keep(
             tracing::warn!(%error, "the screen cannot be written to");
         }
         // The network changes rarely, and is what somebody in front of the machine waits for.
-        let _ = tokio::time::timeout(LOOK_EVERY, underlay.changed()).await;
+        let pause = LOOK_EVERY.max(begin.elapsed() * TIME_SHARE);
+        let _ = tokio::time::timeout(pause, underlay.changed()).await;
     }
 }
 
@@ -78,15 +83,13 @@ async fn look(agent: &AgentHandle, network: Network) -> Result<Head, Problem> {
 /// What is known of the node, in the agent's loop.
 fn of(core: &Node, now: Time, network: Network, machine: Machine) -> Head {
     let view = core.view(now, "");
-    let status = view.status();
     let nodes = view.nodes();
-    let here = view.replicas(None, None).into_iter().filter(|replica| replica.node == Some(core.me()));
-    let here: Vec<Phase> = here.map(|replica| replica.phase).collect();
     let leader = nodes.iter().find(|node| node.leader).map(|node| node.hostname.clone());
-    let running = here.iter().filter(|phase| **phase == Phase::Running).count();
     let own = nodes.into_iter().find(|node| node.id == core.me());
+    let here = core.cluster().replicas.iter().filter(|((_, node), _)| *node == core.me());
+    let running = here.filter(|(_, status)| status.phase == Phase::Running).count();
     let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-    Head { own, hostname, status, leader, here: (running, here.len()), network, machine }
+    Head { own, hostname, status: view.status(), leader, running, network, machine }
 }
 
 /// How the machine is reached, or what is missing for it.

@@ -71,7 +71,7 @@ pub(super) fn line_from(who: &str, text: &str) {
     }
     if let Some((screen, true)) = SCREEN.get() {
         // It is on the console, whatever becomes of it here.
-        let _ = screen.line(&text);
+        let _ = screen.write(&text);
     }
 }
 

@@ -151,12 +151,8 @@ impl Screen {
         if place.has_head() { self.write(&layout(place)) } else { Ok(()) }
     }
 
-    /// Writes one line, with its newline.
-    pub(super) fn line(&self, text: &str) -> io::Result<()> {
-        self.write(text)
-    }
-
-    fn write(&self, text: &str) -> io::Result<()> {
+    /// Writes where the cursor is.
+    pub(super) fn write(&self, text: &str) -> io::Result<()> {
         let mut tries = 0;
         loop {
             match (&self.0).write_all(text.as_bytes()) {

@@ -18,8 +18,8 @@ pub(super) struct Head {
     pub(super) status: api::Status,
     /// The leader's name.
     pub(super) leader: Option<String>,
-    /// Replicas running here, of those that are to be here.
-    pub(super) here: (usize, usize),
+    /// Replicas running here.
+    pub(super) running: usize,
     pub(super) network: Network,
     pub(super) machine: Machine,
 }
@@ -150,11 +150,12 @@ impl Head {
     }
 
     fn workloads(&self) -> String {
-        let (running, placed) = self.here;
+        let placed = self.own.as_ref().map_or(0, |own| own.replicas);
         let api::Status { replicas_running, replicas, .. } = &self.status;
         format!(
-            "{running} of {placed} {} running here, {replicas_running} of {replicas} in the cluster",
-            plural(placed, "replica")
+            "{} of {placed} {} running here, {replicas_running} of {replicas} in the cluster",
+            self.running,
+            plural(placed as usize, "replica")
         )
     }
 

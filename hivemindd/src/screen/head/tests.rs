@@ -53,7 +53,7 @@ fn head() -> Head {
         hostname: own.hostname.clone(),
         own: Some(own),
         status,
-        here: (2, 2),
+        running: 2,
         network: Network::Up(underlay),
         machine: Machine {
             up_ms: 3 * 3_600_000 + 720_000,
@@ -134,7 +134,7 @@ fn what_is_wrong_is_told_its_own_first_and_how_much_more_there_is() {
 
 #[test]
 fn a_machine_that_has_not_joined_yet_shows_that() {
-    let head = Head { own: None, leader: None, here: (0, 0), ..head() };
+    let head = Head { own: None, leader: None, running: 0, ..head() };
     let shown = texts(&head);
     assert!(shown[0].ends_with(" joins") && shown[0].contains("hive-07070707"));
     assert!(shown[2].ends_with("no leader"));
