@@ -18,7 +18,8 @@ pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
 };
 pub use self::workloads::{
-    Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove, RunOnce, StatsOf,
+    Adjusting, Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove,
+    Restart, RunOnce, Scale, StatsOf,
 };
 
 /// Runs containers on a cluster of Hivemind machines.
@@ -227,6 +228,16 @@ pub enum Command {
         after_help = "Examples:\n  hivemind support\n  hivemind support edge-3 --out edge-3.tar.gz\n\nA machine that no network reaches writes the same to a USB stick (FAT) with the label HIVESUPPORT."
     )]
     Support(Support),
+    /// Run another number of a workload's replicas
+    #[command(
+        after_help = "Examples:\n  hivemind scale web=5 --wait\n  hivemind scale web=5 worker=0\n\nThe next push of its file says again what that says."
+    )]
+    Scale(Scale),
+    /// Start the containers of workloads anew, some at a time
+    #[command(
+        after_help = "Examples:\n  hivemind restart web --wait\n  hivemind restart web worker\n\nHow many at a time is `deploy: {update_config: {parallelism}}` of the file."
+    )]
+    Restart(Restart),
     /// Remove workloads; their volumes and secrets stay
     #[command(after_help = "Examples:\n  hivemind remove web\n  hivemind remove -f compose.yaml --yes")]
     Remove(Remove),

@@ -1,5 +1,6 @@
 //! What the commands do: each reads what it needs, decides, and prints text or JSON.
 
+mod adjust;
 mod backup;
 mod bars;
 mod copy;
@@ -76,6 +77,8 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Cp(options) => copy::run(&global, &options),
         Command::Inspect(options) => inspect::run(&global, &options),
         Command::Support(options) => support::run(&global, &options),
+        Command::Scale(options) => adjust::scale(&global, &options),
+        Command::Restart(options) => adjust::restart(&global, &options),
         Command::Remove(options) => remove::run(&global, &options),
         Command::Keys(command) => keys::run(&global, &command),
         Command::Completions(options) => Ok(completions(&options)),

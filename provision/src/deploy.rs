@@ -8,6 +8,7 @@ use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::{PublicKey, SigningKey};
 use hivemind_spec::secret::{self, SecretSpec};
+use hivemind_spec::words::timestamp;
 use hivemind_spec::workload::Exclusive;
 use serde::Serialize;
 use serde_json::Value;
@@ -15,6 +16,9 @@ use serde_json::Value;
 use crate::compose::APP_LABEL;
 use crate::compose::secrets::Plain;
 use crate::failure::{Failure, Result};
+
+/// The annotation with the time at which a workload's containers were to be started anew.
+const RESTARTED: &str = "org.hivemind.restarted";
 
 /// What a push does to one document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -161,8 +165,25 @@ pub fn want_again(document: &mut Document) -> bool {
     true
 }
 
+/// Has the containers of a workload replaced, as a change of what they run would.
+///
+/// # Errors
+/// When it is a job, whose containers are not to run again.
+pub fn want_anew(document: &mut Document) -> Result<()> {
+    let (name, revision) = (document.metadata.name.clone(), document.metadata.revision);
+    let Some(Spec::Workload(spec)) = &mut document.spec else { return Ok(()) };
+    if spec.job.is_some() {
+        let text = format!("{name} is a job, whose containers come to an end; nothing was changed");
+        return Err(
+            Failure::input("is-job", text).advice(format!("`hivemind jobs run {name}` runs it once more"))
+        );
+    }
+    spec.container.annotations.insert(RESTARTED.to_owned(), timestamp(revision));
+    Ok(())
+}
+
 /// Repeats what the version before says and no file does: who has a say in where an exclusive workload runs, all nodes
-/// if it is new; and since when a job is wanted.
+/// if it is new; since when a job is wanted; and when containers were to be started anew.
 fn repeat(document: &mut Document, before: Option<&SpecItem>, enrolled: &BTreeSet<NodeId>) {
     let revision = document.metadata.revision;
     let Some(Spec::Workload(spec)) = &mut document.spec else { return };
@@ -172,6 +193,12 @@ fn repeat(document: &mut Document, before: Option<&SpecItem>, enrolled: &BTreeSe
         // A new one is not taken for one of its name that was removed just now, and whose containers are still there.
         let new = (before.is_none() && job.schedule.is_none()).then_some(revision);
         job.again_ms = job.again_ms.or_else(|| before?.job.as_ref()?.again_ms).or(new);
+    }
+    // Else the next push would replace the containers once more.
+    let restarted = before.and_then(|workload| workload.container.annotations.get(RESTARTED));
+    if let Some(restarted) = restarted {
+        let annotations = &mut spec.container.annotations;
+        annotations.entry(RESTARTED.to_owned()).or_insert_with(|| restarted.clone());
     }
     if let Some(exclusive) = &mut spec.exclusive {
         let kept = before.and_then(|workload| workload.exclusive.clone());
@@ -277,6 +304,17 @@ mod tests {
             deleted: document.metadata.deleted,
             envelope,
         }
+    }
+
+    #[test]
+    fn what_was_started_anew_is_not_again_by_the_next_push_of_its_file() {
+        let mut anew = document("a", 1);
+        anew.metadata.revision = 1_700_000_000_000;
+        want_anew(&mut anew).unwrap();
+        assert_eq!(anew.workload().unwrap().container.annotations[RESTARTED], "2023-11-14T22:13:20.000Z");
+        assert_ne!(content(&anew.to_json()), content(&document("a", 1).to_json()));
+        let changes = compare(vec![document("a", 1)], &[held(anew, 1)], &BTreeSet::new(), 2000);
+        assert_eq!(changes[0].action, Action::Keep);
     }
 
     #[test]

@@ -263,6 +263,47 @@ pub struct Copy {
     pub namespace: String,
 }
 
+/// How workloads are changed.
+#[derive(Debug, Args)]
+pub struct Adjusting {
+    /// The workloads' namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// Wait until all of it runs, and show how far it is
+    #[arg(long, short)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "5m", value_parser = quantity::duration_ms, requires = "wait")]
+    pub timeout: u64,
+}
+
+/// See [`super::Command::Scale`].
+#[derive(Debug, Args)]
+pub struct Scale {
+    /// A workload and how many replicas it is to have; repeat for several
+    #[arg(required = true, value_name = "WORKLOAD=NUMBER", value_parser = scaled)]
+    pub workloads: Vec<(String, u32)>,
+    /// How.
+    #[command(flatten)]
+    pub adjusting: Adjusting,
+}
+
+/// See [`super::Command::Restart`].
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// The workloads
+    #[arg(required = true, value_name = "WORKLOAD", value_parser = workload_name)]
+    pub workloads: Vec<String>,
+    /// How.
+    #[command(flatten)]
+    pub adjusting: Adjusting,
+}
+
+fn scaled(text: &str) -> Result<(String, u32), String> {
+    let parts = text.split_once('=').and_then(|(name, number)| Some((fitted(name), number.parse().ok()?)));
+    parts.ok_or_else(|| format!("{text:?} is not a workload and a number; write for example web=5"))
+}
+
 /// See [`super::Command::Remove`].
 #[derive(Debug, Args)]
 pub struct Remove {

@@ -16,6 +16,14 @@ services:
       replicas: 3
 ";
 
+const ASKER: &str = "
+services:
+  asker:
+    image: registry.lab:5000/misbehave:1
+    ports: ['8081:8080']
+    hostname: asker
+";
+
 #[test]
 fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     let cluster = Cluster::formed("app", 3);
@@ -35,12 +43,7 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     }
 
     // From a container: by short and by full name, by address on every machine, and names outside.
-    cluster
-        .push(
-            "services:\n  asker:\n    image: registry.lab:5000/misbehave:1\n    ports: ['8081:8080']\n    \
-             hostname: asker\n",
-        )
-        .ok();
+    cluster.push(ASKER).ok();
     cluster.wait_for_running("asker", 1, STARTING);
     let asker = format!("http://{}:8081", cluster.machines[0].address());
     let web = ["web/80", "web.default.hive.internal/80"].map(str::to_owned);
@@ -73,6 +76,7 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
 
     let plan = cluster.json(&["plan", &file(&cluster, WEB)]).unwrap();
     assert!(!plan.to_string().contains("\"replicas\""), "nothing to change: {plan}");
+    it_is_started_anew_and_scaled_without_its_file(&cluster);
 
     cluster.hivemind(["remove", "--yes", "web", "asker"]).ok();
     wait::until("everything is gone", Duration::from_secs(60), || {
@@ -90,6 +94,23 @@ fn a_signed_app_runs_on_three_machines_and_is_found_by_name_and_address() {
     let consoles = cluster.consoles();
     let errors: Vec<&str> = consoles.lines().filter(|line| line.contains("agent: ERROR")).collect();
     assert!(errors.is_empty(), "{errors:#?}");
+}
+
+fn it_is_started_anew_and_scaled_without_its_file(cluster: &Cluster) {
+    let before = cluster.replicas("asker").unwrap().remove(0);
+    cluster.hivemind(["restart", "asker", "--wait"]).ok();
+    let after = cluster.wait_for_running("asker", 1, STARTING).remove(0);
+    assert!(
+        after.since_ms > before.since_ms && after.restarts == 0,
+        "another container: {before:?} {after:?}"
+    );
+    cluster.hivemind(["scale", "asker=2", "--wait"]).ok();
+    cluster.wait_for_running("asker", 2, STARTING);
+    let plan = cluster.json(&["plan", &file(cluster, ASKER)]).unwrap().to_string();
+    assert!(
+        plan.contains("/spec/replicas") && !plan.contains("restarted"),
+        "what its next push changes: {plan}"
+    );
 }
 
 fn what_they_use_is_shown_from_all_machines(cluster: &Cluster) {
