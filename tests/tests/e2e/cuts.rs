@@ -6,6 +6,7 @@ use std::time::Duration;
 use hivemind_qemu::{DiskCache, Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::{compose, items};
+use hivemind_tests::console::Console;
 use hivemind_tests::release::Release;
 use hivemind_tests::web::Web;
 use hivemind_tests::{setting, wait};
@@ -20,6 +21,9 @@ const CUT_AFTER_MS: u64 = 1500;
 
 /// How long until the next one, milliseconds: into boot, joining, pulling, starting and rest.
 const PAUSE_MS: u64 = 5000;
+
+/// On a slow computer both are so many times longer at most: fifty cuts have to end some day.
+const SLOWEST: f64 = 2.0;
 
 /// What follows the last cut may take that long: pulls begin anew, and backoffs end.
 const COME_BACK: Duration = Duration::from_secs(180);
@@ -71,6 +75,9 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
     cluster.wait_for_ready(2);
     let ids = nodes(&cluster);
     assert_eq!(ids.len(), 2);
+    // The moments are those of machines of the usual speed; slower ones would hardly start between two cuts.
+    let slowness = Console::of(&cluster.machines[0]).slowness().min(SLOWEST);
+    let pause = |ms: u64| std::thread::sleep(Duration::from_millis(ms).mul_f64(slowness));
     // Its image is still being pulled when the first cuts come.
     let app = "services:\n  app:\n    image: registry.lab:5000/nginx:1\n    deploy: {replicas: 2}\n";
     cluster.push(app).ok();
@@ -88,7 +95,7 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
         };
         std::thread::scope(|scope| {
             let push = scope.spawn(|| cluster.hivemind(["push", &file]).is_ok());
-            std::thread::sleep(Duration::from_millis(rng.random_range(0..CUT_AFTER_MS)));
+            pause(rng.random_range(0..CUT_AFTER_MS));
             victims.iter().for_each(|machine| machine.power_cut());
             victims.iter().for_each(|machine| machine.power_on().unwrap());
             if push.join().unwrap() {
@@ -96,7 +103,7 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
             }
         });
         cuts += victims.len() as u64;
-        std::thread::sleep(Duration::from_millis(rng.random_range(0..PAUSE_MS)));
+        pause(rng.random_range(0..PAUSE_MS));
     }
 
     for machine in &cluster.machines {
