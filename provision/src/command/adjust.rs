@@ -183,14 +183,21 @@ mod tests {
             set_replicas(&mut change, 2).unwrap_err().code
         };
         assert_eq!(refused(json!({"global": true, "container": {"image": "app:1"}})), "global");
-        assert_eq!(refused(json!({"replicas": 1, "container": {"image": "app:1"}, "job": {}})), "is-job");
+        assert_eq!(
+            refused(
+                json!({"replicas": 1, "container": {"image": "app:1"}, "restart": {"condition": "on-failure"}, "job": {}})
+            ),
+            "is-job"
+        );
         let missing = next(&held_as(&json!({"container": {"image": "app:1"}})), "other", "web", 1000);
         assert_eq!(missing.unwrap_err().code, "not-found");
     }
 
     #[test]
     fn a_job_is_run_once_more_and_not_started_anew() {
-        let job = held_as(&json!({"replicas": 1, "container": {"image": "app:1"}, "job": {}}));
+        let job = held_as(
+            &json!({"replicas": 1, "container": {"image": "app:1"}, "restart": {"condition": "on-failure"}, "job": {}}),
+        );
         let mut change = next(&job, "default", "web", 1000).unwrap();
         assert_eq!(deploy::want_anew(&mut change.document).unwrap_err().code, "is-job");
     }
