@@ -24,8 +24,11 @@ use crate::underlay::Underlay;
 /// How old what is shown may be, and how soon what somebody else wrote over it is gone.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What showing it may take of the time, at most: one part in so many. A large cluster is looked at less often.
+/// What looking may take of the agent's time, at most: one part in so many. A large cluster is looked at less often.
 const TIME_SHARE: u32 = 100;
+
+/// How seldom at the most.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// Where the kernel shows network devices.
 const DEVICES: &str = "/sys/class/net";
@@ -46,12 +49,11 @@ pub(crate) async fn keep(
     };
     let mut failed = false;
     loop {
-        let begin = Instant::now();
         let network = network(&config, underlay.borrow_and_update().clone());
-        let shown = match look(&agent, network).await {
-            Ok(head) => show(&screen, &head),
+        let (shown, took) = match look(&agent, network).await {
+            Ok((head, took)) => (show(&screen, &head), took),
             // The loop is busy, or ends.
-            Err(_) => Ok(()),
+            Err(_) => (Ok(()), Duration::ZERO),
         };
         if let Err(error) = shown
             && !std::mem::replace(&mut failed, true)
@@ -59,7 +61,7 @@ pub(crate) async fn keep(
             tracing::warn!(%error, "the screen cannot be written to");
         }
         // The network changes rarely, and is what somebody in front of the machine waits for.
-        let pause = LOOK_EVERY.max(begin.elapsed() * TIME_SHARE);
+        let pause = (took * TIME_SHARE).clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY);
         let _ = tokio::time::timeout(pause, underlay.changed()).await;
     }
 }
@@ -69,7 +71,8 @@ fn show(screen: &Screen, head: &Head) -> std::io::Result<()> {
     screen.paint(&rows)
 }
 
-async fn look(agent: &AgentHandle, network: Network) -> Result<Head, Problem> {
+/// What is to be shown, and how long the agent's loop was kept by that.
+async fn look(agent: &AgentHandle, network: Network) -> Result<(Head, Duration), Problem> {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let machine = Machine {
         up_ms: boot_ms(),
@@ -77,7 +80,11 @@ async fn look(agent: &AgentHandle, network: Network) -> Result<Head, Problem> {
         memory_bytes: bytes(&memory, "MemTotal:"),
         free_bytes: bytes(&memory, "MemAvailable:"),
     };
-    agent.read(move |core, now| of(core, now, network, machine)).await
+    let look = move |core: &Node, now: Time| {
+        let begin = Instant::now();
+        (of(core, now, network, machine), begin.elapsed())
+    };
+    agent.read(look).await
 }
 
 /// What is known of the node, in the agent's loop.
