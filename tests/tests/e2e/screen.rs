@@ -6,8 +6,8 @@ use hivemind_qemu::{Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::{probe, wait};
 
-/// How long until the screen shows what has happened: it is painted every five seconds.
-const SHOWN: Duration = Duration::from_secs(30);
+/// How long until the screen shows what has happened: it is painted every five seconds, and once a minute at least.
+const SHOWN: Duration = Duration::from_secs(90);
 
 /// Waits until its first row ends so, and all of the texts are somewhere.
 fn shows(machine: &Machine, within: Duration, title: &str, texts: &[&str]) -> Vec<String> {
