@@ -18,7 +18,7 @@ use hivemind_spec::problem::Problem;
 use tokio::sync::watch;
 
 use self::head::{Card, Head, Machine, Network};
-use crate::agent::AgentHandle;
+use crate::agent::{AgentHandle, meminfo};
 use crate::underlay::Underlay;
 
 /// How old what is shown may be, and how soon what somebody else wrote over it is gone.
@@ -73,12 +73,13 @@ fn show(screen: &Screen, head: &Head) -> std::io::Result<()> {
 
 /// What is to be shown, and how long the agent's loop was kept by that.
 async fn look(agent: &AgentHandle, network: Network) -> Result<(Head, Duration), Problem> {
-    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = |name: &str| meminfo(&text, name).unwrap_or(0);
     let machine = Machine {
         up_ms: boot_ms(),
         processors: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_bytes: bytes(&memory, "MemTotal:"),
-        free_bytes: bytes(&memory, "MemAvailable:"),
+        memory_bytes: memory("MemTotal:"),
+        free_bytes: memory("MemAvailable:"),
     };
     let look = move |core: &Node, now: Time| {
         let begin = Instant::now();
@@ -127,12 +128,6 @@ fn cards(devices: &Path) -> Vec<Card> {
     cards
 }
 
-/// An entry of `/proc/meminfo`, which is in KiB.
-fn bytes(meminfo: &str, name: &str) -> u64 {
-    let line = meminfo.lines().find(|line| line.starts_with(name));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,15 +148,5 @@ mod tests {
             found,
             [("eth0".to_owned(), false), ("eth1".to_owned(), true), ("eth2".to_owned(), false)]
         );
-    }
-
-    #[test]
-    fn memory_is_read_in_bytes() {
-        let meminfo = "MemTotal:         498760 kB\nMemFree: 1 kB\nMemAvailable:     300000 kB\n";
-        assert_eq!(
-            (bytes(meminfo, "MemTotal:"), bytes(meminfo, "MemAvailable:")),
-            (498_760 * 1024, 300_000 * 1024)
-        );
-        assert_eq!(bytes("nonsense", "MemTotal:"), 0);
     }
 }

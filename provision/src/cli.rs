@@ -439,12 +439,27 @@ pub struct Push {
     /// What becomes of tags.
     #[command(flatten)]
     pub pinning: Pinning,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// Whether and how long a change is waited for.
+#[derive(Debug, Args)]
+pub struct Waiting {
     /// Wait until everything runs, and show how far it is
     #[arg(long, short)]
     pub wait: bool,
     /// How long to wait
     #[arg(long, default_value = "5m", value_parser = quantity::duration_ms, requires = "wait")]
     pub timeout: u64,
+}
+
+impl Waiting {
+    /// For how long, milliseconds; none: not at all.
+    pub fn limit_ms(&self) -> Option<u64> {
+        self.wait.then_some(self.timeout)
+    }
 }
 
 /// See [`Command::Plan`].

@@ -55,13 +55,15 @@ fn capacity() -> Capacity {
     let limit = fs::read_to_string(WORKLOADS_MEMORY).ok().and_then(|text| text.trim().parse().ok());
     Capacity {
         cpu_millis: 1000 * processors as u64,
-        memory_bytes: limit.or_else(|| total_memory(&fs::read_to_string("/proc/meminfo").ok()?)).unwrap_or(0),
+        memory_bytes: limit
+            .or_else(|| meminfo(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:"))
+            .unwrap_or(0),
     }
 }
 
-/// `MemTotal` of `/proc/meminfo`, bytes.
-fn total_memory(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
+/// An entry of `/proc/meminfo` by its name, which ends with a colon, in bytes.
+pub(crate) fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
@@ -71,7 +73,9 @@ mod tests {
 
     #[test]
     fn memory_is_read_in_bytes() {
-        assert_eq!(total_memory("MemTotal:         498760 kB\nMemFree: 1 kB\n"), Some(498_760 * 1024));
-        assert_eq!(total_memory("nonsense"), None);
+        let text = "MemTotal:         498760 kB\nMemFree: 1 kB\nMemAvailable:     300000 kB\n";
+        assert_eq!(meminfo(text, "MemTotal:"), Some(498_760 * 1024));
+        assert_eq!(meminfo(text, "MemAvailable:"), Some(300_000 * 1024));
+        assert_eq!(meminfo("nonsense", "MemTotal:"), None);
     }
 }

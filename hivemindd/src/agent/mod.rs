@@ -15,6 +15,7 @@ mod happened;
 mod run;
 mod turn;
 
+pub(crate) use self::facts::meminfo;
 pub use self::handle::AgentHandle;
 pub use self::happened::Happened;
 pub use self::run::run;

@@ -9,7 +9,7 @@ use hivemind_spec::api::Severity;
 use hivemind_spec::document::Kind;
 use hivemind_spec::workload::Constraint;
 
-use super::{Pinning, variable};
+use super::{Pinning, Waiting, variable};
 use crate::compose::fitted;
 use crate::quantity::{self, Moment};
 
@@ -269,12 +269,9 @@ pub struct Adjusting {
     /// The workloads' namespace
     #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
     pub namespace: String,
-    /// Wait until all of it runs, and show how far it is
-    #[arg(long, short)]
-    pub wait: bool,
-    /// How long to wait
-    #[arg(long, default_value = "5m", value_parser = quantity::duration_ms, requires = "wait")]
-    pub timeout: u64,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
 }
 
 /// See [`super::Command::Scale`].

@@ -1,17 +1,13 @@
 //! `hivemind scale` and `hivemind restart`: the next version of workloads without their file.
 
-use hivemind_spec::api::{Accepted, SpecItem};
-use hivemind_spec::document::{Document, Kind, Spec, SpecKey};
-use hivemind_spec::workload::WorkloadSpec;
-use serde_json::json;
+use hivemind_spec::api::SpecItem;
+use hivemind_spec::document::{Kind, Spec, SpecKey};
 
-use super::push::{held, send};
-use super::{prepare, watch};
-use crate::cli::{Adjusting, Global, Output, Restart, Scale};
-use crate::client::Client;
+use super::prepare;
+use super::push::{carry_out, check};
+use crate::cli::{Adjusting, Global, Restart, Scale};
 use crate::deploy::{self, Action, Change};
 use crate::failure::{Exit, Failure, Result};
-use crate::terminal::{FAINT, GOOD, STRONG, paint, say, say_json};
 
 const UNCHANGED: &str = "nothing was changed";
 
@@ -26,8 +22,8 @@ pub(super) fn restart(global: &Global, options: &Restart) -> Result<Exit> {
     run(global, &options.adjusting, &wanted, |change, ()| deploy::want_anew(&mut change.document))
 }
 
-/// Makes the next version of each workload by `edit`, which says what is wrong with that if something is; pushes them once
-/// all are made; and waits for them if that is asked for.
+/// Makes the next version of each workload by `edit`, which says what is wrong with that if something is, and pushes them
+/// once all are made and are documents.
 fn run<T>(
     global: &Global,
     options: &Adjusting,
@@ -49,50 +45,12 @@ fn run<T>(
             .map(|(name, what)| {
                 let mut change = next(&current, &options.namespace, name, client.now_ms())?;
                 edit(&mut change, what)?;
+                check(&change.document)?;
                 Ok(change)
             })
             .collect::<Result<Vec<Change>>>()
     })?;
-    let text = global.output == Output::Text;
-    let interrupted = "stopped; what was reported as changed is, the rest is not";
-    let accepted = super::block_on(interrupted, push_all(&client, &changes, text))?;
-    let outcome = if options.wait {
-        let targets = changes.iter().map(|change| watch::Target::new(change, &accepted)).collect();
-        let watching = watch::until_running(&client, targets, options.timeout, text);
-        Some(super::block_on(
-            "stopped watching; the change goes on. `hivemind ps` shows how far it is",
-            watching,
-        )?)
-    } else {
-        None
-    };
-    if !text {
-        say_json(&json!({
-            "accepted": accepted,
-            "unchanged": changes.iter().filter(|c| c.action == Action::Keep).map(|c| &c.key).collect::<Vec<_>>(),
-            "replicas": outcome.as_ref().map(|outcome| &outcome.replicas),
-        }));
-    }
-    outcome.map_or(Ok(Exit::Success), |outcome| outcome.verdict)
-}
-
-async fn push_all(client: &Client, changes: &[Change], text: bool) -> Result<Vec<Accepted>> {
-    let mut accepted = Vec::new();
-    for change in changes {
-        let name = paint(STRONG, &change.key.name);
-        if change.action == Action::Keep {
-            if text {
-                say(&format!("{name}  {}", paint(FAINT, "unchanged")));
-            }
-            continue;
-        }
-        let answer = send(client, &change.document).await?;
-        if text {
-            say(&format!("{name}  {}, {}", paint(GOOD, "changed"), held(&answer)));
-        }
-        accepted.push(answer);
-    }
-    Ok(accepted)
+    carry_out(global, &client, &changes, options.waiting.limit_ms())
 }
 
 /// The next version of a workload, which says the same so far.
@@ -110,7 +68,7 @@ fn next(current: &[SpecItem], namespace: &str, name: &str, now_ms: u64) -> Resul
 
 fn set_replicas(change: &mut Change, replicas: u32) -> Result<()> {
     let name = change.key.name.clone();
-    let spec = workload(&mut change.document)?;
+    let Some(Spec::Workload(spec)) = &mut change.document.spec else { return Ok(()) };
     if spec.global {
         let text = format!("{name} runs one replica on each machine that its constraints allow; {UNCHANGED}");
         return Err(Failure::input("global", text)
@@ -124,23 +82,15 @@ fn set_replicas(change: &mut Change, replicas: u32) -> Result<()> {
         change.action = Action::Keep;
     }
     spec.replicas = replicas;
-    // Checked for all before the first is sent.
-    Document::parse(&change.document.to_json())
-        .map_err(|why| Failure::input("invalid-document", format!("{}: {why}; {UNCHANGED}", change.key)))?;
     Ok(())
-}
-
-fn workload(document: &mut Document) -> Result<&mut WorkloadSpec> {
-    match &mut document.spec {
-        Some(Spec::Workload(spec)) => Ok(spec),
-        _ => Err(Failure::input("not-found", "it is no workload")),
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use hivemind_spec::document::Document;
     use hivemind_spec::dsse::Envelope;
     use hivemind_spec::key::SigningKey;
+    use serde_json::json;
 
     use super::*;
 

@@ -17,17 +17,28 @@ use crate::terminal::{CHANGING, FAINT, GOOD, STRONG, note, paint, say, say_json}
 pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
     let client = super::client(global)?;
-    let text = global.output == Output::Text;
     let prepared = prepare(&client, &compiled, &options.source.namespace, &options.pinning);
     let Prepared { changes, left } = super::block_on("nothing was pushed", prepared)?;
     for key in left {
         note(&paint(FAINT, &left_over_note(&key)));
     }
+    carry_out(global, &client, &changes, options.waiting.limit_ms())
+}
+
+/// Pushes what differs, one after the other; waits up to so many milliseconds until the workloads run, if it is to; and
+/// reports what has become of it.
+pub(super) fn carry_out(
+    global: &Global,
+    client: &Client,
+    changes: &[Change],
+    wait_ms: Option<u64>,
+) -> Result<Exit> {
+    let text = global.output == Output::Text;
     let interrupted = "stopped; what was reported as accepted goes on, the rest was not pushed";
     let accepted = super::block_on(interrupted, async {
         let mut accepted = Vec::new();
-        for change in &changes {
-            let answer = push_one(&client, change).await?;
+        for change in changes {
+            let answer = push_one(client, change).await?;
             if text {
                 say(&report(change, answer.as_ref()));
             }
@@ -35,12 +46,12 @@ pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
         }
         Ok(accepted)
     })?;
-    let outcome = if options.wait {
+    let outcome = if let Some(timeout) = wait_ms {
         let interrupted =
             "stopped watching; the push was accepted and goes on. `hivemind ps` shows how far it is";
         let workloads = changes.iter().filter(|change| change.key.kind == Kind::Workload);
         let targets = workloads.map(|change| watch::Target::new(change, &accepted)).collect();
-        let watching = watch::until_running(&client, targets, options.timeout, text);
+        let watching = watch::until_running(client, targets, timeout, text);
         Some(super::block_on(interrupted, watching)?)
     } else {
         None
@@ -65,15 +76,18 @@ async fn push_one(client: &Client, change: &Change) -> Result<Option<Accepted>> 
     send(client, &change.document).await.map(Some)
 }
 
-/// Signs a document and sends it.
-pub(super) async fn send(client: &Client, document: &Document) -> Result<Accepted> {
-    let json = document.to_json();
-    // The node would say so too, but here it can be said before anything is sent.
-    Document::parse(&json).map_err(|e| {
+/// Whether a node would take a document for one: here it can be said before anything is sent.
+pub(super) fn check(document: &Document) -> Result<()> {
+    Document::parse(&document.to_json()).map(drop).map_err(|e| {
         Failure::input("invalid-document", format!("{}: {e}", document.key()))
             .advice("correct it and try again")
-    })?;
-    let envelope = Envelope::sign(&json, client.key());
+    })
+}
+
+/// Signs a document and sends it.
+pub(super) async fn send(client: &Client, document: &Document) -> Result<Accepted> {
+    check(document)?;
+    let envelope = Envelope::sign(&document.to_json(), client.key());
     let sent = client.post("/v1/specs", envelope.to_json()).await;
     sent.map_err(|mut failure: Failure| {
         failure.detail = format!("{}: {}", document.key(), failure.detail);
