@@ -19,6 +19,7 @@ mod nodes;
 mod pin;
 mod plan;
 mod prepare;
+mod provider;
 mod push;
 mod remove;
 mod rollout;

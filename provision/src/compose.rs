@@ -22,6 +22,7 @@ mod networks;
 mod order;
 mod ports;
 mod project;
+pub mod provider;
 mod pull;
 mod reader;
 pub mod secrets;
@@ -93,6 +94,8 @@ pub struct Compiled {
     pub secrets: Vec<secrets::Plain>,
     /// The policies of those workloads that have one, by name.
     pub pull_policies: BTreeMap<String, PullPolicy>,
+    /// Services that programs on this machine provide, which are to be run before the documents are pushed.
+    pub provided: Vec<provider::Provided>,
     /// What is no fault but may surprise.
     pub warnings: Vec<Fault>,
 }
@@ -139,7 +142,10 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Compiled> {
     let (mut workloads, mut order) = (Vec::new(), order::Order::default());
     let (mut mounts, mut pull_policies) = (BTreeMap::new(), BTreeMap::new());
     let mut published = BTreeSet::new();
-    for (key, node) in services {
+    let mut provided = provider::All::default();
+    // Those that programs provide first, so that it is known of each other one whether it depends on them.
+    let (made, run): (Vec<_>, Vec<_>) = services.iter().partition(|(_, node)| provider::is_provided(node));
+    for (key, node) in made.into_iter().chain(run) {
         let name = Key { mark: key.mark, text: fitted(&key.text) };
         if !is_dns_label(&name.text) {
             let rule = "use 1 to 63 letters, digits, hyphens and underscores, because it is also a host name";
@@ -151,21 +157,30 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Compiled> {
             reader.fault(key.mark, text);
             continue;
         }
+        if provider::is_provided(node) {
+            mounts.insert(name.text.clone(), Default::default());
+            if let Some((service, profiles)) = provider::provided(reader, key, node)
+                && is_wanted(reader, &name, &profiles)
+            {
+                provided.add(&name.text, service);
+            }
+            continue;
+        }
         let Some(service) = service::service(reader, &mut shared, &name, &key.text, node) else { continue };
         let key = &name;
-        let service::Service { workload, labels, profiles, depends_on, volumes_from, pull_policy } = service;
+        let service::Service { mut workload, labels, profiles, mut depends_on, volumes_from, pull_policy } =
+            service;
         mounts.insert(key.text.clone(), (workload.container.volumes.clone(), volumes_from));
+        // What is provided is there before the documents are pushed.
+        depends_on.retain(|(_, dependency)| !provided.tells(&key.text, &dependency.workload));
+        workload.depends_on.retain(|dependency| !provided.tells(&key.text, &dependency.workload));
         let spec = Spec::Workload(Box::new(workload));
         let document = document(reader, &project, Kind::Workload, &key.text, labels, spec);
         // What the types and this reader cannot see, the document's own check does.
         if let Err(error) = Document::parse(&document.to_json()) {
             reader.fault(key.mark, format!("service {}: {}", key.text, error.message));
         }
-        let asked = &reader.surroundings.profiles;
-        let wanted = |profile: &String| asked.contains(profile) || asked.contains("*");
-        if !profiles.is_empty() && !profiles.iter().any(wanted) {
-            let list = profiles.join("` or `--profile ");
-            reader.warn(key.mark, format!("{} is left out; it is in with `--profile {list}`", key.text));
+        if !is_wanted(reader, key, &profiles) {
             continue;
         }
         for port in document.workload().into_iter().flat_map(|workload| &workload.container.ports) {
@@ -203,7 +218,20 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Compiled> {
     for secret in &mut secrets {
         secret.labels.insert(APP_LABEL.to_owned(), project.clone());
     }
-    Some(Compiled { project, documents, secrets, pull_policies, warnings: Vec::new() })
+    let provided = provided.finish();
+    Some(Compiled { project, documents, secrets, pull_policies, provided, warnings: Vec::new() })
+}
+
+/// Whether a service is in by its profiles.
+fn is_wanted(reader: &Reader<'_>, name: &Key, profiles: &[String]) -> bool {
+    let asked = &reader.surroundings.profiles;
+    let wanted = |profile: &String| asked.contains(profile) || asked.contains("*");
+    if profiles.is_empty() || profiles.iter().any(wanted) {
+        return true;
+    }
+    let list = profiles.join("` or `--profile ");
+    reader.warn(name.mark, format!("{} is left out; it is in with `--profile {list}`", name.text));
+    false
 }
 
 fn document(

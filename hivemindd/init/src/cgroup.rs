@@ -4,7 +4,8 @@
 //! /sys/fs/cgroup/hivemind
 //!   containerd   memory.min, cpu.weight
 //!   agent        memory.min, memory.max, cpu.weight
-//!   workloads    memory.high, memory.max and pids.max that leave the node's reserve; one child per container
+//!   workloads    memory.high, memory.max and pids.max that leave the node's reserve; one child per container, by itself
+//!                or in the group of those that are to be together (`parent.NAMESPACE.NAME`)
 //! ```
 
 use std::fs::File;
@@ -51,6 +52,31 @@ const WORKLOADS_CPU_WEIGHT: u32 = 100;
 
 /// Processes and threads of all containers: what is left of the kernel's table after the node's own.
 const PIDS_RESERVE: u64 = 4096;
+
+/// How the name of a group begins that several containers are in.
+const PARENT: &str = "parent.";
+
+/// The name of the group of those containers of a namespace that name the same parent: no dot is in a namespace's.
+pub fn parent(namespace: &str, name: &str) -> String {
+    format!("{PARENT}{namespace}.{name}")
+}
+
+/// The groups below that of all workloads in which containers are together.
+pub fn parents(workloads: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(workloads).into_iter().flatten().flatten();
+    let is_parent = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(PARENT);
+    entries.filter(is_parent).map(|entry| entry.path()).collect()
+}
+
+/// The group of a container, wherever it is below that of all workloads; where it would be by itself, if it is nowhere.
+pub fn container(workloads: &Path, id: &str) -> PathBuf {
+    let alone = workloads.join(id);
+    if alone.exists() {
+        return alone;
+    }
+    let together = parents(workloads).into_iter().map(|parent| parent.join(id));
+    together.into_iter().find(|group| group.exists()).unwrap_or(alone)
+}
 
 /// Makes the tree. Settings that this kernel refuses are said and left out.
 pub(super) fn make_tree() -> Result<(), Error> {

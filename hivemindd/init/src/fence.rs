@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::console::since_boot;
-use crate::{durable, line};
+use crate::{cgroup, durable, line};
 
 /// One file per container, named for it: `CLOCK_BOOTTIME` in milliseconds, decimal.
 pub const FOLDER: &str = "/run/hivemind/fences";
@@ -122,7 +122,7 @@ impl Fences {
             if *until_ms > now_ms && stood_ms == 0 {
                 continue;
             }
-            let group = self.groups.join(container);
+            let group = cgroup::container(&self.groups, container);
             let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
             if !events.lines().any(|line| line == "populated 1") {
                 continue;
@@ -182,13 +182,14 @@ mod tests {
             [("hm-due", "1000", 1), ("hm-later", "3000", 1), ("hm-empty", "1000", 0), ("hm-broken", "x", 1)]
         {
             fs::write(folder.join(name), until).unwrap();
-            fs::create_dir_all(groups.join(name)).unwrap();
-            fs::write(groups.join(name).join("cgroup.events"), format!("populated {populated}\nfrozen 0\n"))
+            let group = if name == "hm-due" { groups.join("parent.default.batch") } else { groups.clone() };
+            fs::create_dir_all(group.join(name)).unwrap();
+            fs::write(group.join(name).join("cgroup.events"), format!("populated {populated}\nfrozen 0\n"))
                 .unwrap();
         }
         fs::write(folder.join("hm-later.new"), "0").unwrap();
         let fences = Fences::at(&folder, &groups);
-        let killed = |name: &str| groups.join(name).join("cgroup.kill").exists();
+        let killed = |name: &str| cgroup::container(&groups, name).join("cgroup.kill").exists();
         fences.kill_due(&fences.deadlines(), 2000, 0);
         assert_eq!(["hm-due", "hm-later", "hm-empty", "hm-broken"].map(killed), [true, false, false, true]);
         fences.kill_due(&fences.deadlines(), 2000, 60_000);

@@ -13,7 +13,7 @@
 mod backoff;
 pub mod block;
 pub mod boot_menu;
-mod cgroup;
+pub mod cgroup;
 mod child;
 mod cmdline;
 pub mod config;

@@ -26,7 +26,7 @@ impl NamespaceSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Permission {
-    /// Capabilities that reach the machine.
+    /// Capabilities that reach the machine, and system calls of the document's own choice.
     Capabilities,
     /// Devices of the machine.
     Devices,

@@ -6,6 +6,7 @@ mod job;
 mod machine;
 mod networks;
 pub mod rights;
+mod seccomp;
 mod secrets;
 mod tmpfs;
 mod update;
@@ -21,6 +22,10 @@ pub use self::health::{GrpcCheck, HealthCheck, HttpCheck};
 pub use self::job::{Job, Missed, Overlap, Schedule};
 pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};
+pub use self::seccomp::{
+    SeccompAction, SeccompArchitecture, SeccompArgument, SeccompFilter, SeccompOperator, SeccompProfile,
+    SeccompRule, SystemCalls, kernel_release,
+};
 pub use self::secrets::{SECRETS_FOLDER, SecretMount};
 pub use self::tmpfs::Tmpfs;
 pub use self::update::{OnFailure, ReplaceOrder, UpdatePolicy};

@@ -11,6 +11,9 @@ use nix::sys::stat::{major, minor};
 
 use super::oci::WORKLOADS_CGROUP;
 
+/// The least and the most of `cpu.weight`.
+const CPU_WEIGHT: (u64, u64) = (1, 10_000);
+
 /// Where the unified hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -25,7 +28,40 @@ pub(super) fn workloads() -> PathBuf {
 }
 
 fn of(id: &ContainerId) -> PathBuf {
-    workloads().join(&id.0)
+    hivemind_init::cgroup::container(&workloads(), &id.0)
+}
+
+/// The groups of all containers.
+pub(super) fn all() -> io::Result<Vec<PathBuf>> {
+    let parents = hivemind_init::cgroup::parents(&workloads());
+    let mut groups = Vec::new();
+    for folder in [&[workloads()], &parents[..]].concat() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() && !parents.contains(&path) {
+                groups.push(path);
+            }
+        }
+    }
+    Ok(groups)
+}
+
+/// Gives each group that several containers are in the part of the CPU that they would have apart, and removes those that
+/// nobody is in any more.
+pub(super) fn settle_parents() {
+    for parent in hivemind_init::cgroup::parents(&workloads()) {
+        let weights = fs::read_dir(&parent).into_iter().flatten().flatten();
+        let weights = weights.filter_map(|entry| fs::read_to_string(entry.path().join("cpu.weight")).ok());
+        let sum: u64 = weights.filter_map(|text| text.trim().parse::<u64>().ok()).sum();
+        // One that a container comes into at this moment is not empty for the kernel.
+        if sum == 0 && fs::remove_dir(&parent).is_ok() {
+            continue;
+        }
+        let weight = sum.clamp(CPU_WEIGHT.0, CPU_WEIGHT.1);
+        if let Err(error) = fs::write(parent.join("cpu.weight"), weight.to_string()) {
+            tracing::debug!(group = %parent.display(), %error, "its part of the CPU is as before");
+        }
+    }
 }
 
 /// Makes the parents of all workloads and of their shims, and passes them the controllers that are
@@ -195,6 +231,7 @@ pub(super) fn remove(id: &ContainerId) {
             tracing::warn!(group = %path.display(), %error, "the cgroup is not removed yet");
         }
     }
+    settle_parents();
 }
 
 #[cfg(test)]

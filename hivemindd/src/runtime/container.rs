@@ -346,6 +346,9 @@ impl Runtime {
         }
         let start = StartRequest { container_id: id.0.clone(), ..Default::default() };
         tasks.start(request(start)).await.map_err(|status| start_failure(&status))?;
+        if plan.spec.resources.cgroup_parent.is_some() {
+            cgroup::settle_parents();
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_core::record::VolumePart;
 use hivemind_spec::workload::{
     CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, MAX_OPEN_FILES, SECRETS_FOLDER,
-    SecretMount, Tmpfs, Ulimit, VolumeMount, rights,
+    SecretMount, SystemCalls, Tmpfs, Ulimit, VolumeMount, rights,
 };
 use serde_json::{Value, json};
 
@@ -111,7 +111,7 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
         "process": process(plan, around)?,
         "mounts": mounts(plan, around)?,
         "linux": {
-            "cgroupsPath": format!("{WORKLOADS_CGROUP}/{}", plan.id.0),
+            "cgroupsPath": cgroup_path(plan),
             "namespaces": namespaces(plan, around),
             "devices": around.devices.iter().map(device_node).collect::<Vec<_>>(),
             "resources": resources(plan, around),
@@ -121,7 +121,14 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
     if !access.privileged {
         spec["linux"]["maskedPaths"] = json!(MASKED_PATHS);
         spec["linux"]["readonlyPaths"] = json!(READONLY_PATHS);
-        spec["linux"]["seccomp"] = seccomp::profile();
+    }
+    match &access.system_calls {
+        None if access.privileged => {}
+        Some(SystemCalls::Unconfined) => {}
+        None => spec["linux"]["seccomp"] = seccomp::profile(),
+        Some(SystemCalls::Profile(own)) => {
+            spec["linux"]["seccomp"] = seccomp::chosen(own, &granted(&plan.spec));
+        }
     }
     if !access.host_namespaces.contains(&HostNamespace::Uts) {
         spec["hostname"] = plan.hostname.as_str().into();
@@ -130,6 +137,23 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
         spec["domainname"] = domain.as_str().into();
     }
     Ok(spec)
+}
+
+/// Its own control group, by itself or together with others.
+fn cgroup_path(plan: &ContainerPlan) -> String {
+    let namespace = &plan.labels.replica.workload.namespace;
+    let parent = plan.spec.resources.cgroup_parent.as_ref();
+    let parent = parent.map(|name| format!("/{}", hivemind_init::cgroup::parent(namespace, name)));
+    format!("{WORKLOADS_CGROUP}{}/{}", parent.unwrap_or_default(), plan.id.0)
+}
+
+/// The capabilities of the container's root.
+fn granted(spec: &ContainerSpec) -> Vec<String> {
+    let granted = match spec.machine.privileged {
+        true => rights::every_capability().collect(),
+        false => spec.capabilities.granted(),
+    };
+    granted.into_iter().map(|name| format!("CAP_{name}")).collect()
 }
 
 /// The namespaces the container has of its own.
@@ -231,11 +255,7 @@ fn process(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Value, Ope
     }
     let identity = &around.identity;
     let access = &plan.spec.machine;
-    let granted = match access.privileged {
-        true => rights::every_capability().collect(),
-        false => plan.spec.capabilities.granted(),
-    };
-    let bounding: Vec<String> = granted.into_iter().map(|name| format!("CAP_{name}")).collect();
+    let bounding = granted(&plan.spec);
     let mut process = json!({
         "terminal": plan.spec.tty,
         "args": args,

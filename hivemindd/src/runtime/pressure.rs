@@ -79,12 +79,11 @@ fn short() -> io::Result<Option<BTreeMap<ContainerId, u64>>> {
         return Ok(None);
     }
     let mut uses = BTreeMap::new();
-    for entry in fs::read_dir(all)? {
-        let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
+    for group in cgroup::all()? {
+        let Some(name) = group.file_name().and_then(|name| name.to_str()) else { continue };
         // One that has ended meanwhile uses nothing.
-        if let Ok(stat) = fs::read_to_string(entry.path().join("memory.stat")) {
-            uses.insert(ContainerId(name), kept(&stat));
+        if let Ok(stat) = fs::read_to_string(group.join("memory.stat")) {
+            uses.insert(ContainerId(name.to_owned()), kept(&stat));
         }
     }
     Ok(Some(uses))

@@ -4,7 +4,7 @@ use hivemind_spec::document::{Document, Kind, SpecKey};
 use serde_json::{Value, json};
 
 use super::prepare::{Prepared, prepare};
-use super::source;
+use super::{provider, source};
 use crate::cli::{Convert, Global, Output, Plan};
 use crate::deploy::{Action, Change, Difference};
 use crate::failure::{Exit, Result};
@@ -12,6 +12,7 @@ use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, note, paint, printable
 
 pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
+    provider::say_not_asked(&compiled, "what it told at the last push counts");
     let client = super::client(global)?;
     let namespace = &options.source.namespace;
     let Prepared { changes, left } =
@@ -35,6 +36,7 @@ pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
 
 pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
+    provider::say_not_asked(&compiled, "what it tells is not in these");
     for secret in &compiled.secrets {
         let text = format!("secret {} is sealed when it is pushed, and not among these", secret.name);
         note(&format!("{} {text}", paint(CHANGING, "note:")));

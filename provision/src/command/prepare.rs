@@ -10,6 +10,7 @@ use super::{pin, secrets};
 use crate::cli::Pinning;
 use crate::client::{Client, percent, with_query};
 use crate::compose::Compiled;
+use crate::compose::provider::keep;
 use crate::deploy::{Change, compare, left_over, wants_voters};
 use crate::failure::Result;
 
@@ -21,7 +22,8 @@ pub(super) struct Prepared {
     pub(super) left: Vec<SpecKey>,
 }
 
-/// Asks the cluster and the registries for what a push depends on, at the same time.
+/// Asks the cluster and the registries for what a push depends on, at the same time. Services that are still to be provided
+/// count as they were at the last push.
 ///
 /// # Errors
 /// When the cluster does not answer, or something that must be looked up cannot be.
@@ -37,6 +39,12 @@ pub(super) async fn prepare(
         tokio::try_join!(current(client, namespace), enrolled(client, documents), looked)?;
     let now_ms = client.now_ms();
     let mut documents = secrets::with_secrets(client, compiled, namespace, &current).await?;
+    if !compiled.provided.is_empty() {
+        let current = |document: &Document| {
+            current.iter().find(|item| item.key == document.key() && !item.deleted)?.document()
+        };
+        keep(&mut documents, &compiled.provided, &current);
+    }
     pin::pin(&mut documents, policies, &current, now_ms, pinning, &mut found).await?;
     let changes = compare(documents, &current, &enrolled, now_ms);
     let left = left_over(&compiled.project, &changes, &current);

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::plan::left_over_note;
 use super::prepare::{Prepared, prepare};
-use super::{source, watch};
+use super::{provider, source, watch};
 use crate::cli::{Global, Output, Push};
 use crate::client::Client;
 use crate::deploy::{Action, Change};
@@ -15,8 +15,9 @@ use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{CHANGING, FAINT, GOOD, STRONG, note, paint, say, say_json};
 
 pub(super) fn run(global: &Global, options: &Push) -> Result<Exit> {
-    let compiled = source::compile(&options.source)?;
+    let mut compiled = source::compile(&options.source)?;
     let client = super::client(global)?;
+    super::block_on("nothing was pushed; what a provider has begun may go on", provider::up(&mut compiled))?;
     let prepared = prepare(&client, &compiled, &options.source.namespace, &options.pinning);
     let Prepared { changes, left } = super::block_on("nothing was pushed", prepared)?;
     for key in left {

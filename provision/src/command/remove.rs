@@ -4,22 +4,23 @@ use hivemind_spec::document::{Kind, SpecKey};
 use serde_json::json;
 
 use super::push::{held, send};
-use super::{prepare, source};
+use super::{prepare, provider, source};
 use crate::cli::{Global, Output, Remove, Source};
 use crate::deploy;
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::{GOOD, STRONG, confirm, paint, say, say_json};
 
 pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
+    let mut file = None;
     let mut names: Vec<String> = match &options.file {
         None => options.names.clone(),
-        Some(file) => {
+        Some(path) => {
             // Services that were left out of the last push may be there from one before.
             let profile = vec!["*".to_owned()];
-            let source = Source { files: vec![file.clone()], namespace: options.namespace.clone(), profile };
-            let documents = source::compile(&source)?.documents.into_iter();
-            let workloads = documents.filter(|document| document.kind == Kind::Workload);
-            workloads.map(|document| document.metadata.name).collect()
+            let source = Source { files: vec![path.clone()], namespace: options.namespace.clone(), profile };
+            let compiled = file.insert(source::compile(&source)?);
+            let workloads = compiled.documents.iter().filter(|document| document.kind == Kind::Workload);
+            workloads.map(|document| document.metadata.name.clone()).collect()
         }
     };
     // Removing twice what was named twice would be a conflict with oneself.
@@ -59,6 +60,10 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
                 say(&format!("{name}  {}, {}", paint(GOOD, "removed"), held(&answer)));
             }
             accepted.push(answer);
+        }
+        // Nobody needs it any more.
+        if let Some(compiled) = &file {
+            provider::down(compiled).await?;
         }
         Ok(accepted)
     })?;

@@ -60,7 +60,7 @@ pub(super) fn key(
         "cap_drop" => container.capabilities.drop = capabilities(reader, node)?,
         "sysctls" => sysctls(reader, container, node)?,
         "ulimits" => ulimits(reader, container, node)?,
-        "security_opt" => security(reader, node)?,
+        "security_opt" => machine::security(reader, container, node)?,
         "privileged" => container.machine.privileged = reader.boolean(node)?,
         "oom_kill_disable" => container.machine.outlasts_memory = reader.boolean(node)?,
         "devices" => container.machine.devices.extend(machine::devices(reader, node)?),
@@ -81,6 +81,7 @@ pub(super) fn key(
             let shares = reader.integer(node, i64::try_from(least).ok()?, i64::try_from(most).ok()?)?;
             container.resources.cpu_shares = u64::try_from(shares).ok();
         }
+        "cgroup_parent" => container.resources.cgroup_parent = Some(reader.text(node)?),
         "cpuset" => container.resources.cpuset = Some(reader.text_or_number(node, "a list of cores")?),
         "annotations" => container.annotations = map(reader, node)?,
         // The table and this list are held together by a test that feeds every key.
@@ -255,19 +256,6 @@ fn hooks(reader: &Reader<'_>, node: &Node) -> Option<Vec<Hook>> {
         hooks.push(hook);
     }
     Some(hooks)
-}
-
-/// What is asked for must be what all containers have.
-fn security(reader: &Reader<'_>, node: &Node) -> Option<()> {
-    for item in reader.sequence(node)? {
-        let text = reader.text(item)?;
-        let option = text.replace('=', ":");
-        if !matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true") {
-            let has = "all containers have no-new-privileges and the default seccomp profile";
-            reader.fault(item.mark, format!("{text:?} is not supported: {has}; remove it"));
-        }
-    }
-    Some(())
 }
 
 /// A configuration or a secret as a service names it.

@@ -57,6 +57,13 @@ pub const SERVICE: &[Row] = &[
     ),
     ("cap_drop", Honoured("rights that the container's root goes without; `ALL` takes all")),
     ("cgroup", Honoured("`private`, or `host` by leave of the namespace (`host-namespaces`)")),
+    (
+        "cgroup_parent",
+        Honoured(
+            "the control group that its containers are in on a machine, with those of the namespace that name the same: what one \
+             leaves of the CPU goes to the others first",
+        ),
+    ),
     ("command", Honoured("replaces the image's command")),
     (
         "configs",
@@ -181,7 +188,14 @@ pub const SERVICE: &[Row] = &[
         Honoured("`crun`, `runc` or `io.containerd.runc.v2` only: there is one way to run containers"),
     ),
     ("scale", Honoured("replicas, as deploy.replicas")),
-    ("security_opt", Honoured("`no-new-privileges` only, which every container has")),
+    (
+        "security_opt",
+        Honoured(
+            "`seccomp:FILE`: the system calls that a profile allows, or all with `seccomp:unconfined`, by leave of the namespace \
+             (`capabilities`); `no-new-privileges`, which every container has; `apparmor:unconfined` and `label:disable`, \
+             because machines have neither AppArmor nor SELinux",
+        ),
+    ),
     ("shm_size", Honoured("the size of /dev/shm; 64 MiB if not given")),
     ("stdin_open", Honoured("with `tty` only: a shell on a terminal waits and does not end")),
     ("stop_grace_period", Honoured("time between the stop signal and SIGKILL")),
@@ -199,7 +213,6 @@ pub const SERVICE: &[Row] = &[
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
     ("build", NO_BUILD),
-    ("cgroup_parent", Refused("each container has a group of its own, below one for all containers")),
     ("cpu_rt_period", REAL_TIME),
     ("cpu_rt_runtime", REAL_TIME),
     ("credential_spec", WINDOWS),
@@ -211,7 +224,13 @@ pub const SERVICE: &[Row] = &[
         ),
     ),
     ("models", LATER),
-    ("provider", LATER),
+    (
+        "provider",
+        Honoured(
+            "see below; a program on this machine that makes what the service is, when the file is pushed, and tells the services \
+             that depend on it their variables and hosts",
+        ),
+    ),
     (
         "pull_refresh_after",
         Honoured("with `pull_policy: refresh`: how long a digest stays before a push looks again"),
@@ -559,6 +578,18 @@ pub const GPU: &[Row] = &[
     ("options", Refused("drivers of the kernel take none")),
 ];
 
+/// `provider`.
+pub const PROVIDER: &[Row] = &[
+    ("options", Honoured("what it is called with, `--NAME=VALUE` each")),
+    (
+        "type",
+        Honoured(
+            "the program: a plugin of the Docker command line (`docker-TYPE`), or one in the search path; it speaks Docker \
+             Compose's protocol for providers",
+        ),
+    ),
+];
+
 /// An entry of `post_start` and `pre_stop`.
 pub const HOOK: &[Row] = &[
     ("command", Honoured("the command")),
@@ -646,6 +677,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("services.NAME.devices", DEVICE),
     ("services.NAME.gpus", GPU),
     ("services.NAME.deploy.resources.reservations.devices", GPU),
+    ("services.NAME.provider", PROVIDER),
     ("services.NAME.post_start", HOOK),
     ("services.NAME.ulimits.NAME", ULIMIT),
     ("services.NAME.storage_opt", STORAGE_OPT),

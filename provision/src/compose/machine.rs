@@ -1,6 +1,6 @@
 //! What a service is given of the machines it runs on.
 
-use hivemind_spec::workload::{ContainerSpec, Device, HostNamespace};
+use hivemind_spec::workload::{ContainerSpec, Device, HostNamespace, SeccompProfile, SystemCalls};
 
 use super::keys;
 use super::reader::Reader;
@@ -84,6 +84,37 @@ fn graphics_device() -> Device {
 /// Reads `device_cgroup_rules`.
 pub(super) fn rules(reader: &Reader<'_>, node: &Node) -> Option<Vec<String>> {
     reader.sequence(node)?.iter().map(|item| reader.text(item)).collect()
+}
+
+/// Reads `security_opt`. Options of AppArmor and SELinux, which machines do not have, may only say that they are off.
+pub(super) fn security(reader: &Reader<'_>, container: &mut ContainerSpec, node: &Node) -> Option<()> {
+    for item in reader.sequence(node)? {
+        let text = reader.text(item)?;
+        let (option, value) = text.split_once([':', '=']).unwrap_or((&text, ""));
+        match (option, value) {
+            ("no-new-privileges", "" | "true") | ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("seccomp", "unconfined") => container.machine.system_calls = Some(SystemCalls::Unconfined),
+            ("seccomp", path) if !path.is_empty() => {
+                let read = reader.ok(item.mark, reader.read(item.mark, path))?;
+                let read = read.ok_or_else(|| format!("there is no file {path}"));
+                let text = reader.ok(item.mark, read)?;
+                let profile: Result<SeccompProfile, _> = serde_json::from_str(&text);
+                let profile = profile.map_err(|error| error.to_string()).and_then(|profile| {
+                    profile.validate()?;
+                    Ok(profile)
+                });
+                let profile = profile.map_err(|error| format!("{path} is no seccomp profile: {error}"));
+                let profile = reader.ok(item.mark, profile)?;
+                container.machine.system_calls = Some(SystemCalls::Profile(Box::new(profile)));
+            }
+            _ => {
+                let known =
+                    "`seccomp:FILE`, `seccomp:unconfined` and `no-new-privileges`, which all containers have";
+                reader.fault(item.mark, format!("{text:?} is not supported; there are {known}"));
+            }
+        }
+    }
+    Some(())
 }
 
 /// Reads which of a container's namespaces are the machine's.

@@ -1,6 +1,8 @@
 mod every_key;
 mod jobs;
+mod machine;
 mod networks;
+mod provider;
 mod secrets;
 mod update;
 mod volumes;
@@ -13,6 +15,8 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
     let read = |path: &str| {
         Ok(match path {
             "app.env" => Some("FROM_FILE=file\nBOTH=file\nVERSION=v${TAG}\n".to_owned()),
+            "profile.json" => Some(r#"{"defaultAction":"SCMP_ACT_LOG"}"#.to_owned()),
+            "bad.json" => Some(r#"{"defaultAction":"SCMP_ACT_NONE"}"#.to_owned()),
             "bad.env" => Some("A=1\nnonsense\n".to_owned()),
             "app.conf" => Some("from a file\n".to_owned()),
             "pages/index.html" | "pages/de/index.html" => Some("<p>".to_owned()),
@@ -332,7 +336,11 @@ fn wrong_values_are_refused_with_their_line_and_what_would_be_right() {
         ("dns_search: 'a b'", "not a domain"),
         ("dns_opt: ['a b']", "not an option"),
         ("domainname: 'a b'", "not a domain"),
-        ("security_opt: [seccomp=unconfined]", "default seccomp profile"),
+        ("security_opt: [seccomp:nowhere.json]", "no file nowhere.json"),
+        ("security_opt: [seccomp:bad.json]", "`SCMP_ACT_NONE`, expected one of"),
+        ("security_opt: [apparmor:docker-default]", "not supported"),
+        ("cgroup_parent: /system.slice", "cannot name a control group"),
+        ("provider: {options: {a: b}}", "`type` is missing"),
         ("ipc: shareable", "not one of `host`, `private`"),
         ("group_add: ['']", "a name or a number"),
         ("label_file: nowhere.env", "no file nowhere.env"),

@@ -1,10 +1,11 @@
 //! What a Compose file asks for shows inside its containers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
-use hivemind_tests::command::items;
+use hivemind_tests::command::{Run, items};
 use hivemind_tests::wait;
 
 /// Each line of the script tells of one key; `$$` is how Compose writes a `$`.
@@ -126,6 +127,7 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     a_command_has_a_terminal_if_it_wants_one(&cluster);
     what_is_kept_of_the_output_is_as_much_as_the_file_says(&cluster);
     a_service_without_a_network_has_none(&cluster);
+    a_program_provides_a_service_and_tells_those_that_depend_on_it(&cluster);
     a_service_is_given_of_its_machine_what_its_namespace_allows(&cluster);
     a_service_on_the_machines_network_is_reached_there_and_by_its_name(&cluster);
 }
@@ -146,6 +148,7 @@ services:
         mknod /tmp/memory c 1 1; (: >>/tmp/memory) 2>/dev/null || echo "opens nothing else"
         ip link set lo mtu 1234 && echo "lo has $$(cat /sys/class/net/lo/mtu)"
         echo "of the CPU $$(cat /sys/fs/cgroup/cpu.max)"
+        mkdir /tmp/a 2>&1 | grep -o "Read-only file system"
         exec sleep 100000
     stop_grace_period: 0s
     pid: host
@@ -154,6 +157,7 @@ services:
     device_cgroup_rules: ['c 4:* rwm']
     cap_add: [NET_ADMIN]
     cpu_percent: 50
+    security_opt: ['seccomp:calls.json']
     userns_mode: host
   trusted:
     image: registry.lab:5000/busybox:1
@@ -165,13 +169,21 @@ services:
         echo "is filtered $$(sed -n 's/^Seccomp:[[:space:]]*//p' /proc/self/status)"
         [ -b /dev/vda ] && echo "sees disks"
         echo "is ended at $$(cat /proc/self/oom_score_adj)"
+        echo "is in $$(cut -d / -f 2-4 /proc/self/cgroup)/"
         exec sleep 100000
     stop_grace_period: 0s
     privileged: true
     oom_kill_disable: true
+    cgroup: host
+    cgroup_parent: batch
 "#;
 
+/// All system calls but one, which fails as on a file system that is read-only (EROFS).
+const CALLS: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [{"architecture": "SCMP_ARCH_X86_64"}], "syscalls": [
+    {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30}]}"#;
+
 fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster) {
+    std::fs::write(cluster.folder().join("calls.json"), CALLS).unwrap();
     let refused = cluster.push(GIVEN).failed().stderr();
     let advice = "hivemind namespaces allow default capabilities devices host-namespaces";
     assert!(refused.contains(advice), "{refused}");
@@ -192,9 +204,16 @@ fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster
         "opens nothing else",
         "lo has 1234",
         "of the CPU 50000 100000",
+        "Read-only file system",
     ];
     cluster.wait_for_words("given", &words, Duration::from_secs(30));
-    let words = ["may do 000001ffffffffff", "is filtered 0", "sees disks", "is ended at -1000"];
+    let words = [
+        "may do 000001ffffffffff",
+        "is filtered 0",
+        "sees disks",
+        "is ended at -1000",
+        "is in hivemind/workloads/parent.default.batch/",
+    ];
     cluster.wait_for_words("trusted", &words, Duration::from_secs(30));
 
     let told = cluster.hivemind(["namespaces", "deny", "default", "privileged"]).ok().stdout();
@@ -222,6 +241,58 @@ fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
     cluster.wait_for_words("typist", &words, Duration::from_secs(30));
     let said = cluster.hivemind(["logs", "typist"]).ok().stdout();
     assert!(!said.contains("has read"), "it waits for somebody to type: {said}");
+}
+
+/// A provider, which writes down how it is called.
+const CLOUD: &str = r#"#!/bin/sh
+echo "$@" >>"$(dirname "$0")/calls"
+case "$*" in *" up "*)
+    echo '{"type": "info", "message": "making it"}'
+    echo '{"type": "setenv", "message": "URL=cloud://base:1"}'
+    echo '{"type": "addhost", "message": "cloud=192.0.2.9"}'
+esac
+"#;
+
+const PROVIDED: &str = r#"
+name: provided
+services:
+  base:
+    provider: {type: cloud, options: {size: 7}}
+  asker:
+    image: registry.lab:5000/busybox:1
+    command: [sh, -c, 'echo "asks $$BASE_URL at $$(sed -n "s/[[:space:]]*cloud$$//p" /etc/hosts)"; exec sleep 100000']
+    stop_grace_period: 0s
+    depends_on: [base]
+"#;
+
+fn a_program_provides_a_service_and_tells_those_that_depend_on_it(cluster: &Cluster) {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("cloud");
+    std::fs::write(&program, CLOUD).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let file = folder.path().join("compose.yaml");
+    std::fs::write(&file, PROVIDED).unwrap();
+    let file = file.to_str().unwrap();
+    let missing = cluster.hivemind(["push", file]).failed().stderr();
+    assert!(missing.contains("there is no such program"), "{missing}");
+
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let run = |arguments: &[&str]| {
+        let mut command = cluster.command(arguments);
+        command.env("PATH", &path);
+        Run::of(command).ok()
+    };
+    assert!(run(&["push", file]).stderr().contains("making it"));
+    cluster.wait_for_running("asker", 1, STARTING);
+    cluster.wait_for_words("asker", &["asks cloud://base:1 at 192.0.2.9"], Duration::from_secs(30));
+    // Without asking it, what it told counts; and asked again, it says the same.
+    let plan = cluster.hivemind(["plan", file, "--exit-code"]).ok();
+    assert!(plan.stderr().contains("base is provided by cloud"), "{}", plan.stderr());
+    assert!(run(&["push", file]).stdout().contains("unchanged"));
+    run(&["remove", "--file", file, "--yes"]);
+    let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
+    let call = |action: &str| format!("compose --project-name=provided {action} --size=7 base\n");
+    assert_eq!(calls, [call("up"), call("up"), call("down")].concat());
 }
 
 fn a_service_without_a_network_has_none(cluster: &Cluster) {

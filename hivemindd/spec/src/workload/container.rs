@@ -344,6 +344,10 @@ pub struct Resources {
     /// The cores it may use, as `0-2,4`; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpuset: Option<String>,
+    /// The control group that its containers are in together, on each machine, with those of its namespace that name the
+    /// same: what one does not use of the CPU goes to the others of its group first. Absent: each for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_parent: Option<String>,
 }
 
 /// What a container may do on the machine's disk, each second; absent: what the disk can.
@@ -721,6 +725,12 @@ impl Resources {
             let text = format!("{cores:?} is not a list of cores; write for example 0-2,4");
             return fail("/spec/container/resources/cpuset", text);
         }
+        if let Some(name) = self.cgroup_parent.as_ref().filter(|name| !is_group(name)) {
+            let text = format!(
+                "{name:?} cannot name a control group: use 1 to 63 letters, digits, `-`, `_` and `.`"
+            );
+            return fail("/spec/container/resources/cgroupParent", text);
+        }
         Ok(())
     }
 }
@@ -732,6 +742,11 @@ fn is_cpuset(text: &str) -> bool {
         matches!((first.parse::<u16>(), last.parse::<u16>()), (Ok(first), Ok(last)) if first <= last)
     };
     text.split(',').all(range)
+}
+
+/// Whether it is one name of a folder.
+fn is_group(name: &str) -> bool {
+    (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// Whether it is a domain or host name: labels with dots between them.

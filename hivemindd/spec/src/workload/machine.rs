@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::container::ContainerSpec;
 use super::rights;
+use super::seccomp::SystemCalls;
 use super::tmpfs::may_cover;
 use crate::document::DocumentError;
 use crate::namespace::Permission;
@@ -35,6 +36,9 @@ pub struct MachineAccess {
     /// Its processes are not ended when memory is short, its own included: they wait for some.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub outlasts_memory: bool,
+    /// The system calls that it may make; absent: all but those that reach the kernel's rarely used parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_calls: Option<SystemCalls>,
 }
 
 /// A device of the machine in a container.
@@ -88,7 +92,7 @@ impl ContainerSpec {
         let access = &self.machine;
         let capabilities = self.capabilities.add.iter().any(|name| rights::reaches_machine(name));
         let asks = [
-            (Permission::Capabilities, capabilities),
+            (Permission::Capabilities, capabilities || access.system_calls.is_some()),
             (Permission::Devices, !access.devices.is_empty() || !access.device_rules.is_empty()),
             (Permission::HostNetwork, self.has_host_network()),
             (Permission::HostNamespaces, access.host_namespaces.iter().any(|n| *n != HostNamespace::Network)),
@@ -127,6 +131,9 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
     if let Some(odd) = access.device_rules.iter().find(|rule| DeviceRule::parse(rule).is_none()) {
         let text = format!("{odd:?} is no rule for devices; write for example \"c 188:* rw\"");
         return fail("deviceRules", text);
+    }
+    if let Some(SystemCalls::Profile(profile)) = &access.system_calls {
+        profile.validate().or_else(|text| fail("systemCalls/profile", text))?;
     }
     let shares = |namespace| access.host_namespaces.contains(&namespace);
     if shares(HostNamespace::Uts) && (spec.hostname.is_some() || spec.domainname.is_some()) {
@@ -225,6 +232,10 @@ mod tests {
             [Permission::Capabilities]
         );
         assert_eq!(asks(&|s| s.capabilities.add = ["IPC_LOCK".to_owned()].into()).unwrap(), []);
+        assert_eq!(
+            asks(&|s| s.machine.system_calls = Some(SystemCalls::Unconfined)).unwrap(),
+            [Permission::Capabilities]
+        );
         let on_host_network = |change: &dyn Fn(&mut ContainerSpec)| {
             asks(&|s| {
                 s.machine.host_namespaces = [HostNamespace::Network].into();

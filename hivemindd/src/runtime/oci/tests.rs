@@ -123,6 +123,10 @@ fn limits_reach_the_kernel_in_its_own_units() {
     assert_eq!(resources["memory"], json!({ "limit": 64 << 20, "swap": 64 << 20 }));
     assert_eq!(resources["pids"], json!({ "limit": 50 }));
     assert_eq!(spec["linux"]["cgroupsPath"], "/hivemind/workloads/hm-0123456789abcdef");
+    plan.spec.resources.cgroup_parent = Some("batch".into());
+    let together = built(&plan, &shell(), Identity::default(), true);
+    let path = "/hivemind/workloads/parent.default.batch/hm-0123456789abcdef";
+    assert_eq!(together["linux"]["cgroupsPath"], path);
     // Without limits of its own, a container can still not fork without end.
     let bare = built(&self::plan(), &shell(), Identity::default(), true);
     assert_eq!(bare["linux"]["resources"]["pids"], json!({ "limit": 4096 }));
@@ -306,6 +310,13 @@ fn a_container_has_nothing_of_its_machine_unless_it_is_given_it() {
     for hidden in ["maskedPaths", "readonlyPaths", "seccomp"] {
         assert!(!own["linux"][hidden].is_null() && privileged["linux"][hidden].is_null(), "{hidden}");
     }
+    let free = built(&|plan| plan.spec.machine.system_calls = Some(SystemCalls::Unconfined));
+    assert!(free["linux"]["seccomp"].is_null() && !free["linux"]["maskedPaths"].is_null());
+    let profile = json!({ "profile": { "defaultAction": "SCMP_ACT_LOG" } });
+    let chosen = built(&|plan| {
+        plan.spec.machine.system_calls = Some(serde_json::from_value(profile.clone()).unwrap())
+    });
+    assert_eq!(chosen["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_LOG");
     assert_eq!(built(&|plan| plan.spec.machine.outlasts_memory = true)["process"]["oomScoreAdj"], -1000);
     let cpu =
         |change: &dyn Fn(&mut ContainerPlan)| built(change)["linux"]["resources"]["cpu"]["quota"].clone();

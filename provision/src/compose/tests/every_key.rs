@@ -4,7 +4,7 @@ use super::super::keys::Verdict;
 use super::*;
 
 /// Keys that may only say what holds for all containers.
-const ALREADY_SO: [(&str, &str); 8] = [
+const ALREADY_SO: [(&str, &str); 7] = [
     ("attach", "false"),
     ("isolation", "default"),
     ("mem_swappiness", "0"),
@@ -12,7 +12,6 @@ const ALREADY_SO: [(&str, &str); 8] = [
     ("pull_policy", "missing"),
     ("pull_refresh_after", "12h\npull_policy: refresh"),
     ("runtime", "runc"),
-    ("security_opt", "['no-new-privileges:true']"),
     ("userns_mode", "host"),
 ];
 
@@ -23,6 +22,8 @@ fn sample(key: &str) -> &'static str {
         "cap_add" => "[IPC_LOCK]",
         "cap_drop" => "[ALL]",
         "cgroup" | "ipc" | "pid" | "uts" => "host",
+        "cgroup_parent" => "batch",
+        "security_opt" => "['seccomp:unconfined']",
         "command" => "[a]",
         "cpu_count" => "2",
         "cpu_percent" => "50",
@@ -69,6 +70,7 @@ fn sample(key: &str) -> &'static str {
         "post_start" => "[{command: a}]",
         "pre_stop" => "[{command: [a, b]}]",
         "profiles" => "[other]",
+        "provider" => "{type: cloud}",
         "read_only" => "true",
         "restart" => "'no'",
         "secrets" => "[pass]",
@@ -125,10 +127,9 @@ fn every_service_key_of_the_specification_is_honoured_or_refused_with_its_line()
             }
             Verdict::Honoured(_) => {
                 let value = sample(key);
-                let text = if *key == "image" {
-                    "services:\n  web:\n    image: other\n".to_owned()
-                } else {
-                    service(&format!("{key}: {value}"))
+                let text = match *key {
+                    "image" | "provider" => format!("services:\n  web:\n    {key}: {value}\n"),
+                    _ => service(&format!("{key}: {value}")),
                 };
                 let documents = compiled(&(text + more)).documents;
                 assert_ne!(documents, base.documents, "{key} has no effect");
