@@ -34,14 +34,22 @@ pub enum Permission {
     HostNetwork,
     /// The machine's own processes, names and memory segments in place of some of its own.
     HostNamespaces,
+    /// What the machine shows of itself in its files, to read.
+    HostPaths,
     /// Everything: it is as good as root on the machine.
     Privileged,
 }
 
 impl Permission {
     /// All there are.
-    pub const ALL: [Self; 5] =
-        [Self::Capabilities, Self::Devices, Self::HostNetwork, Self::HostNamespaces, Self::Privileged];
+    pub const ALL: [Self; 6] = [
+        Self::Capabilities,
+        Self::Devices,
+        Self::HostNetwork,
+        Self::HostNamespaces,
+        Self::HostPaths,
+        Self::Privileged,
+    ];
 
     /// The one with a name.
     pub fn named(name: &str) -> Option<Self> {
@@ -55,6 +63,7 @@ impl Permission {
             Self::Devices => "devices",
             Self::HostNetwork => "host-network",
             Self::HostNamespaces => "host-namespaces",
+            Self::HostPaths => "host-paths",
             Self::Privileged => "privileged",
         }
     }

@@ -2,6 +2,7 @@
 
 mod container;
 mod health;
+mod host_path;
 mod job;
 mod machine;
 mod networks;
@@ -19,6 +20,7 @@ use utoipa::ToSchema;
 use self::container::is_domain;
 pub use self::container::*;
 pub use self::health::{GrpcCheck, HealthCheck, HttpCheck};
+pub use self::host_path::{HostPath, Reach};
 pub use self::job::{Job, Missed, Overlap, Schedule};
 pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};

@@ -34,7 +34,7 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
-use super::{Runtime, cgroup, device, log_files, on_disk, quota, remove_folder, volume, wall_ms};
+use super::{Runtime, cgroup, device, host_path, log_files, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -187,6 +187,7 @@ impl Runtime {
             files: &files,
             volumes: &|part| self.volumes.data(part),
             disk: self.disk_to_limit(plan)?,
+            host_paths: &host_path::of(&plan.spec)?,
             devices: &device::of(plan)?,
             cores: cgroup::cores(),
             limits: self.limits,

@@ -111,6 +111,7 @@ impl Runtime {
             files: &self.files(beside),
             volumes: &|_| Default::default(),
             disk: None,
+            host_paths: &[],
             devices: &[],
             cores: cgroup::cores(),
             limits: self.limits,

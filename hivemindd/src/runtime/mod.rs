@@ -39,6 +39,7 @@ mod debug;
 pub mod device;
 mod exec;
 pub mod health;
+mod host_path;
 mod image;
 mod labels;
 mod log_files;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_core::record::VolumePart;
 use hivemind_spec::workload::{
-    CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, MAX_OPEN_FILES, SECRETS_FOLDER,
+    CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, HostPath, MAX_OPEN_FILES, SECRETS_FOLDER,
     SecretMount, SystemCalls, Tmpfs, Ulimit, VolumeMount, rights,
 };
 use serde_json::{Value, json};
@@ -91,6 +91,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) volumes: &'a (dyn Fn(&VolumePart) -> PathBuf + Sync),
     /// The numbers of the machine's disk, where something on it is to be limited.
     pub(super) disk: Option<(u64, u64)>,
+    /// The paths of the machine that it is given, and where they lead.
+    pub(super) host_paths: &'a [(PathBuf, &'a HostPath)],
     /// The devices of the machine that it is given.
     pub(super) devices: &'a [Device],
     /// The machine's CPU cores.
@@ -377,6 +379,7 @@ fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>,
         mounts.push(mount(&tmpfs.path, "tmpfs", "tmpfs", &options));
     }
     mounts.extend(volumes(plan, around));
+    mounts.extend(host_paths(around.host_paths));
     if plan.spec.init {
         let options = ["bind", "rprivate", "ro", "nosuid", "nodev"];
         mounts.push(mount(INIT, "bind", &around.init_program.to_string_lossy(), &options));
@@ -389,6 +392,17 @@ fn mounts(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Vec<Value>,
         mounts.push(mount(&file.path, "bind", &source.to_string_lossy(), &options));
     }
     Ok(mounts)
+}
+
+/// Folders and files of the machine. What is mounted below one that may only be read may only be read too.
+fn host_paths(found: &[(PathBuf, &HostPath)]) -> Vec<Value> {
+    let mount = |(source, host): &(PathBuf, &HostPath)| {
+        let access = if host.read_only { "rro" } else { "rw" };
+        let propagation = if host.follows { "rslave" } else { "rprivate" };
+        let options = ["rbind", propagation, access, "nosuid"];
+        json!({ "destination": host.target, "type": "bind", "source": source, "options": options })
+    };
+    found.iter().map(mount).collect()
 }
 
 /// The volumes, those first in which others are mounted.

@@ -240,7 +240,8 @@ pub const SERVICE: &[Row] = &[
     (
         "volumes",
         Honoured(
-            "see below; volumes, files and folders beside the Compose file, which travel with the workload, and memory",
+            "see below; volumes, files and folders beside the Compose file, which travel with the workload, memory, and paths of the \
+             machine by leave of the namespace",
         ),
     ),
     ("volumes_from", Honoured("all volumes of another service; `SERVICE:ro` to read them only")),
@@ -518,7 +519,13 @@ pub const MOUNT: &[Row] = &[
     ("bind", Honoured("see below")),
     ("consistency", Honoured("for macOS; writes are seen by all at once anyway")),
     ("read_only", Honoured("whether the container may only read it")),
-    ("source", Honoured("the volume's name, or a file or folder of text beside the Compose file")),
+    (
+        "source",
+        Honoured(
+            "the volume's name, a file or folder of text beside the Compose file, or an absolute path of the machine, by leave of the \
+             namespace: `host-paths` to read what the machine shows of itself (`/proc`, `/sys`, `/dev`, `/etc`, `/usr`), else `privileged`",
+        ),
+    ),
     ("target", Honoured("where in the container")),
     ("tmpfs", Honoured("see below")),
     ("type", Honoured("`volume`, `bind` or `tmpfs`")),
@@ -528,10 +535,10 @@ pub const MOUNT: &[Row] = &[
 
 /// `bind` of such an entry.
 pub const MOUNT_BIND: &[Row] = &[
-    ("create_host_path", Honoured("without effect: a file that travels must be there")),
+    ("create_host_path", Honoured("without effect: what is mounted must be there")),
+    ("propagation", Honoured("`rslave`: what the machine mounts below later is seen too; else `rprivate`")),
     ("selinux", Honoured("`z` or `Z`, without effect: machines have no SELinux")),
-    ("propagation", RIGHTS),
-    ("recursive", RIGHTS),
+    ("recursive", Refused("all that is mounted below comes with it, and to read only where that is")),
 ];
 
 /// `volume` of such an entry.

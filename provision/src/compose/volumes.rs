@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hivemind_spec::document::is_dns_label;
 use hivemind_spec::volume::{Per, VolumeSpec};
-use hivemind_spec::workload::{ContainerSpec, File, VolumeMount};
+use hivemind_spec::workload::{ContainerSpec, File, HostPath, VolumeMount};
 
 use super::reader::{Reader, fitted};
 use super::yaml::{Key, Mark, Node, Value};
@@ -107,6 +107,8 @@ struct Wanted {
     target: Option<String>,
     read_only: bool,
     no_copy: bool,
+    /// Whether it sees what the machine mounts below later.
+    follows: bool,
     /// Options of a memory-backed directory.
     options: Vec<String>,
 }
@@ -128,6 +130,7 @@ impl Wanted {
             target: None,
             read_only: false,
             no_copy: false,
+            follows: false,
             options: Vec::new(),
         }
     }
@@ -177,10 +180,11 @@ fn short(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
         match option {
             "ro" => wanted.read_only = true,
             "nocopy" => wanted.no_copy = true,
+            "slave" | "rslave" => wanted.follows = true,
             // What is so anyway: writable, no SELinux on the machines, and one kernel that sees all writes.
-            "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+            "rw" | "z" | "Z" | "private" | "rprivate" | "consistent" | "cached" | "delegated" => {}
             other => {
-                let text = format!("the option {other:?} is not supported; `ro` and `nocopy` are");
+                let text = format!("the option {other:?} is not supported; `ro`, `nocopy` and `rslave` are");
                 reader.fault(item.mark, text);
             }
         }
@@ -208,6 +212,10 @@ fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
                 for (key, value) in reader.entries(value, keys::MOUNT_BIND)? {
                     match key.text.as_str() {
                         "create_host_path" => drop(reader.boolean(value)?),
+                        "propagation" => {
+                            let words = [("private", false), ("rprivate", false), ("slave", true), ("rslave", true)];
+                            wanted.follows = reader.word(value, &words)?;
+                        }
                         _ => reader.word(value, &[("z", ()), ("Z", ())])?,
                     }
                 }
@@ -245,6 +253,9 @@ fn mount(
     if !path.starts_with('/') {
         reader.fault(wanted.mark, format!("{path:?} must be a path from the root, as /{path}"));
         return None;
+    }
+    if wanted.follows && wanted.kind != Kind::Bind {
+        reader.fault(wanted.mark, "`rslave` is for paths of the machine only; remove it");
     }
     match (wanted.kind, &wanted.source) {
         (Kind::Tmpfs, None) => {
@@ -310,12 +321,12 @@ fn bind(
     path: &str,
 ) -> Option<()> {
     let mark = wanted.mark;
-    if source.starts_with(['/', '~']) {
-        let why = "there is nothing on the machines that a workload could rely on";
-        reader.fault(
-            mark,
-            format!("{source:?} is not supported: {why}; use a volume, or a file beside this one"),
-        );
+    if source.starts_with('/') {
+        return of_machine(reader, container, wanted, source, path);
+    }
+    if source.starts_with('~') {
+        let text = format!("{source:?}: nobody has a home on the machines; use a volume, or a file beside this one");
+        reader.fault(mark, text);
         return None;
     }
     let path = path.trim_end_matches('/');
@@ -344,6 +355,36 @@ fn bind(
         let text = "travels with the workload: what it writes there is lost; for data, use a volume";
         reader.warn(mark, format!("{source} {text}"));
     }
+    Some(())
+}
+
+/// Files that say which time zone a machine is in, which containers are given out of habit.
+const TIME_ZONE: [&str; 2] = ["/etc/localtime", "/etc/timezone"];
+
+/// A file or a folder of the machine's.
+fn of_machine(
+    reader: &Reader<'_>,
+    container: &mut ContainerSpec,
+    wanted: &Wanted,
+    source: &str,
+    target: &str,
+) -> Option<()> {
+    if source.ends_with("/docker.sock") {
+        reader.fault(wanted.mark, "there is no Docker on the machines; remove it");
+        return None;
+    }
+    if TIME_ZONE.contains(&source) {
+        let text = format!("{source} is left out: the machines' clocks are at UTC, as a container's is; `TZ` says otherwise");
+        reader.warn(wanted.mark, text);
+        return Some(());
+    }
+    let trimmed = |path: &str| if path == "/" { path.to_owned() } else { path.trim_end_matches('/').to_owned() };
+    container.machine.host_paths.push(HostPath {
+        path: trimmed(source),
+        target: trimmed(target),
+        read_only: wanted.read_only,
+        follows: wanted.follows,
+    });
     Some(())
 }
 

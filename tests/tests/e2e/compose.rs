@@ -149,6 +149,7 @@ services:
         ip link set lo mtu 1234 && echo "lo has $$(cat /sys/class/net/lo/mtu)"
         echo "of the CPU $$(cat /sys/fs/cgroup/cpu.max)"
         mkdir /tmp/a 2>&1 | grep -o "Read-only file system"
+        [ "$$(ls /host/sys/class/net | wc -l)" -gt 2 ] && echo "sees the interfaces"
         exec sleep 100000
     stop_grace_period: 0s
     pid: host
@@ -158,6 +159,7 @@ services:
     cap_add: [NET_ADMIN]
     cpu_percent: 50
     security_opt: ['seccomp:calls.json']
+    volumes: ['/sys:/host/sys:ro']
     userns_mode: host
   trusted:
     image: registry.lab:5000/busybox:1
@@ -169,6 +171,8 @@ services:
         echo "is filtered $$(sed -n 's/^Seccomp:[[:space:]]*//p' /proc/self/status)"
         [ -b /dev/vda ] && echo "sees disks"
         echo "is ended at $$(cat /proc/self/oom_score_adj)"
+        echo "is on $$(sed -n 's/^ID=//p' /rootfs/etc/os-release)"
+        touch /rootfs/var/lib/x 2>&1 | grep -o "x: Read-only file system"
         echo "is in $$(cut -d / -f 2-4 /proc/self/cgroup)/"
         exec sleep 100000
     stop_grace_period: 0s
@@ -176,6 +180,7 @@ services:
     oom_kill_disable: true
     cgroup: host
     cgroup_parent: batch
+    volumes: ['/:/rootfs:ro,rslave']
 "#;
 
 /// All system calls but one, which fails as on a file system that is read-only (EROFS).
@@ -187,9 +192,8 @@ fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster
     let refused = cluster.push(GIVEN).failed().stderr();
     let advice = "hivemind namespaces allow default capabilities devices host-namespaces";
     assert!(refused.contains(advice), "{refused}");
-    let allow =
-        ["namespaces", "allow", "default", "capabilities", "devices", "host-namespaces", "privileged"];
-    cluster.hivemind(allow).ok();
+    let allow = "namespaces allow default capabilities devices host-namespaces host-paths privileged";
+    cluster.hivemind(allow.split(' ')).ok();
     cluster.push(GIVEN).ok();
     let given = cluster.wait_for_running("given", 1, STARTING);
     cluster.wait_for_running("trusted", 1, STARTING);
@@ -205,6 +209,7 @@ fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster
         "lo has 1234",
         "of the CPU 50000 100000",
         "Read-only file system",
+        "sees the interfaces",
     ];
     cluster.wait_for_words("given", &words, Duration::from_secs(30));
     let words = [
@@ -212,6 +217,8 @@ fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster
         "is filtered 0",
         "sees disks",
         "is ended at -1000",
+        "is on hivemind",
+        "x: Read-only file system",
         "is in hivemind/workloads/parent.default.batch/",
     ];
     cluster.wait_for_words("trusted", &words, Duration::from_secs(30));

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::container::ContainerSpec;
+use super::host_path::{HostPath, Reach};
 use super::rights;
 use super::seccomp::SystemCalls;
 use super::tmpfs::may_cover;
 use crate::document::DocumentError;
 use crate::namespace::Permission;
 
-/// Devices of a container, and rules for them, at most: more has no use.
+/// Devices of a container, rules for them, and paths, at most: more has no use.
 const MAX_DEVICES: usize = 64;
 
 /// What a container is given of its machine.
@@ -36,6 +37,9 @@ pub struct MachineAccess {
     /// Its processes are not ended when memory is short, its own included: they wait for some.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub outlasts_memory: bool,
+    /// Folders and files of the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_paths: Vec<HostPath>,
     /// The system calls that it may make; absent: all but those that reach the kernel's rarely used parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_calls: Option<SystemCalls>,
@@ -91,12 +95,15 @@ impl ContainerSpec {
     pub fn permissions(&self) -> BTreeSet<Permission> {
         let access = &self.machine;
         let capabilities = self.capabilities.add.iter().any(|name| rights::reaches_machine(name));
+        let reaches = |reach| access.host_paths.iter().any(|host| host.reach(&host.path) == reach);
+        let everything = access.privileged || access.outlasts_memory || reaches(Reach::Everything);
         let asks = [
             (Permission::Capabilities, capabilities || access.system_calls.is_some()),
             (Permission::Devices, !access.devices.is_empty() || !access.device_rules.is_empty()),
             (Permission::HostNetwork, self.has_host_network()),
             (Permission::HostNamespaces, access.host_namespaces.iter().any(|n| *n != HostNamespace::Network)),
-            (Permission::Privileged, access.privileged || access.outlasts_memory),
+            (Permission::HostPaths, reaches(Reach::Shown)),
+            (Permission::Privileged, everything),
         ];
         asks.into_iter().filter(|(_, asks)| *asks).map(|(permission, _)| permission).collect()
     }
@@ -126,6 +133,15 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
         }
         if !is_access(&device.access) {
             return fail(&what, format!("{:?}: use letters of `rwm`", device.access));
+        }
+    }
+    if access.host_paths.len() > MAX_DEVICES {
+        return fail("hostPaths", format!("has more than {MAX_DEVICES} paths"));
+    }
+    for (index, host) in access.host_paths.iter().enumerate() {
+        host.validate().or_else(|text| fail(&format!("hostPaths/{index}"), text))?;
+        if access.host_paths[..index].iter().any(|other| other.target == host.target) {
+            return fail(&format!("hostPaths/{index}"), format!("{} is there twice", host.target));
         }
     }
     if let Some(odd) = access.device_rules.iter().find(|rule| DeviceRule::parse(rule).is_none()) {
@@ -236,6 +252,15 @@ mod tests {
             asks(&|s| s.machine.system_calls = Some(SystemCalls::Unconfined)).unwrap(),
             [Permission::Capabilities]
         );
+        let host = |path: &str| {
+            asks(&|s| {
+                let (path, target) = (path.to_owned(), "/a".to_owned());
+                s.machine.host_paths = vec![HostPath { path, target, read_only: true, follows: true }];
+            })
+        };
+        assert_eq!(host("/sys").unwrap(), [Permission::HostPaths]);
+        assert_eq!(host("/").unwrap(), [Permission::Privileged]);
+        host("/sys/..").unwrap_err();
         let on_host_network = |change: &dyn Fn(&mut ContainerSpec)| {
             asks(&|s| {
                 s.machine.host_namespaces = [HostNamespace::Network].into();

@@ -43,6 +43,7 @@ fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits
         files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
         volumes: &|part| PathBuf::from(format!("/volumes/{part}")),
         disk: None,
+        host_paths: &[],
         devices: &[],
         cores: 4,
         limits,
@@ -208,6 +209,7 @@ fn a_working_directory_must_be_absolute() {
         files: Path::new("/f"),
         volumes: &|_| PathBuf::new(),
         disk: None,
+        host_paths: &[],
         devices: &[],
         cores: 4,
         limits: true,
@@ -276,6 +278,14 @@ fn user_namespaces_and_kernel_doors_are_shut() {
     {
         assert!(profile.contains(&format!("\"{call}\"")), "{call}");
     }
+}
+
+#[test]
+fn what_is_below_a_path_of_the_machine_is_no_more_writable_than_itself() {
+    let host = |read_only, follows| HostPath { path: "/sys".into(), target: "/host/sys".into(), read_only, follows };
+    let options = |host: HostPath| host_paths(&[("/sys".into(), &host)])[0]["options"].clone();
+    assert_eq!(options(host(true, true)), json!(["rbind", "rslave", "rro", "nosuid"]));
+    assert_eq!(options(host(false, false)), json!(["rbind", "rprivate", "rw", "nosuid"]));
 }
 
 #[test]

@@ -248,3 +248,9 @@ fn the_schema_of_documents_knows_what_is_wrong_with_one() {
         assert!(!schema.is_valid(&document), "{pointer}");
     }
 }
+
+#[test]
+fn at_least_85_keys_of_a_service_are_honoured() {
+    let honoured = keys::SERVICE.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Honoured(_)));
+    assert!(honoured.count() >= 85);
+}

@@ -1,6 +1,8 @@
 //! Volumes of a file.
 
+use hivemind_spec::namespace::Permission;
 use hivemind_spec::volume::Per;
+use hivemind_spec::workload::HostPath;
 
 use super::*;
 
@@ -83,17 +85,45 @@ volumes:
 }
 
 #[test]
+fn paths_of_the_machine_are_mounted_and_its_time_zone_is_none() {
+    let monitor = "volumes: ['/proc:/host/proc:ro', '/:/rootfs:ro,rslave', '/etc/localtime:/etc/localtime:ro',\n  \
+                   {type: bind, source: /dev/serial/, target: /serial, bind: {propagation: rslave}}]";
+    let compiled = compiled(&service(monitor));
+    let container = &compiled.documents[0].workload().unwrap().container;
+    let host = |path: &str, target: &str, read_only, follows| HostPath {
+        path: path.into(),
+        target: target.into(),
+        read_only,
+        follows,
+    };
+    let expected = [
+        host("/proc", "/host/proc", true, false),
+        host("/", "/rootfs", true, true),
+        host("/dev/serial", "/serial", false, true),
+    ];
+    assert_eq!(container.machine.host_paths, expected);
+    assert!(container.files.is_empty() && container.volumes.is_empty());
+    assert_eq!(container.permissions(), [Permission::HostPaths, Permission::Privileged].into());
+    assert!(compiled.warnings[0].message.contains("at UTC"), "{:?}", compiled.warnings);
+}
+
+#[test]
 fn what_is_wrong_with_volumes_is_told_with_its_line() {
     let more = "volumes: {data: {}}\n";
     for (volumes, wanted) in [
         ("[nothing:/a]", "not under `volumes`"),
         ("[data:a]", "path from the root"),
         ("[data]", "path from the root"),
-        ("[data:/a:rshared]", "`ro` and `nocopy` are"),
+        ("[data:/a:rshared]", "`ro`, `nocopy` and `rslave` are"),
         ("[data:/proc/x]", "shows the kernel"),
         ("[data:/a, data:/a/]", "is there twice"),
-        ("['/var/run/docker.sock:/var/run/docker.sock']", "use a volume"),
+        ("['/var/run/docker.sock:/var/run/docker.sock']", "no Docker"),
+        ("[data:/a:rslave]", "of the machine only"),
         ("['~/x:/x']", "use a volume"),
+        ("['/sys:/sys:ro']", "shows the kernel"),
+        ("['/sys/../var:/a']", "no absolute path"),
+        ("['/sys:/a', '/dev:/a/']", "is there twice"),
+        ("[{type: bind, source: /sys, target: /a, bind: {propagation: rshared}}]", "not one of"),
         ("['./missing:/x']", "there is no file"),
         ("['./empty:/x']", "empty folder; for data, use a volume"),
         ("['./pages/missing:/x']", "for data, use a volume"),
