@@ -1,6 +1,7 @@
 //! The command line: what can be typed. What it does is in [`crate::command`].
 
 mod images;
+mod nodes;
 mod volumes;
 mod workloads;
 
@@ -8,17 +9,17 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hivemind_spec::api::Wipe;
 use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
 pub use self::images::{Images, ImagesGive, ImagesTakeBack};
+pub use self::nodes::{NodeChange, NodeName, NodeNames, Nodes, NodesReset, Support};
 pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
 };
 pub use self::workloads::{
-    Adjusting, Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove,
+    Adjusting, Attach, Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove,
     Restart, RunOnce, Scale, StatsOf,
 };
 
@@ -202,6 +203,14 @@ pub enum Command {
         after_help = "Examples:\n  hivemind exec web sh\n  hivemind exec web/1 cat /etc/hostname\n  hivemind exec db psql -U postgres < dump.sql\n  hivemind exec web --output json nginx -v"
     )]
     Exec(Exec),
+    /// Be at the own command of a workload's container: see what it prints, and type to its terminal
+    #[command(
+        long_about = "Be at the own command of a workload's container, on whichever machine that is: what it prints from now on is shown \
+            as it comes, and if it has a terminal (`tty: true`), what is typed goes there. Ctrl-P Ctrl-Q leaves it, and it goes on. \
+            Without a terminal, Ctrl-C leaves it.",
+        after_help = "Examples:\n  hivemind attach console\n  hivemind attach console/1 --no-input"
+    )]
+    Attach(Attach),
     /// Run tools beside a container of a workload, whose image has none
     #[command(
         long_about = "Run an image of tools beside a container of a workload, on whichever machine that is: with its processes, \
@@ -593,87 +602,6 @@ pub struct SecretsRemove {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
-}
-
-/// See [`Command::Nodes`].
-#[derive(Debug, Subcommand)]
-pub enum Nodes {
-    /// List them
-    #[command(after_help = "Example:\n  hivemind nodes list")]
-    List,
-    /// List what is built into machines and plugged into them, by the names that Compose files give it
-    #[command(after_help = "Examples:\n  hivemind nodes devices\n  hivemind nodes devices edge-3")]
-    Devices(NodeNames),
-    /// Place nothing new on a machine; what runs there stays
-    #[command(after_help = "Example:\n  hivemind nodes cordon edge-3")]
-    Cordon(NodeName),
-    /// Place replicas on a machine again
-    #[command(after_help = "Example:\n  hivemind nodes uncordon edge-3")]
-    Uncordon(NodeName),
-    /// Cut a machine off for good: it is stolen, lost, or thrown away
-    #[command(after_help = "Example:\n  hivemind nodes revoke edge-3 --yes")]
-    Revoke(NodeChange),
-    /// Start a machine anew, in order
-    #[command(after_help = "Example:\n  hivemind nodes reboot edge-3")]
-    Reboot(NodeName),
-    /// Shut a machine down and switch it off
-    #[command(after_help = "Example:\n  hivemind nodes shutdown edge-3 --yes")]
-    Shutdown(NodeChange),
-    /// Have a machine forget what it holds, and start anew
-    #[command(
-        after_help = "Examples:\n  hivemind nodes reset edge-3 --wipe workloads\n  hivemind nodes reset edge-3 --wipe all --yes"
-    )]
-    Reset(NodesReset),
-}
-
-/// A node, by name.
-#[derive(Debug, Args)]
-pub struct NodeName {
-    /// The machine's host name, its id, or the id's first 8 digits or more
-    #[arg(value_name = "NODE")]
-    pub name: String,
-}
-
-/// Nodes, by name.
-#[derive(Debug, Args)]
-pub struct NodeNames {
-    /// Only of these machines: host names, ids, or the ids' first 8 digits or more
-    #[arg(value_name = "NODE")]
-    pub nodes: Vec<String>,
-}
-
-/// See [`Command::Support`].
-#[derive(Debug, Args)]
-pub struct Support {
-    /// Of which machines
-    #[command(flatten)]
-    pub of: NodeNames,
-    /// The file to write; support-CLUSTER-TIME.tar.gz in the current folder if not given
-    #[arg(long, short, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-}
-
-/// See [`Nodes::Revoke`] and [`Nodes::Shutdown`].
-#[derive(Debug, Args)]
-pub struct NodeChange {
-    /// Which
-    #[command(flatten)]
-    pub node: NodeName,
-    /// Do not ask
-    #[arg(long, short)]
-    pub yes: bool,
-}
-
-/// See [`Nodes::Reset`].
-#[derive(Debug, Args)]
-pub struct NodesReset {
-    /// Which
-    #[command(flatten)]
-    pub change: NodeChange,
-    /// workloads: containers, images and logs; volumes stay. state: also its copy of the cluster's state, which the
-    /// others have. all: its volumes and its identity too; it needs a new token to join again
-    #[arg(long, value_name = "WHAT", value_parser = PossibleValuesParser::new(Wipe::ALL.map(Wipe::name)).try_map(|name| Wipe::named(&name).ok_or("it cannot be wiped")))]
-    pub wipe: Wipe,
 }
 
 /// See [`Command::Keys`].

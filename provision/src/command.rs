@@ -1,6 +1,7 @@
 //! What the commands do: each reads what it needs, decides, and prints text or JSON.
 
 mod adjust;
+mod attach;
 mod backup;
 mod bars;
 mod copy;
@@ -73,6 +74,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Upgrade(options) => upgrade::run(&global, &options),
         Command::Status => show::status(&global),
         Command::Logs(options) => logs::run(&global, &options),
+        Command::Attach(options) => attach::run(&global, &options),
         Command::Exec(options) => exec::run(&global, &options),
         Command::Debug(options) => exec::debug(&global, &options),
         Command::Cp(options) => copy::run(&global, &options),

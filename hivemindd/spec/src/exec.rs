@@ -74,6 +74,16 @@ pub struct DebugRequest {
     pub terminal: Option<TerminalSize>,
 }
 
+/// How somebody is at a container's own command (`GET /v1/attach/{namespace}/{workload}?request=…`), which goes on when the
+/// conversation ends. It has a terminal of its own or none, whatever the other end has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The size that its terminal is to have; absent: as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+}
+
 /// The size of a terminal, characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -28,7 +28,7 @@ use super::session::{self, Right};
 pub(super) struct Asked {
     /// The replica; any that runs if not given.
     pub(super) slot: Option<u32>,
-    /// What is to run, as JSON: an `ExecRequest` or a `DebugRequest`.
+    /// What is wanted, as JSON: an `ExecRequest`, a `DebugRequest` or an `AttachRequest`.
     pub(super) request: String,
 }
 

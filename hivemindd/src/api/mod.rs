@@ -6,6 +6,7 @@
 //! ([`forward`]).
 
 mod archives;
+mod attach;
 mod auth;
 mod blobs;
 mod body;
@@ -93,6 +94,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/status", get(reads::status))
         .route("/v1/logs/{namespace}/{workload}", get(logs::stream))
         .route("/v1/exec/{namespace}/{workload}", get(exec::exec))
+        .route("/v1/attach/{namespace}/{workload}", get(attach::attach))
         .route("/v1/debug/{namespace}/{workload}", get(debug::debug))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::require_signature));
     let open = Router::new()

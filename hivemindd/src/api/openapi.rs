@@ -2,11 +2,11 @@
 
 use axum::Json;
 use hivemind_spec::api::WantedBlob;
-use hivemind_spec::exec::{DebugRequest, ExecRequest, FromClient};
+use hivemind_spec::exec::{AttachRequest, DebugRequest, ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{archives, debug, devices, events, exec, images, logs, orders, reads, specs, stats, support};
+use super::{archives, attach, debug, devices, events, exec, images, logs, orders, reads, specs, stats, support};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -42,10 +42,11 @@ use super::{archives, debug, devices, events, exec, images, logs, orders, reads,
         support::support,
         logs::stream,
         exec::exec,
+        attach::attach,
         debug::debug,
         serve,
     ),
-    components(schemas(DebugRequest, ExecRequest, FromClient, WantedBlob))
+    components(schemas(AttachRequest, DebugRequest, ExecRequest, FromClient, WantedBlob))
 )]
 struct Api;
 

@@ -31,6 +31,7 @@ use crate::network::isolation::InForce;
 use crate::transport::Transport;
 
 mod backup;
+mod attach;
 mod cgroup;
 mod client;
 mod container;

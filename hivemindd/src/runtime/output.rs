@@ -12,10 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hivemind_core::event::ContainerId;
+use hivemind_spec::exec::{MAX_DATA_BYTES, OutputStream};
 use memchr::memchr;
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -23,6 +25,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
 use super::log_files::{LogFile, remove_logs};
+use super::stream::Output;
 
 /// Longer lines are cut into records of this length, in bytes, as Docker does.
 pub(super) const MAX_LINE_BYTES: usize = 16 * 1024;
@@ -32,6 +35,9 @@ const READ_BYTES: usize = 32 * 1024;
 
 /// The streams of a container, in the order of its pipes.
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
+
+/// Pieces of output that wait for somebody who reads along: a megabyte at most, the length of a hiccup.
+const PIECES_WAITING: usize = 64;
 
 /// Removes logs of replicas that have no container here any more and wrote nothing for a while:
 /// what a removal without its log leaves must not add up.
@@ -151,6 +157,7 @@ enum Command {
 /// Reads all containers' pipes on one thread, so that a slow disk delays logs and nothing else.
 pub(super) struct Collector {
     commands: mpsc::UnboundedSender<Command>,
+    listeners: Arc<Listeners>,
     /// What is being read, and how to end it; `None` while a container is being removed.
     attached: Mutex<BTreeMap<ContainerId, Option<oneshot::Sender<oneshot::Sender<()>>>>>,
 }
@@ -160,18 +167,27 @@ impl Collector {
     pub(super) fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let (commands, mut receiver) = mpsc::unbounded_channel();
+        let listeners = Arc::new(Listeners::default());
+        let heard = Arc::clone(&listeners);
         std::thread::Builder::new().name("logs".into()).spawn(move || {
             runtime.block_on(async move {
                 while let Some(Command::Attach { id, pipes, log, stop }) = receiver.recv().await {
+                    let heard = Arc::clone(&heard);
                     tokio::spawn(async move {
-                        if let Err(error) = collect(&pipes, &log, stop).await {
+                        let pass_on = |stream, data: &[u8]| heard.tell(&id, stream, data);
+                        if let Err(error) = collect(&pipes, &log, stop, &pass_on).await {
                             tracing::warn!(container = id.0, %error, "its output is not recorded");
                         }
                     });
                 }
             });
         })?;
-        Ok(Self { commands, attached: Mutex::default() })
+        Ok(Self { commands, listeners, attached: Mutex::default() })
+    }
+
+    /// What a container prints from now on. It ends with the container, or when it is not received in time.
+    pub(super) fn listen(&self, id: &ContainerId) -> mpsc::Receiver<Output> {
+        self.listeners.add(id)
     }
 
     /// Reads the pipes of a container that is started, from now on.
@@ -210,14 +226,46 @@ impl Collector {
 
     /// Forgets a container that is removed.
     pub(super) fn forget(&self, id: &ContainerId) {
+        self.listeners.end(id);
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 }
 
+/// Those who read along what containers print.
+#[derive(Default)]
+struct Listeners(Mutex<BTreeMap<ContainerId, Vec<mpsc::Sender<Output>>>>);
+
+impl Listeners {
+    fn add(&self, id: &ContainerId) -> mpsc::Receiver<Output> {
+        let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default().push(sender);
+        receiver
+    }
+
+    /// Passes on what a container printed. One who is too slow hears no more: the container does not wait for him.
+    fn tell(&self, id: &ContainerId, stream: OutputStream, data: &[u8]) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(listeners) = all.get_mut(id) else { return };
+        for piece in data.chunks(MAX_DATA_BYTES) {
+            let piece = Bytes::copy_from_slice(piece);
+            listeners.retain(|listener| listener.try_send((stream, piece.clone())).is_ok());
+        }
+        if listeners.is_empty() {
+            all.remove(id);
+        }
+    }
+
+    fn end(&self, id: &ContainerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Records what comes out of a container's pipes, and passes it on.
 async fn collect(
     pipes: &[PathBuf; 2],
     wanted: &Log,
     mut stop: oneshot::Receiver<oneshot::Sender<()>>,
+    pass_on: &impl Fn(OutputStream, &[u8]),
 ) -> io::Result<()> {
     let [stdout, stderr] = [open_pipe(&pipes[0])?, open_pipe(&pipes[1])?];
     let mut splitters = STREAMS.map(Splitter::new);
@@ -235,8 +283,8 @@ async fn collect(
         // One read each in turn, so that a chatty stream does not starve the other; all that is
         // there when it is the end.
         match done.is_some() {
-            false => drop(read_both([&stdout, &stderr], &mut splitters, &mut records, try_read)?),
-            true => while read_both([&stdout, &stderr], &mut splitters, &mut records, read_now)? {},
+            false => drop(read_both([&stdout, &stderr], &mut splitters, &mut records, pass_on, try_read)?),
+            true => while read_both([&stdout, &stderr], &mut splitters, &mut records, pass_on, read_now)? {},
         }
         if done.is_some() {
             let now_ms = super::wall_ms();
@@ -291,13 +339,16 @@ fn read_both(
     pipes: [&pipe::Receiver; 2],
     splitters: &mut [Splitter; 2],
     records: &mut Vec<u8>,
+    pass_on: &impl Fn(OutputStream, &[u8]),
     read: impl Fn(&pipe::Receiver, &mut [u8]) -> io::Result<usize>,
 ) -> io::Result<bool> {
     let mut any = false;
     let mut buffer = [0; READ_BYTES];
-    for (pipe, splitter) in pipes.into_iter().zip(splitters) {
+    let streams = [OutputStream::Stdout, OutputStream::Stderr];
+    for ((pipe, splitter), stream) in pipes.into_iter().zip(splitters).zip(streams) {
         let count = read(pipe, &mut buffer)?;
         any |= count > 0;
+        pass_on(stream, &buffer[..count]);
         splitter.feed(&buffer[..count], super::wall_ms(), records);
     }
     Ok(any)

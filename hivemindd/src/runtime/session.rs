@@ -200,13 +200,13 @@ async fn signal(exec: &Exec<'_>, pid: u32, signal: Signal) {
     exec.kill(signal).await;
 }
 
-async fn resize(exec: &Exec<'_>, size: TerminalSize) {
+pub(super) async fn resize(exec: &Exec<'_>, size: TerminalSize) {
     if let Err(status) = exec.resize(size).await {
         tracing::debug!(error = status.message(), "a terminal keeps its size");
     }
 }
 
-async fn write(stdin: Option<&pipe::Sender>, data: &[u8]) -> io::Result<usize> {
+pub(super) async fn write(stdin: Option<&pipe::Sender>, data: &[u8]) -> io::Result<usize> {
     let stdin = stdin.ok_or(io::ErrorKind::BrokenPipe)?;
     loop {
         stdin.writable().await?;

@@ -203,6 +203,20 @@ pub struct Exec {
     pub no_terminal: bool,
 }
 
+/// See [`super::Command::Attach`].
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// The workload, or one of its replicas as WORKLOAD/SLOT; the first that runs if there is no number
+    #[arg(value_parser = workload_name)]
+    pub workload: String,
+    /// The workload's namespace
+    #[arg(long, short, default_value = hivemind_spec::document::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// Type nothing, and only look
+    #[arg(long)]
+    pub no_input: bool,
+}
+
 /// See [`super::Command::Debug`].
 #[derive(Debug, Args)]
 pub struct Debug {

@@ -36,12 +36,12 @@ pub(super) fn debug(global: &Global, options: &Debug) -> Result<Exit> {
 }
 
 /// The terminal that a command is to have, if it is to have one.
-fn terminal(global: &Global, unwanted: bool) -> Option<TerminalSize> {
+pub(super) fn terminal(global: &Global, unwanted: bool) -> Option<TerminalSize> {
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     (is_terminal && !unwanted && global.output == Output::Text).then(size).flatten()
 }
 
-fn keeper(global: &Global) -> Result<Keeper> {
+pub(super) fn keeper(global: &Global) -> Result<Keeper> {
     Ok(match global.output {
         Output::Json => Keeper::Kept(Kept::default()),
         Output::Text => Keeper::Printed(Printer::start(io::stdout(), io::stderr())?),
@@ -49,7 +49,7 @@ fn keeper(global: &Global) -> Result<Keeper> {
 }
 
 /// Where a container of a workload, or of one of its replicas (`WORKLOAD/SLOT`), is asked for something.
-fn path(what: &str, namespace: &str, replica: &str, json: &str) -> Result<String> {
+pub(super) fn path(what: &str, namespace: &str, replica: &str, json: &str) -> Result<String> {
     let (workload, slot) = super::replica(replica)?;
     let slot = slot.map(|slot| format!("slot={slot}&")).unwrap_or_default();
     Ok(format!("/v1/{what}/{}/{}?{slot}request={}", percent(namespace), percent(workload), percent(json)))

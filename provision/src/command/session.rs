@@ -31,6 +31,9 @@ const MAX_KEPT_BYTES: usize = 16 * 1024 * 1024;
 /// The exit code of a program that wrote for nobody: 128 and SIGPIPE, as shells say it.
 const NOBODY_READS: u8 = 141;
 
+/// How reading the input fails when the user leaves: what is at the other end goes on.
+pub(super) const LEFT: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
 /// Passes on between this end and what a node does at the other, until that ends.
 pub(super) async fn converse(
     client: &Client,
@@ -271,6 +274,7 @@ impl Session {
                             under_way += data.len();
                             self.send(Message::Binary(data))?;
                         }
+                        Some(Err(error)) if error.kind() == LEFT => return Ok(Exit::Success),
                         // Not its end: whoever has what came before must not take it for all.
                         Some(Err(error)) => {
                             return Err(Failure::local("bad-input", format!("the input cannot be read: {error}")));

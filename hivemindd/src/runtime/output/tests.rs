@@ -105,3 +105,27 @@ fn only_old_logs_of_replicas_that_are_gone_are_pruned() {
     assert!(used.exists() && !directory.join("default/old").exists());
     fs::remove_dir_all(&directory).unwrap();
 }
+
+#[test]
+fn whoever_reads_along_too_slowly_is_not_waited_for() {
+    let listeners = Listeners::default();
+    let id = ContainerId("hm-a".to_owned());
+    let (mut reads, mut sleeps) = (listeners.add(&id), listeners.add(&id));
+    let long = vec![b'x'; MAX_DATA_BYTES + 1];
+    listeners.tell(&id, OutputStream::Stderr, &long);
+    assert_eq!(reads.try_recv().unwrap().1.len(), MAX_DATA_BYTES);
+    assert_eq!(reads.try_recv().unwrap(), (OutputStream::Stderr, Bytes::from_static(b"x")));
+    for number in 0..PIECES_WAITING {
+        listeners.tell(&id, OutputStream::Stdout, b"more");
+        assert_eq!(reads.try_recv().unwrap().1, "more", "{number}");
+    }
+    let mut kept = 0;
+    while sleeps.try_recv().is_ok() {
+        kept += 1;
+    }
+    assert!(kept == PIECES_WAITING && sleeps.is_closed(), "{kept}");
+    listeners.tell(&ContainerId("hm-b".to_owned()), OutputStream::Stdout, b"another's");
+    assert!(reads.try_recv().is_err());
+    listeners.end(&id);
+    assert!(reads.is_closed());
+}
