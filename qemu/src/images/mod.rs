@@ -9,6 +9,7 @@
 //! | `nginx:1`, `nginx:2` | a web server on port 80, which says its version at `/` and its host name at `/hostname` |
 //! | `skopeo:1` | copies images, beside a shell |
 //! | `redis:1` | a database on port 6379, as user `redis` |
+//! | `prometheus:1`, `node-exporter:1` | monitoring, as user `nobody`: ports 9090 and 9100 |
 //! | `mosquitto:1` | a message broker on port 1883, as user `mosquitto`, with its clients and a shell |
 
 mod debian;

@@ -23,6 +23,7 @@ const GROUP: &str = "root:x:0:\nwww-data:x:33:\nredis:x:999:\nmosquitto:x:1883:\
 
 const REDIS_USER: u32 = 999;
 const MOSQUITTO_USER: u32 = 1883;
+const NOBODY: u32 = 65534;
 
 /// Serves the page, says which container answers, and has a health check.
 const NGINX_CONF: &str = "\
@@ -62,6 +63,10 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
     recipes.push(skopeo(work, busybox.clone())?);
     say("mosquitto");
     recipes.push(mosquitto(work, busybox)?);
+    say("prometheus");
+    recipes.push(monitor(work, "prometheus", "prometheus", 9090)?);
+    say("node-exporter");
+    recipes.push(monitor(work, "node-exporter", "prometheus-node-exporter", 9100)?);
     say("misbehave");
     recipes.extend(misbehave()?);
     say("nginx");
@@ -191,6 +196,29 @@ fn mosquitto(work: &Path, busybox: Layer) -> Result<Recipe> {
             "Volumes": { "/mosquitto/data": {} },
         }),
         layers: vec![busybox, libraries, program],
+    })
+}
+
+/// One program of the package's name, as in the images that its makers give out: it is the entry point.
+fn monitor(work: &Path, name: &'static str, package: &str, port: u16) -> Result<Recipe> {
+    let unpacked = Unpacked::fetch(&[package], &work.join("debs"), &work.join(name))?;
+    let (mut libraries, mut program) = (Layer::default(), Layer::default());
+    accounts(&mut libraries);
+    let path = format!("usr/bin/{package}");
+    unpacked.add_program(&mut program, &mut libraries, &path)?;
+    program.folder("prometheus", 0o755, NOBODY);
+    Ok(Recipe {
+        name,
+        tag: "1",
+        vocabulary: &OCI,
+        config: json!({
+            "Env": ["PATH=/bin:/usr/bin"],
+            "User": "nobody",
+            "WorkingDir": "/prometheus",
+            "Entrypoint": [format!("/{path}")],
+            "ExposedPorts": { format!("{port}/tcp"): {} },
+        }),
+        layers: vec![libraries, program],
     })
 }
 

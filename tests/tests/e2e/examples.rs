@@ -2,11 +2,45 @@
 
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::wait;
+use serde_json::Value;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples");
 
 #[test]
-fn home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network() {
-    let cluster = Cluster::formed("home", 2);
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/home.yaml");
+fn applications_run_as_people_write_them() {
+    let cluster = Cluster::formed("examples", 2);
+    monitoring_finds_an_exporter_on_every_machine_which_sees_all_of_it(&cluster);
+    home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network(&cluster);
+}
+
+fn monitoring_finds_an_exporter_on_every_machine_which_sees_all_of_it(cluster: &Cluster) {
+    let file = &format!("{FOLDER}/monitoring.yaml");
+    let refused = cluster.hivemind(["push", file]).failed().stderr();
+    assert!(refused.contains("hivemind namespaces allow default host-paths privileged"), "{refused}");
+    cluster.hivemind(["namespaces", "allow", "default", "privileged"]).ok();
+    cluster.hivemind(["push", file, "--wait"]).ok();
+    let ask = |query: &str| {
+        let url = format!("http://{}:9090/api/v1/query?query={query}", cluster.machines[0].address());
+        let answer = cluster.get(&url)?;
+        let answer: Value = serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?;
+        let value = answer["data"]["result"][0]["value"][1].as_str();
+        value.map(str::to_owned).ok_or_else(|| answer.to_string())
+    };
+    // The first is of the network between them, the second of the machines' own disks.
+    for (query, wanted) in
+        [("count(up%3D%3D1)", "2"), ("count(node_filesystem_size_bytes%7Bmountpoint=%22/var%22%7D%3E0)", "2")]
+    {
+        wait::until(query, STARTING, || {
+            let said = ask(query)?;
+            if said == wanted { Ok(()) } else { Err(said) }
+        });
+    }
+    cluster.hivemind(["remove", "--file", file, "--yes"]).ok();
+    cluster.hivemind(["namespaces", "deny", "default", "privileged"]).ok();
+}
+
+fn home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network(cluster: &Cluster) {
+    let file = &format!("{FOLDER}/home.yaml");
     let refused = cluster.hivemind(["push", file]).failed().stderr();
     assert!(refused.contains("hivemind namespaces allow default"), "{refused}");
     cluster.hivemind(["namespaces", "allow", "default", "devices", "host-network"]).ok();
