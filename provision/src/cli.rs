@@ -19,8 +19,8 @@ pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
 };
 pub use self::workloads::{
-    Adjusting, Attach, Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs, Remove,
-    Restart, RunOnce, Scale, StatsOf,
+    Adjusting, Attach, Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs,
+    Remove, Restart, RunOnce, Scale, StatsOf,
 };
 
 /// Runs containers on a cluster of Hivemind machines.

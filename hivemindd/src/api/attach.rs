@@ -42,9 +42,10 @@ pub(super) async fn attach(
     tracing::info!(code = "attach", %key, "somebody is at {replica}");
     let runtime = context.runtime.clone();
     let work = async move |other| {
-        runtime.attach(&container, wanted.terminal, other).await.map_err(|error| {
-            Problem::new(Code::NotFound, error.text).advice("`hivemind ps` shows what runs")
-        })
+        runtime
+            .attach(&container, wanted.terminal, other)
+            .await
+            .map_err(|error| Problem::new(Code::NotFound, error.text).advice("`hivemind ps` shows what runs"))
     };
     Ok(session::open(&context, right, &mut parts, work).await?)
 }

@@ -6,7 +6,9 @@ use hivemind_spec::exec::{AttachRequest, DebugRequest, ExecRequest, FromClient};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
-use super::{archives, attach, debug, devices, events, exec, images, logs, orders, reads, specs, stats, support};
+use super::{
+    archives, attach, debug, devices, events, exec, images, logs, orders, reads, specs, stats, support,
+};
 
 #[derive(OpenApi)]
 #[openapi(

@@ -22,7 +22,9 @@ pub(super) fn of(spec: &ContainerSpec) -> Result<Vec<(PathBuf, &HostPath)>, Oper
         })?;
         if host.reach(&leads.to_string_lossy()) > host.reach(path) {
             let leads = leads.display();
-            return Err(permanent(format!("{path} of this machine leads to {leads}; name that in the document")));
+            return Err(permanent(format!(
+                "{path} of this machine leads to {leads}; name that in the document"
+            )));
         }
         Ok((leads, host))
     });

@@ -30,8 +30,8 @@ use self::stream::OtherEnd;
 use crate::network::isolation::InForce;
 use crate::transport::Transport;
 
-mod backup;
 mod attach;
+mod backup;
 mod cgroup;
 mod client;
 mod container;

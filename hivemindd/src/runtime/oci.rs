@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_core::record::VolumePart;
 use hivemind_spec::workload::{
-    CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, HostPath, MAX_OPEN_FILES, SECRETS_FOLDER,
-    SecretMount, SystemCalls, Tmpfs, Ulimit, VolumeMount, rights,
+    CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, HostPath, MAX_OPEN_FILES,
+    SECRETS_FOLDER, SecretMount, SystemCalls, Tmpfs, Ulimit, VolumeMount, rights,
 };
 use serde_json::{Value, json};
 

@@ -34,7 +34,8 @@ pub(super) fn run(global: &Global, options: &Attach) -> Result<Exit> {
         let ended = converse(&client, &path, at_terminal, input, keeper(global)?).await;
         ended.map_err(|mut failure| {
             if failure.code == "broken-session" {
-                failure.advice = "it goes on in its container; attach again, and see `hivemind nodes`".to_owned();
+                failure.advice =
+                    "it goes on in its container; attach again, and see `hivemind nodes`".to_owned();
             }
             failure
         })

@@ -213,7 +213,8 @@ fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
                     match key.text.as_str() {
                         "create_host_path" => drop(reader.boolean(value)?),
                         "propagation" => {
-                            let words = [("private", false), ("rprivate", false), ("slave", true), ("rslave", true)];
+                            let words =
+                                [("private", false), ("rprivate", false), ("slave", true), ("rslave", true)];
                             wanted.follows = reader.word(value, &words)?;
                         }
                         _ => reader.word(value, &[("z", ()), ("Z", ())])?,
@@ -325,7 +326,8 @@ fn bind(
         return of_machine(reader, container, wanted, source, path);
     }
     if source.starts_with('~') {
-        let text = format!("{source:?}: nobody has a home on the machines; use a volume, or a file beside this one");
+        let text =
+            format!("{source:?}: nobody has a home on the machines; use a volume, or a file beside this one");
         reader.fault(mark, text);
         return None;
     }
@@ -374,11 +376,14 @@ fn of_machine(
         return None;
     }
     if TIME_ZONE.contains(&source) {
-        let text = format!("{source} is left out: the machines' clocks are at UTC, as a container's is; `TZ` says otherwise");
+        let text = format!(
+            "{source} is left out: the machines' clocks are at UTC, as a container's is; `TZ` says otherwise"
+        );
         reader.warn(wanted.mark, text);
         return Some(());
     }
-    let trimmed = |path: &str| if path == "/" { path.to_owned() } else { path.trim_end_matches('/').to_owned() };
+    let trimmed =
+        |path: &str| if path == "/" { path.to_owned() } else { path.trim_end_matches('/').to_owned() };
     container.machine.host_paths.push(HostPath {
         path: trimmed(source),
         target: trimmed(target),

@@ -257,7 +257,8 @@ fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
 fn somebody_types_at_it(cluster: &Cluster) {
     let visit = |typed: &str, answer: &str| {
         let mut command = cluster.command(["attach", "typist"]);
-        let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut client =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let (mut stdin, stdout) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
         // Nothing printed before is shown, so that the terminal's echo says that it has arrived.
         stdin.write_all(typed.as_bytes()).unwrap();

@@ -64,7 +64,10 @@ impl HostPath {
                 && !path.split('/').any(|part| part == ".." || part == ".")
         };
         if !is_plain(&self.path) || self.path.len() > 1 && self.path.ends_with('/') {
-            return Err(format!("{:?} is no absolute path without `.`, `..` and a slash at its end", self.path));
+            return Err(format!(
+                "{:?} is no absolute path without `.`, `..` and a slash at its end",
+                self.path
+            ));
         }
         if !is_plain(&self.target) {
             return Err(format!("{:?} is no absolute path without `.` and `..`", self.target));
@@ -82,11 +85,15 @@ mod tests {
         let reach = |path: &str, read_only| {
             HostPath { path: path.into(), target: "/a".into(), read_only, follows: false }.reach(path)
         };
-        for shown in ["/proc", "/sys", "/sys/class/net", "/dev/disk", "/etc/os-release", "/usr/share/zoneinfo"] {
+        for shown in
+            ["/proc", "/sys", "/sys/class/net", "/dev/disk", "/etc/os-release", "/usr/share/zoneinfo"]
+        {
             assert_eq!(reach(shown, true), Reach::Shown, "{shown}");
         }
         assert_eq!(reach("/dev/serial", false), Reach::Shown);
-        for kept in ["/", "/var", "/var/lib/hivemind", "/run", "/proc/1/root", "/proc/self/root", "/sysx", "/devx"] {
+        for kept in
+            ["/", "/var", "/var/lib/hivemind", "/run", "/proc/1/root", "/proc/self/root", "/sysx", "/devx"]
+        {
             assert_eq!(reach(kept, true), Reach::Everything, "{kept}");
         }
         for changed in ["/proc", "/sys", "/etc"] {
@@ -101,9 +108,15 @@ mod tests {
         };
         check("/", "/rootfs").unwrap();
         check("/sys", "/host/sys").unwrap();
-        for (path, target) in
-            [("sys", "/a"), ("/sys/../var", "/a"), ("/sys/", "/a"), ("//sys", "/a"), ("/sys", "a"), ("/sys", "/sys"), ("/sys", "/")]
-        {
+        for (path, target) in [
+            ("sys", "/a"),
+            ("/sys/../var", "/a"),
+            ("/sys/", "/a"),
+            ("//sys", "/a"),
+            ("/sys", "a"),
+            ("/sys", "/sys"),
+            ("/sys", "/"),
+        ] {
             check(path, target).unwrap_err();
         }
     }

@@ -282,7 +282,8 @@ fn user_namespaces_and_kernel_doors_are_shut() {
 
 #[test]
 fn what_is_below_a_path_of_the_machine_is_no_more_writable_than_itself() {
-    let host = |read_only, follows| HostPath { path: "/sys".into(), target: "/host/sys".into(), read_only, follows };
+    let host =
+        |read_only, follows| HostPath { path: "/sys".into(), target: "/host/sys".into(), read_only, follows };
     let options = |host: HostPath| host_paths(&[("/sys".into(), &host)])[0]["options"].clone();
     assert_eq!(options(host(true, true)), json!(["rbind", "rslave", "rro", "nosuid"]));
     assert_eq!(options(host(false, false)), json!(["rbind", "rprivate", "rw", "nosuid"]));
