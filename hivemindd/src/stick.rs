@@ -1,7 +1,10 @@
-//! A stick that is plugged in to take away what helps to find out what is wrong, where there is no network: a FAT file
-//! system with the volume label `HIVESUPPORT` gets a folder with what `hivemind support` gathers of this machine.
+//! Sticks that are plugged in, where there is no network: a FAT file system whose volume label says what it is for.
 //!
-//! It is given nothing else, and nothing on it is read.
+//! - `HIVESUPPORT` takes away what helps to find out what is wrong: it gets a folder with what `hivemind support` gathers of
+//!   this machine. It is given nothing else, and nothing on it is read.
+//! - `HIVEIMAGES` brings images, by a list that an admin signed. Nothing is written to it.
+
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,37 +16,65 @@ use std::time::Duration;
 use hivemind_init::{block, volume};
 use hivemind_spec::words::timestamp;
 use nix::mount::MsFlags;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::agent::AgentHandle;
 use crate::clock::Clock;
+use crate::runtime::Runtime;
 use crate::support;
 
-/// The label that asks for it.
-const LABEL: &str = "HIVESUPPORT";
+/// What a stick is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    Support,
+    Images,
+}
 
-/// Where a stick is mounted while it is written to.
+impl Purpose {
+    /// By the label of its file system.
+    fn labelled(label: &str) -> Option<Self> {
+        match label {
+            "HIVESUPPORT" => Some(Self::Support),
+            hivemind_spec::stick::LABEL => Some(Self::Images),
+            _ => None,
+        }
+    }
+}
+
+/// Where a stick is mounted while it is written to or read.
 const MOUNT_POINT: &str = "/run/hivemind/stick";
 
 /// What is plugged in comes with several events, which end within this time.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Sees to sticks for as long as the agent runs: `hardware` says that something was plugged in or pulled out.
-pub(crate) async fn keep(agent: AgentHandle, clock: Arc<Clock>, mut hardware: watch::Receiver<()>) {
+pub(crate) async fn keep(
+    agent: AgentHandle,
+    runtime: Runtime,
+    clock: Arc<Clock>,
+    mut hardware: watch::Receiver<()>,
+) {
     let mut seen = BTreeSet::new();
     loop {
         // Before it is looked: what comes after that is looked at again.
         hardware.mark_unchanged();
         let sticks = tokio::task::spawn_blocking(sticks).await.unwrap_or_default();
-        for stick in sticks.difference(&seen) {
-            match fill(&agent, &clock, stick.clone()).await {
-                Ok(folder) => {
-                    tracing::info!(stick = %stick.display(), folder, "the stick has what helps, and can be pulled out");
-                }
-                Err(error) => {
-                    tracing::error!(stick = %stick.display(), %error, "the stick has not got what helps")
-                }
+        for (stick, purpose) in sticks.difference(&seen) {
+            let path = stick.display();
+            let done = match purpose {
+                Purpose::Support => fill(&agent, &clock, stick.clone()).await.map(|folder| {
+                    tracing::info!(stick = %path, folder, "the stick has what helps, and can be pulled out");
+                }),
+                Purpose::Images => take(&agent, &runtime, stick.clone()).await.map(|images| {
+                    let images = images.join(", ");
+                    tracing::info!(stick = %path, images, "the images of the stick are here, and it can be pulled out");
+                }),
+            };
+            if let Err(error) = done {
+                let error = format!("{error:#}");
+                tracing::error!(stick = %path, error, "the stick did not do what it is for");
             }
         }
         seen = sticks;
@@ -54,10 +85,23 @@ pub(crate) async fn keep(agent: AgentHandle, clock: Arc<Clock>, mut hardware: wa
     }
 }
 
-/// The sticks that ask for it.
-fn sticks() -> BTreeSet<PathBuf> {
+/// The sticks that are for something.
+fn sticks() -> BTreeSet<(PathBuf, Purpose)> {
     let devices = block::all().into_iter().map(|device| device.node());
-    devices.filter(|node| block::fat_label(node).as_deref() == Some(LABEL)).collect()
+    let purpose = |node: PathBuf| Some((node.clone(), Purpose::labelled(&block::fat_label(&node)?)?));
+    devices.filter_map(purpose).collect()
+}
+
+/// Takes the images of a stick that the machine was not given yet, and returns their names.
+async fn take(agent: &AgentHandle, runtime: &Runtime, stick: PathBuf) -> anyhow::Result<Vec<String>> {
+    let (agent, runtime, tasks) = (agent.clone(), runtime.clone(), Handle::current());
+    // Reading a stick waits for it, and it stays mounted meanwhile.
+    let taken = tokio::task::spawn_blocking(move || {
+        volume::with_mounted(&stick, Path::new(MOUNT_POINT), MsFlags::MS_RDONLY, |root| {
+            tasks.block_on(images::take(&agent, &runtime, root))
+        })
+    });
+    taken.await?
 }
 
 /// Writes all of it to a stick, and returns the folder's name.

@@ -13,7 +13,7 @@ use hivemind_spec::namespace::Permission;
 
 use crate::quantity;
 
-pub use self::images::{Images, ImagesGive, ImagesTakeBack};
+pub use self::images::{Images, ImagesGive, ImagesStick, ImagesTakeBack};
 pub use self::nodes::{NodeChange, NodeName, NodeNames, Nodes, NodesReset, Support};
 pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,

@@ -30,6 +30,7 @@ mod session;
 mod show;
 mod source;
 mod stats;
+mod stick;
 mod support;
 mod token;
 mod upgrade;

@@ -41,6 +41,15 @@ pub fn stick(file: &Path, mib: u64, label: &str) {
     Run::of(format).ok();
 }
 
+/// Makes such a stick with all that is in a folder.
+pub fn stick_with(file: &Path, mib: u64, label: &str, folder: &Path) {
+    stick(file, mib, label);
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut copy = Command::new("mcopy");
+    copy.arg("-s").arg("-i").arg(file).args(entries.flatten().map(|entry| entry.path())).arg("::");
+    Run::of(copy).ok();
+}
+
 /// Whether a file or folder is on the machine's state partition.
 pub fn has(machine: &Machine, path: &str) -> bool {
     open(machine, |disk| FileSystem::of(disk).is_some_and(|state| state.has(path)))

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::document::{Document, DocumentError, MAX_DOCUMENT_BYTES};
 use crate::id::{Digest, KeyId};
 use crate::key::{PublicKey, SignatureVerifier, SigningKey};
+use crate::stick::{self, ImageList};
 
 /// The payload type of every document.
 pub const PAYLOAD_TYPE: &str = "application/vnd.hivemind.spec.v1+json";
@@ -27,7 +28,7 @@ pub const MAX_ENVELOPE_BYTES: usize = MAX_DOCUMENT_BYTES / 3 * 4 + 8 * 1024;
 pub struct Envelope {
     /// The document's bytes in standard base64.
     pub payload: String,
-    /// Always [`PAYLOAD_TYPE`].
+    /// [`PAYLOAD_TYPE`], or that of a stick's list ([`stick::PAYLOAD_TYPE`]).
     pub payload_type: String,
     /// One to [`MAX_SIGNATURES`] signatures.
     pub signatures: Vec<Signature>,
@@ -107,16 +108,26 @@ impl Envelope {
         }
         let envelope: Self =
             serde_json::from_slice(json).map_err(|e| EnvelopeError::Malformed(e.to_string()))?;
-        envelope.check_shape()?;
+        envelope.check_shape(PAYLOAD_TYPE)?;
         Ok(envelope)
     }
 
     /// Signs a document's JSON.
     pub fn sign(payload: &[u8], key: &SigningKey) -> Self {
-        let sig = STANDARD.encode(key.sign(&pre_authentication_encoding(PAYLOAD_TYPE, payload)));
+        Self::sign_as(PAYLOAD_TYPE, payload, key)
+    }
+
+    /// Signs the list of a stick with images.
+    pub fn sign_images(list: &ImageList, key: &SigningKey) -> Self {
+        // Strings and numbers only: this cannot fail.
+        Self::sign_as(stick::PAYLOAD_TYPE, &serde_json::to_vec(list).unwrap_or_default(), key)
+    }
+
+    fn sign_as(payload_type: &str, payload: &[u8], key: &SigningKey) -> Self {
+        let sig = STANDARD.encode(key.sign(&pre_authentication_encoding(payload_type, payload)));
         Self {
             payload: STANDARD.encode(payload),
-            payload_type: PAYLOAD_TYPE.to_owned(),
+            payload_type: payload_type.to_owned(),
             signatures: vec![Signature { keyid: key.public().id(), sig }],
         }
     }
@@ -163,7 +174,33 @@ impl Envelope {
         verifies: SignatureVerifier,
         known: impl Fn(&KeyId) -> Option<PublicKey>,
     ) -> Result<Verified<Document>, EnvelopeError> {
-        self.check_shape()?;
+        let (payload, signers) = self.check(PAYLOAD_TYPE, verifies, known)?;
+        let value = Document::parse(&payload)?;
+        Ok(Verified { value, signers, digest: Digest::of(&payload) })
+    }
+
+    /// Checks signatures as [`Self::verify`] does, then reads the list of a stick with images.
+    ///
+    /// # Errors
+    /// When nothing known signed these bytes or they are no such list.
+    pub fn verify_images(
+        &self,
+        known: impl Fn(&KeyId) -> Option<PublicKey>,
+    ) -> Result<Verified<ImageList>, EnvelopeError> {
+        let (payload, signers) = self.check(stick::PAYLOAD_TYPE, PublicKey::verifies, known)?;
+        let value = serde_json::from_slice(&payload);
+        let value = value.map_err(|error| EnvelopeError::Malformed(error.to_string()))?;
+        Ok(Verified { value, signers, digest: Digest::of(&payload) })
+    }
+
+    /// What was signed, and by which of the known keys.
+    fn check(
+        &self,
+        payload_type: &str,
+        verifies: SignatureVerifier,
+        known: impl Fn(&KeyId) -> Option<PublicKey>,
+    ) -> Result<(Vec<u8>, Vec<KeyId>), EnvelopeError> {
+        self.check_shape(payload_type)?;
         let payload = self.payload()?;
         let message = pre_authentication_encoding(&self.payload_type, &payload);
         let mut signers = Vec::new();
@@ -180,14 +217,13 @@ impl Envelope {
         if signers.is_empty() {
             return Err(EnvelopeError::Untrusted(self.signatures.iter().map(|s| s.keyid).collect()));
         }
-        let value = Document::parse(&payload)?;
-        Ok(Verified { value, signers, digest: Digest::of(&payload) })
+        Ok((payload, signers))
     }
 
-    fn check_shape(&self) -> Result<(), EnvelopeError> {
-        if self.payload_type != PAYLOAD_TYPE {
+    fn check_shape(&self, payload_type: &str) -> Result<(), EnvelopeError> {
+        if self.payload_type != payload_type {
             return Err(EnvelopeError::Malformed(format!(
-                "the payload type is {:?}, not {PAYLOAD_TYPE:?}",
+                "the payload type is {:?}, not {payload_type:?}",
                 self.payload_type
             )));
         }
@@ -224,6 +260,18 @@ mod tests {
             pre_authentication_encoding("http://example.com/HelloWorld", b"hello world"),
             b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
         );
+    }
+
+    #[test]
+    fn the_list_of_a_stick_is_no_document_and_no_document_is_such_a_list() {
+        let key = SigningKey::from_seed([7; 32]);
+        let list = ImageList { made_ms: 7, images: Vec::new() };
+        let signed = Envelope::sign_images(&list, &key);
+        assert_eq!(signed.verify_images(knows(&key)).unwrap().value(), &list);
+        assert!(matches!(signed.verify(knows(&key)), Err(EnvelopeError::Malformed(_))));
+        assert!(matches!(Envelope::sign(WEB, &key).verify_images(knows(&key)), Err(EnvelopeError::Malformed(_))));
+        let other = SigningKey::from_seed([8; 32]);
+        assert!(matches!(signed.verify_images(knows(&other)), Err(EnvelopeError::Untrusted(_))));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod problem;
 pub mod release;
 pub mod schema;
 pub mod secret;
+pub mod stick;
 pub mod volume;
 pub mod words;
 pub mod workload;

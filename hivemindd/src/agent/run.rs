@@ -156,7 +156,7 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
     tasks.spawn(hardware::keep(hardware_tx));
     tasks.spawn(screen::keep(agent.clone(), config.network.clone(), underlay.clone()));
-    tasks.spawn(stick::keep(agent.clone(), clock.clone(), hardware.clone()));
+    tasks.spawn(stick::keep(agent.clone(), runtime.clone(), clock.clone(), hardware.clone()));
     tasks.spawn(runtime::device::watch(devices, hardware, events.clone()));
     tasks.spawn(taking.clone().run());
     tasks.spawn({

@@ -19,6 +19,14 @@ pub enum Images {
         after_help = "Examples:\n  hivemind images give shop.tar\n  hivemind images give shop.tar --name registry.example/shop:7 --on edge-1 --on edge-2\n  hivemind images give - --all"
     )]
     Give(ImagesGive),
+    /// Put the images in files on a USB stick that machines take them from, in places without a network
+    #[command(
+        long_about = "Put the images in files on a USB stick, with a list that is signed with your key, which must be an admin's. A machine \
+                      takes them when the stick is plugged in, as if you had given them; its file system is FAT with the label HIVEIMAGES \
+                      (`mkfs.vfat -n HIVEIMAGES /dev/sdX1`). What another list left on it is removed.",
+        after_help = "Example:\n  hivemind images stick /media/HIVEIMAGES shop.tar database.tar"
+    )]
+    Stick(ImagesStick),
     /// Keep an image no longer than those that machines fetched themselves
     #[command(after_help = "Example:\n  hivemind images take-back shop:7")]
     TakeBack(ImagesTakeBack),
@@ -38,6 +46,19 @@ pub struct ImagesGive {
     /// All machines that are ready are to have it
     #[arg(long)]
     pub all: bool,
+    /// Of images for several architectures, for which, as OCI names it
+    #[arg(long, default_value = "amd64")]
+    pub arch: String,
+}
+
+/// See [`Images::Stick`].
+#[derive(Debug, Args)]
+pub struct ImagesStick {
+    /// The folder at which the stick is mounted
+    pub folder: PathBuf,
+    /// The files or folders with images, as for `images give`
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
     /// Of images for several architectures, for which, as OCI names it
     #[arg(long, default_value = "amd64")]
     pub arch: String,

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::bars::bytes;
 use super::nodes;
+use super::stick;
 use super::session::{self, Keeper, Notes, Printer};
 use crate::archive;
 use crate::cli::{Global, Images, ImagesGive, ImagesTakeBack, Output};
@@ -30,6 +31,7 @@ pub(super) fn run(global: &Global, command: Option<&Images>) -> Result<Exit> {
     match command {
         None | Some(Images::List) => list(global),
         Some(Images::Give(options)) => give(global, options),
+        Some(Images::Stick(options)) => stick::run(global, options),
         Some(Images::TakeBack(options)) => take_back(global, options),
     }
 }
@@ -114,7 +116,7 @@ fn give(global: &Global, options: &ImagesGive) -> Result<Exit> {
 
 /// Opens an archive, of which any part can be read: one that is compressed, or comes from a pipe, is unpacked to a file
 /// without a name first.
-fn open(path: &Path) -> Result<Archive> {
+pub(super) fn open(path: &Path) -> Result<Archive> {
     let is_stdin = path == Path::new("-");
     if path.is_dir() {
         return Archive::open(path);
@@ -142,7 +144,7 @@ fn open(path: &Path) -> Result<Archive> {
 }
 
 /// What each image is to be called.
-fn names<'a>(images: &'a [Image], name: Option<&str>) -> Result<Vec<(String, &'a Image)>> {
+pub(super) fn names<'a>(images: &'a [Image], name: Option<&str>) -> Result<Vec<(String, &'a Image)>> {
     let named = match (name, images) {
         (Some(name), [image]) => vec![(name.to_owned(), image)],
         (Some(_), _) => {

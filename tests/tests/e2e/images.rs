@@ -4,10 +4,12 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use hivemind_qemu::Machine;
+use hivemind_spec::dsse::Envelope;
+use hivemind_spec::key::SigningKey;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::command::{Run, items};
 use hivemind_tests::registry::{add, sent_bytes, tag};
-use hivemind_tests::wait;
+use hivemind_tests::{disk, wait};
 
 /// Says its version on port 80; one replica, or one on each of two machines.
 fn shop(replicas: u32, more: &str) -> String {
@@ -342,6 +344,34 @@ fn an_image_that_machines_were_given_runs_without_any_registry() {
     cluster.hivemind(["images", "take-back", "given.example/shop:1"]).ok();
     are_given(&cluster, &[]);
     cluster.wait_for_running("shop", 2, STARTING);
+    a_stick_brings_images_by_the_word_of_an_admin(&cluster, &docker, &hostname(&cluster.machines[1]));
+}
+
+/// Without a network, and nothing that somebody else signed.
+fn a_stick_brings_images_by_the_word_of_an_admin(cluster: &Cluster, docker: &str, hostname: &str) {
+    let folder = cluster.folder().join("stick");
+    std::fs::create_dir(&folder).unwrap();
+    let (stick, foreign) = (cluster.folder().join("images.img"), cluster.folder().join("foreign.img"));
+    cluster.hivemind([OsStr::new("images"), OsStr::new("stick"), folder.as_os_str(), OsStr::new(docker)]).ok();
+    disk::stick_with(&stick, 128, "HIVEIMAGES", &folder);
+    let list = std::fs::read_to_string(folder.join("images.json")).unwrap();
+    let other = SigningKey::from_seed([9; 32]);
+    let payload = serde_json::from_str::<Envelope>(&list).unwrap().payload().unwrap();
+    let foreign_list = Envelope::sign_images(&serde_json::from_slice(&payload).unwrap(), &other);
+    std::fs::write(folder.join("images.json"), foreign_list.to_json()).unwrap();
+    disk::stick_with(&foreign, 128, "HIVEIMAGES", &folder);
+
+    let machine = &cluster.machines[1];
+    machine.link_down().unwrap();
+    machine.plug_stick("foreign", &foreign).unwrap();
+    machine.wait_for_line("no signature verifies under a key this cluster knows", STARTING).unwrap();
+    machine.unplug("foreign").unwrap();
+    machine.plug_stick("images", &stick).unwrap();
+    machine.wait_for_line("the images of the stick are here", STARTING).unwrap();
+    machine.unplug("images").unwrap();
+    machine.link_up().unwrap();
+    cluster.wait_for_ready(2);
+    are_given(cluster, &[hostname.to_owned()]);
 }
 
 /// Waits until these machines were given the image, and no other image was given.
