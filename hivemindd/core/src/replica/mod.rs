@@ -483,11 +483,11 @@ impl Replicas {
             Some(StopCause::Unhealthy(detail)) => {
                 Standing::new(Phase::Unhealthy, format!("health check failed: {detail}; is being stopped"))
             }
-            Some(StopCause::Renumbered) => Standing::new(Phase::Stopping, "its node's subnet changed"),
-            Some(StopCause::LeaseEnded) => Standing::new(Phase::Stopping, "its lease ends"),
-            Some(StopCause::Barred) => Standing::new(Phase::Stopping, "its namespace does not allow it"),
-            Some(StopCause::Deadline(_)) => Standing::new(Phase::Stopping, "is past its deadline"),
             // It stays where it is placed: `stopping` would say that it is wanted here no longer.
+            Some(StopCause::Renumbered) => Standing::new(Phase::Backoff, "its node's subnet changed"),
+            Some(StopCause::LeaseEnded) => Standing::new(Phase::Backoff, "its lease ends"),
+            Some(StopCause::Barred) => Standing::new(Phase::Backoff, "its namespace does not allow it"),
+            Some(StopCause::Deadline(_)) => Standing::new(Phase::Backoff, "is past its deadline"),
             Some(StopCause::Evicted(reason)) => Standing::new(Phase::Backoff, reason),
             None => Standing::new(Phase::Stopping, ""),
         }

@@ -574,6 +574,8 @@ fn what_its_namespace_does_not_allow_is_not_started_and_what_it_no_longer_allows
 
     bench.barred = [reason.clone()].into();
     bench.step();
+    // It keeps its place: `stopping` would say that it is wanted here no longer.
+    assert_eq!(bench.status(0).phase, Phase::Backoff);
     bench.settle();
     assert_eq!((bench.status(0).phase, &bench.status(0).reason), (Phase::Assigned, &reason.1));
     assert!(bench.inventory.containers.values().all(|state| state.task != TaskState::Running));
