@@ -175,7 +175,8 @@ pub fn secret_mount(secret: &str) -> SecretMount {
 
 /// A volume in a container, at `/data`.
 pub fn mount(volume: &str) -> VolumeMount {
-    VolumeMount { volume: volume.to_owned(), path: "/data".to_owned(), read_only: false, no_copy: false }
+    let (volume, path) = (volume.to_owned(), "/data".to_owned());
+    VolumeMount { volume, path, read_only: false, no_copy: false, subpath: None }
 }
 
 /// An operator's key, signed by `by`.
