@@ -269,7 +269,10 @@ mod tests {
         let signed = Envelope::sign_images(&list, &key);
         assert_eq!(signed.verify_images(knows(&key)).unwrap().value(), &list);
         assert!(matches!(signed.verify(knows(&key)), Err(EnvelopeError::Malformed(_))));
-        assert!(matches!(Envelope::sign(WEB, &key).verify_images(knows(&key)), Err(EnvelopeError::Malformed(_))));
+        assert!(matches!(
+            Envelope::sign(WEB, &key).verify_images(knows(&key)),
+            Err(EnvelopeError::Malformed(_))
+        ));
         let other = SigningKey::from_seed([8; 32]);
         assert!(matches!(signed.verify_images(knows(&other)), Err(EnvelopeError::Untrusted(_))));
     }

@@ -379,7 +379,8 @@ pub(super) struct Inner(OwnedFd);
 impl Inner {
     /// Opens what is there, through no link (openat2(2)).
     pub(super) fn open(data: &Path, inner: &str) -> io::Result<Self> {
-        let whole = rustix::fs::open(data, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let whole =
+            rustix::fs::open(data, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(&whole, inner, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
             Ok(opened) => Ok(Self(opened)),
@@ -417,7 +418,9 @@ mod tests {
         fs::rename(data.join("app"), data.join("moved")).unwrap();
         std::os::unix::fs::symlink("/etc", data.join("app")).unwrap();
         assert_eq!(fs::read_to_string(inner.path().join("file")).unwrap(), "inside");
-        for (path, told) in [("out", "a link"), ("out/passwd", "a link"), ("link/data", "a link"), ("none", "not there")] {
+        for (path, told) in
+            [("out", "a link"), ("out/passwd", "a link"), ("link/data", "a link"), ("none", "not there")]
+        {
             let error = Inner::open(data, path).unwrap_err().to_string();
             assert!(error.contains(told), "{path}: {error}");
         }

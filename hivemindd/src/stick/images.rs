@@ -43,7 +43,10 @@ pub(super) async fn take(agent: &AgentHandle, runtime: &Runtime, root: &Path) ->
         match given(&image.name) {
             Some(own) if own.digest == image.digest => continue,
             Some(own) if own.given_ms > list.made_ms => {
-                tracing::warn!(image = image.name, "the stick is older than the image of that name that is here");
+                tracing::warn!(
+                    image = image.name,
+                    "the stick is older than the image of that name that is here"
+                );
                 continue;
             }
             _ => {}
@@ -77,8 +80,10 @@ async fn take_one(runtime: &Runtime, root: &Path, image: &ListedImage) -> anyhow
     let (output, wanted) = mpsc::channel(1);
     let other = OtherEnd { input, taken, output };
     // Either may end first: one that is taken asks no more, and one that cannot be read says why.
-    let (took, sent) =
-        tokio::join!(runtime.take_image(&image.name, image.digest, length, other), send(root, manifest, input_tx, wanted));
+    let (took, sent) = tokio::join!(
+        runtime.take_image(&image.name, image.digest, length, other),
+        send(root, manifest, input_tx, wanted)
+    );
     match (took, sent) {
         (Ok(()), _) => Ok(()),
         (Err(_), Err(error)) => Err(error),

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::bars::bytes;
 use super::nodes;
-use super::stick;
 use super::session::{self, Keeper, Notes, Printer};
+use super::stick;
 use crate::archive;
 use crate::cli::{Global, Images, ImagesGive, ImagesTakeBack, Output};
 use crate::client::{Client, percent};

@@ -53,7 +53,11 @@ pub(super) fn run(global: &Global, options: &ImagesStick) -> Result<Exit> {
 
 /// Writes images and their signed list; the list last, so that one that is broken off is none. What another list left
 /// there is removed.
-fn write(folder: &Path, images: &BTreeMap<String, (&Archive, &Image)>, signer: &SigningKey) -> Result<ImageList> {
+fn write(
+    folder: &Path,
+    images: &BTreeMap<String, (&Archive, &Image)>,
+    signer: &SigningKey,
+) -> Result<ImageList> {
     let blobs = folder.join(BLOBS);
     let failed = |path: &Path| {
         let path = path.to_owned();

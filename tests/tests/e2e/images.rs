@@ -352,7 +352,9 @@ fn a_stick_brings_images_by_the_word_of_an_admin(cluster: &Cluster, docker: &str
     let folder = cluster.folder().join("stick");
     std::fs::create_dir(&folder).unwrap();
     let (stick, foreign) = (cluster.folder().join("images.img"), cluster.folder().join("foreign.img"));
-    cluster.hivemind([OsStr::new("images"), OsStr::new("stick"), folder.as_os_str(), OsStr::new(docker)]).ok();
+    cluster
+        .hivemind([OsStr::new("images"), OsStr::new("stick"), folder.as_os_str(), OsStr::new(docker)])
+        .ok();
     disk::stick_with(&stick, 128, "HIVEIMAGES", &folder);
     let list = std::fs::read_to_string(folder.join("images.json")).unwrap();
     let other = SigningKey::from_seed([9; 32]);

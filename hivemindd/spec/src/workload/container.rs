@@ -642,7 +642,8 @@ impl ContainerSpec {
                 return Err(at(format!("{:?} cannot name a volume", mount.volume)));
             }
             absolute(&mount.path).map_err(at)?;
-            let is_plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+            let is_plain =
+                |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
             if let Some(inner) = mount.subpath.as_ref().filter(|inner| !inner.split('/').all(is_plain)) {
                 return Err(at(format!("{inner:?} is no path within a volume; write for example app/data")));
             }
