@@ -32,7 +32,7 @@ pub enum Permission {
     Devices,
     /// The machine's own network in place of one of its own.
     HostNetwork,
-    /// The machine's own processes, names and memory segments in place of some of its own.
+    /// The machine's own processes, names and memory segments in place of, or beside, its own.
     HostNamespaces,
     /// What the machine shows of itself in its files, to read.
     HostPaths,

@@ -66,7 +66,11 @@ impl Runtime {
                 },
                 piece = heard.recv(), if said.is_none() => match piece {
                     Some(piece) => said = Some(piece),
-                    None => return Err(transient("it prints faster than is read; `hivemind logs -f` shows all of it")),
+                    // With the container its output ends too.
+                    None => match timeout(LAST_WORDS, &mut ended).await {
+                        Ok(code) => break code?,
+                        Err(_) => return Err(transient("it prints faster than is read; `hivemind logs -f` shows all of it")),
+                    },
                 },
                 what = input.recv(), if typed.is_empty() => match what {
                     Some(Input::Data(data)) => typed = data,

@@ -7,12 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use hivemind_core::node::Node;
-use hivemind_core::record::GivenImage;
 use hivemind_spec::api::WantedBlob;
 use hivemind_spec::document::Kind;
-use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::Digest;
-use hivemind_spec::key::PublicKey;
+use hivemind_spec::dsse::{Envelope, EnvelopeError};
+use hivemind_spec::id::{Digest, KeyId};
 use hivemind_spec::stick::{BLOBS, ImageList, LIST, ListedImage, MAX_LIST_BYTES};
 use tokio::sync::{mpsc, watch};
 
@@ -36,11 +34,15 @@ const MAX_MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) async fn take(agent: &AgentHandle, runtime: &Runtime, root: &Path) -> anyhow::Result<Vec<String>> {
     let list = read(&root.join(LIST), MAX_LIST_BYTES).context(LIST)?;
     let envelope: Envelope = serde_json::from_slice(&list).context("images.json is not a signed list")?;
-    let asked = agent.read(move |core, _| admins(core, &envelope)).await;
-    let (list, given) = asked.map_err(|problem| anyhow::anyhow!(problem.detail))??;
+    let asked = agent.read(move |core, _| {
+        let given = core.cluster().images.get(&core.me()).cloned();
+        signed(core, &envelope).map(|list| (list, given.unwrap_or_default()))
+    });
+    let asked = asked.await.map_err(|problem| anyhow::anyhow!(problem.detail));
+    let (list, given) = asked??;
     let mut taken = Vec::new();
     for image in list.images {
-        match given(&image.name) {
+        match given.get(&image.name) {
             Some(own) if own.digest == image.digest => continue,
             Some(own) if own.given_ms > list.made_ms => {
                 tracing::warn!(
@@ -57,19 +59,13 @@ pub(super) async fn take(agent: &AgentHandle, runtime: &Runtime, root: &Path) ->
     Ok(taken)
 }
 
-/// The list, if an admin signed it, and what this machine was given.
-fn admins(
-    core: &Node,
-    envelope: &Envelope,
-) -> anyhow::Result<(ImageList, impl Fn(&str) -> Option<GivenImage> + Send + use<>)> {
-    let may = |key: &_| {
-        let holder = core.operators().find(|(id, _)| *id == key).map(|(_, holder)| holder)?;
+/// The list, if one who may give images signed it.
+fn signed(core: &Node, envelope: &Envelope) -> Result<ImageList, EnvelopeError> {
+    let known = |key: &KeyId| {
+        let (_, holder) = core.operators().find(|(id, _)| *id == key)?;
         (holder.is_live() && holder.allows(Kind::NodeIntent, "")).then_some(holder.public)
     };
-    let known = |key: &_| -> Option<PublicKey> { may(key) };
-    let list = envelope.verify_images(known)?.value().clone();
-    let own = core.cluster().images.get(&core.me()).cloned().unwrap_or_default();
-    Ok((list, move |name: &str| own.get(name).cloned()))
+    Ok(envelope.verify_images(known)?.value().clone())
 }
 
 async fn take_one(runtime: &Runtime, root: &Path, image: &ListedImage) -> anyhow::Result<()> {

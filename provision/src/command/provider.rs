@@ -71,8 +71,7 @@ fn find(provided: &Provided) -> Result<PathBuf> {
     let found = plugins.chain(programs).find(|file| is_program(file));
     found.ok_or_else(|| {
         let Provided { service, program, .. } = provided;
-        let text =
-            format!("{service} is provided by {program}, and there is no such program; nothing was pushed");
+        let text = format!("{service} is provided by {program}, and there is no such program");
         Failure::local("no-provider", text)
             .advice(format!("install {program} on this machine, or a Docker plugin docker-{program}"))
     })

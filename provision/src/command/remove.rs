@@ -46,8 +46,11 @@ pub(super) fn run(global: &Global, options: &Remove) -> Result<Exit> {
         .advice("`hivemind ps` lists what there is"));
     }
     let items: Vec<_> = names.iter().filter_map(find).collect();
-    if !items.is_empty() && !options.yes {
-        let list = items.iter().map(|item| item.key.name.as_str()).collect::<Vec<_>>().join(", ");
+    let provided = file.iter().flat_map(|compiled| &compiled.provided);
+    let named =
+        items.iter().map(|item| item.key.name.as_str()).chain(provided.map(|one| one.service.as_str()));
+    let list = named.collect::<Vec<_>>().join(", ");
+    if !list.is_empty() && !options.yes {
         confirm(&format!("Stop and remove {list}?"), "nothing was removed")?;
     }
     let interrupted = "stopped; what was reported as removed is, the rest is not";

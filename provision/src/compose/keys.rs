@@ -523,7 +523,8 @@ pub const MOUNT: &[Row] = &[
         "source",
         Honoured(
             "the volume's name, a file or folder of text beside the Compose file, or an absolute path of the machine, by leave of the \
-             namespace: `host-paths` to read what the machine shows of itself (`/proc`, `/sys`, `/dev`, `/etc`, `/usr`), else `privileged`",
+             namespace: `host-paths` to read what the machine shows of itself (`/sys`, `/dev`, `/etc`, `/usr`), `host-namespaces` for `/proc`, \
+             else `privileged`",
         ),
     ),
     ("target", Honoured("where in the container")),

@@ -16,7 +16,10 @@ fn applications_run_as_people_write_them() {
 fn monitoring_finds_an_exporter_on_every_machine_which_sees_all_of_it(cluster: &Cluster) {
     let file = &format!("{FOLDER}/monitoring.yaml");
     let refused = cluster.hivemind(["push", file]).failed().stderr();
-    assert!(refused.contains("hivemind namespaces allow default host-paths privileged"), "{refused}");
+    assert!(
+        refused.contains("hivemind namespaces allow default host-namespaces host-paths privileged"),
+        "{refused}"
+    );
     cluster.hivemind(["namespaces", "allow", "default", "privileged"]).ok();
     cluster.hivemind(["push", file, "--wait"]).ok();
     let ask = |query: &str| {

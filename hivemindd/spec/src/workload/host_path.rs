@@ -1,8 +1,9 @@
 //! Folders and files of the machine in a container.
 //!
 //! What the machine shows of itself can be read by leave of the namespace (`host-paths`): the kernel's view of it, its
-//! devices' names, and what its image has. All else is what other containers and the cluster keep there, or changes the
-//! machine: who may have that is as good as root.
+//! devices' names, and what its image has. Its processes are those of all containers, and root in one can look into others that
+//! have no more rights than it: that is what sharing them is called already (`host-namespaces`). All else is what other containers
+//! and the cluster keep there, or changes the machine: who may have that is as good as root.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -39,6 +40,8 @@ pub struct HostPath {
 pub enum Reach {
     /// What the machine shows of itself.
     Shown,
+    /// All processes.
+    Processes,
     /// What is as good as root on the machine.
     Everything,
 }
@@ -49,11 +52,12 @@ impl HostPath {
         let below = |folder: &str| {
             path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let shown = match self.read_only {
-            true => path == PROCESSES || SHOWN.into_iter().any(below),
-            false => below(WRITABLE),
-        };
-        if shown { Reach::Shown } else { Reach::Everything }
+        match self.read_only {
+            true if path == PROCESSES => Reach::Processes,
+            true if SHOWN.into_iter().any(below) => Reach::Shown,
+            false if below(WRITABLE) => Reach::Shown,
+            _ => Reach::Everything,
+        }
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
@@ -85,9 +89,8 @@ mod tests {
         let reach = |path: &str, read_only| {
             HostPath { path: path.into(), target: "/a".into(), read_only, follows: false }.reach(path)
         };
-        for shown in
-            ["/proc", "/sys", "/sys/class/net", "/dev/disk", "/etc/os-release", "/usr/share/zoneinfo"]
-        {
+        assert_eq!(reach("/proc", true), Reach::Processes);
+        for shown in ["/sys", "/sys/class/net", "/dev/disk", "/etc/os-release", "/usr/share/zoneinfo"] {
             assert_eq!(reach(shown, true), Reach::Shown, "{shown}");
         }
         assert_eq!(reach("/dev/serial", false), Reach::Shown);

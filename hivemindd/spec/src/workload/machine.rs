@@ -96,12 +96,13 @@ impl ContainerSpec {
         let access = &self.machine;
         let capabilities = self.capabilities.add.iter().any(|name| rights::reaches_machine(name));
         let reaches = |reach| access.host_paths.iter().any(|host| host.reach(&host.path) == reach);
+        let namespaces = access.host_namespaces.iter().any(|n| *n != HostNamespace::Network);
         let everything = access.privileged || access.outlasts_memory || reaches(Reach::Everything);
         let asks = [
             (Permission::Capabilities, capabilities || access.system_calls.is_some()),
             (Permission::Devices, !access.devices.is_empty() || !access.device_rules.is_empty()),
             (Permission::HostNetwork, self.has_host_network()),
-            (Permission::HostNamespaces, access.host_namespaces.iter().any(|n| *n != HostNamespace::Network)),
+            (Permission::HostNamespaces, namespaces || reaches(Reach::Processes)),
             (Permission::HostPaths, reaches(Reach::Shown)),
             (Permission::Privileged, everything),
         ];
@@ -259,6 +260,7 @@ mod tests {
             })
         };
         assert_eq!(host("/sys").unwrap(), [Permission::HostPaths]);
+        assert_eq!(host("/proc").unwrap(), [Permission::HostNamespaces]);
         assert_eq!(host("/").unwrap(), [Permission::Privileged]);
         host("/sys/..").unwrap_err();
         let on_host_network = |change: &dyn Fn(&mut ContainerSpec)| {

@@ -86,7 +86,7 @@ volumes:
 
 #[test]
 fn paths_of_the_machine_are_mounted_and_its_time_zone_is_none() {
-    let monitor = "volumes: ['/proc:/host/proc:ro', '/:/rootfs:ro,rslave', '/etc/localtime:/etc/localtime:ro',\n  \
+    let monitor = "volumes: ['/sys:/host/sys:ro', '/:/rootfs:ro,rslave', '/etc/localtime:/etc/localtime:ro',\n  \
                    {type: bind, source: /dev/serial/, target: /serial, bind: {propagation: rslave}}]";
     let compiled = compiled(&service(monitor));
     let container = &compiled.documents[0].workload().unwrap().container;
@@ -97,7 +97,7 @@ fn paths_of_the_machine_are_mounted_and_its_time_zone_is_none() {
         follows,
     };
     let expected = [
-        host("/proc", "/host/proc", true, false),
+        host("/sys", "/host/sys", true, false),
         host("/", "/rootfs", true, true),
         host("/dev/serial", "/serial", false, true),
     ];
