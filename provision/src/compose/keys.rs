@@ -1,6 +1,10 @@
 //! Every key of the Compose specification, and whether it is honoured or refused and why. The
 //! reader refuses by this table, `docs/compose.md` is written from it, and a test feeds every key.
 
+mod shown;
+
+pub use self::shown::SHOWN;
+
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -760,6 +764,15 @@ pub fn documentation() -> String {
             };
             text.push_str(&format!("| `{name}` | {word} | {why} |\n"));
         }
+    }
+    let honoured = SERVICE.iter().filter(|(_, verdict)| matches!(verdict, Honoured(_))).count();
+    text.push_str(&format!(
+        "\n## What shows it\n\nOf the {} keys of a service {honoured} are honoured. These tests show what they do (`./tests/run NAME` runs one):\n\n",
+        SERVICE.len()
+    ));
+    for (test, keys) in SHOWN {
+        let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+        text.push_str(&format!("- `{test}`: {}\n", keys.join(", ")));
     }
     text
 }

@@ -91,6 +91,98 @@ services:
       start_interval: 1s
 "#;
 
+/// The file that is extended, and what is read beside it.
+const BASE: [(&str, &str); 3] = [
+    (
+        "base.yaml",
+        "services:\n  base:\n    image: registry.lab:5000/busybox:1\n    entrypoint: [sh, -c]\n    env_file: [plain.env]\n    \
+         label_file: [plain.labels]\n",
+    ),
+    ("plain.env", "FROM_FILE=from a file\n"),
+    ("plain.labels", "org.example.labelled=by-file\n"),
+];
+
+/// Those keys that may only say what is so anyway are among them.
+const PLAIN: &str = r#"
+services:
+  plain:
+    extends: {file: base.yaml, service: base}
+    scale: 2
+    command:
+      - |
+        say() { echo "$$1=$$2"; }
+        say entrypoint "$$0"
+        say env_file "$$FROM_FILE"
+        say cpus "$$(cat /sys/fs/cgroup/cpu.max)"
+        say pids_limit "$$(cat /sys/fs/cgroup/pids.max)"
+        say read_only "$$(touch /x 2>&1 | grep -o 'Read-only file system')"
+        say hostname "$$(hostname)"
+        say working_dir "$$PWD"
+        until ping -c 1 -W 3 seen >/dev/null; do sleep 1; done
+        say external_links reached
+        trap 'say stop_signal INT; exit 0' INT
+        while :; do sleep 1; done
+      - the name of the script
+    labels: {tier: front}
+    annotations: {example.org/note: kept}
+    cpus: 0.25
+    pids_limit: 77
+    read_only: true
+    hostname: desk
+    working_dir: /etc
+    external_links: ['looker:seen']
+    stop_signal: INT
+    pull_policy: refresh
+    pull_refresh_after: 12h
+    attach: false
+    isolation: default
+    mem_swappiness: 0
+    runtime: crun
+  heavy:
+    image: registry.lab:5000/busybox:1
+    mem_reservation: 100g
+  left:
+    image: registry.lab:5000/busybox:1
+    profiles: [never]
+"#;
+
+fn what_is_left_of_the_keys_shows_too(cluster: &Cluster) {
+    for (name, text) in BASE {
+        std::fs::write(cluster.folder().join(name), text).unwrap();
+    }
+    let told = cluster.push(PLAIN).ok().stderr();
+    assert!(told.contains("left is left out"), "{told}");
+    cluster.wait_for_running("plain", 2, STARTING);
+    let words = [
+        "entrypoint=the name of the script",
+        "env_file=from a file",
+        "cpus=25000 100000",
+        "pids_limit=77",
+        "read_only=Read-only file system",
+        "hostname=desk",
+        "working_dir=/etc",
+        "external_links=reached",
+    ];
+    cluster.wait_for_words("plain", &words, Duration::from_secs(30));
+    let inspected = cluster.hivemind(["inspect", "plain", "--output", "json"]).ok().stdout();
+    for part in
+        ["\"tier\": \"front\"", "\"org.example.labelled\": \"by-file\"", "\"example.org/note\": \"kept\""]
+    {
+        assert!(inspected.contains(part), "{part}: {inspected}");
+    }
+    wait::until("no machine has so much memory, and ps says so", STARTING, || {
+        let replicas = cluster.replicas("heavy")?;
+        let told = replicas.iter().any(|r| r.phase == "pending" && r.reason.contains("memory"));
+        if told { Ok(()) } else { Err(format!("{replicas:#?}")) }
+    });
+    assert!(cluster.replicas("left").unwrap().is_empty());
+    cluster.hivemind(["remove", "heavy", "--yes"]).ok();
+    // Its successor comes when it has ended.
+    cluster.push(&PLAIN.replace("cpus: 0.25", "cpus: 0.5").replace("100g", "1m")).ok();
+    cluster.wait_for_words("plain", &["stop_signal=INT", "cpus=50000 100000"], STARTING);
+    cluster.hivemind(["remove", "plain", "heavy", "--yes"]).ok();
+}
+
 /// What waits is on another machine than what it waits for.
 const WAITING: &str = r#"
 services:
@@ -123,6 +215,7 @@ services:
 fn compose_files_do_on_real_machines_what_they_ask_for() {
     let cluster = Cluster::formed("compose", 2);
     what_a_compose_file_asks_for_shows_inside_its_containers(&cluster);
+    what_is_left_of_the_keys_shows_too(&cluster);
     services_wait_for_what_they_depend_on_also_on_other_machines(&cluster);
     a_global_service_has_one_replica_on_each_machine(&cluster);
     a_check_asks_by_http_or_tcp_where_there_is_no_command_to_run(&cluster);
@@ -176,10 +269,13 @@ services:
         echo "is on $$(sed -n 's/^ID=//p' /rootfs/etc/os-release)"
         touch /rootfs/var/lib/x 2>&1 | grep -o "x: Read-only file system"
         echo "is in $$(cut -d / -f 2-4 /proc/self/cgroup)/"
+        [ "$$(readlink /proc/self/ns/ipc)" = "$$(readlink /proc/1/ns/ipc)" ] && echo "shares memory segments"
         exec sleep 100000
     stop_grace_period: 0s
     privileged: true
     oom_kill_disable: true
+    pid: host
+    ipc: host
     cgroup: host
     cgroup_parent: batch
     volumes: ['/:/rootfs:ro,rslave']
@@ -222,6 +318,7 @@ fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster
         "is on hivemind",
         "x: Read-only file system",
         "is in hivemind/workloads/parent.default.batch/",
+        "shares memory segments",
     ];
     cluster.wait_for_words("trusted", &words, Duration::from_secs(30));
 
@@ -337,12 +434,16 @@ fn a_program_provides_a_service_and_tells_those_that_depend_on_it(cluster: &Clus
 fn a_service_without_a_network_has_none(cluster: &Cluster) {
     cluster
         .push(
-            "services:\n  hermit:\n    image: registry.lab:5000/busybox:1\n    network_mode: none\n    stop_grace_period: 0s\n    \
-             command: [sh, -c, 'echo has $$(ls /sys/class/net); ping -c 1 -W 1 127.0.0.1 >/dev/null && echo talks to itself; exec sleep 100000']\n",
+            "services:\n  hermit:\n    image: registry.lab:5000/busybox:1\n    network_mode: none\n    cpu_count: 2\n    stop_grace_period: 0s\n    \
+             command: [sh, -c, 'echo has $$(ls /sys/class/net); echo of the CPU $$(cat /sys/fs/cgroup/cpu.max); ping -c 1 -W 1 127.0.0.1 >/dev/null && echo talks to itself; exec sleep 100000']\n",
         )
         .ok();
     cluster.wait_for_running("hermit", 1, STARTING);
-    cluster.wait_for_words("hermit", &["has lo\n", "talks to itself"], Duration::from_secs(30));
+    cluster.wait_for_words(
+        "hermit",
+        &["has lo\n", "of the CPU 200000 100000", "talks to itself"],
+        Duration::from_secs(30),
+    );
 }
 
 fn a_service_on_the_machines_network_is_reached_there_and_by_its_name(cluster: &Cluster) {

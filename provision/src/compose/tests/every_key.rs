@@ -250,7 +250,29 @@ fn the_schema_of_documents_knows_what_is_wrong_with_one() {
 }
 
 #[test]
-fn at_least_85_keys_of_a_service_are_honoured() {
+fn at_least_85_keys_of_a_service_are_honoured_and_each_has_a_test_that_shows_what_it_does() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tests/e2e");
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples");
+    let texts = |folder: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap().flatten();
+        entries.map(|entry| std::fs::read_to_string(entry.path()).unwrap()).collect()
+    };
+    let (tests, examples) = (texts(folder), texts(examples).concat());
+    let mut shown = BTreeSet::new();
+    for (test, keys) in keys::SHOWN {
+        let text = tests.iter().find(|text| text.contains(&format!("fn {test}()")));
+        let text = text.unwrap_or_else(|| panic!("there is no test {test}"));
+        for key in *keys {
+            // As a key stands in a file, wherever that is written.
+            let stands = |text: &str| {
+                [" ", "{", "\n", "\""].iter().any(|before| text.contains(&format!("{before}{key}:")))
+            };
+            assert!(stands(text) || text.contains("docs/examples") && stands(&examples), "{test}: {key}");
+            shown.insert(*key);
+        }
+    }
     let honoured = keys::SERVICE.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Honoured(_)));
-    assert!(honoured.count() >= 85);
+    let honoured: BTreeSet<&str> = honoured.map(|(key, _)| *key).collect();
+    assert!(honoured.len() >= 85, "{}", honoured.len());
+    assert_eq!(shown, honoured);
 }
