@@ -45,7 +45,7 @@ pub fn client(insecure: &[String]) -> Result<Client, OciDistributionError> {
 pub async fn digest(client: &Client, reference: &Reference) -> Result<Digest, String> {
     let host = reference.resolve_registry();
     let asked = client.fetch_manifest_digest(reference, &credentials(host).await?).await;
-    let said = asked.map_err(|error| explain(host, reference, &error))?;
+    let said = asked.map_err(|error| explain(host, &error))?;
     let hex = said.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
     hex.ok_or_else(|| format!("registry {host} names it by {said:?}, which machines cannot check"))
 }
@@ -96,13 +96,13 @@ fn look_into(files: &[PathBuf], host: &str) -> Result<RegistryAuth, String> {
     Ok(RegistryAuth::Anonymous)
 }
 
-fn explain(host: &str, reference: &Reference, error: &OciDistributionError) -> String {
+fn explain(host: &str, error: &OciDistributionError) -> String {
     match error {
         OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
             format!("registry {host} wants a password (401); `docker login {host}` keeps one on this machine")
         }
         OciDistributionError::ServerError { code: 404, .. } => {
-            format!("registry {host} has no {reference} (404)")
+            format!("registry {host} does not have it (404)")
         }
         OciDistributionError::ServerError { code, .. } => {
             format!("registry {host} failed with status {code}")
