@@ -2,9 +2,10 @@
 //! of the image, and any number of machines booted from that one copy.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use hivemind_qemu::{Image, Lab, LabOptions, Machine, MachineOptions, TestRegistry};
@@ -148,6 +149,29 @@ impl Cluster {
     /// Runs `hivemind ARGUMENTS`.
     pub fn hivemind<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Run {
         Run::of(self.command(arguments))
+    }
+
+    /// Types at a workload's terminal, and waits until it has printed an answer. Returns whoever is there, with what they type by.
+    ///
+    /// # Panics
+    /// When there is another answer.
+    pub fn attach(&self, workload: &str, typed: &str, answer: &str) -> (Child, ChildStdin) {
+        let mut command = self.command(["attach", workload]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut visitor = command.spawn().unwrap_or_else(|error| panic!("hivemind attach: {error}"));
+        let (Some(mut stdin), Some(stdout)) = (visitor.stdin.take(), visitor.stdout.take()) else {
+            panic!("a visitor has pipes")
+        };
+        stdin.write_all(typed.as_bytes()).unwrap_or_else(|error| panic!("typing: {error}"));
+        let mut heard = String::new();
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            heard.push_str(line.trim_end());
+            heard.push('\n');
+            if heard.contains(answer) {
+                return (visitor, stdin);
+            }
+        }
+        panic!("it was answered: {heard}")
     }
 
     /// What `hivemind ARGUMENTS --output json` prints.

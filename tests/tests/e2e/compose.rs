@@ -1,9 +1,7 @@
 //! What a Compose file asks for shows inside its containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
 use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
@@ -352,30 +350,12 @@ fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {
 
 /// The command reads what is typed, goes on when who typed is gone, and ends when its input does.
 fn somebody_types_at_it(cluster: &Cluster) {
-    let visit = |typed: &str, answer: &str| {
-        let mut command = cluster.command(["attach", "typist"]);
-        let mut client =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let (mut stdin, stdout) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
-        // Nothing printed before is shown, so that the terminal's echo says that it has arrived.
-        stdin.write_all(typed.as_bytes()).unwrap();
-        let mut heard = String::new();
-        for line in BufReader::new(stdout).lines() {
-            heard.push_str(line.unwrap().trim_end());
-            heard.push('\n');
-            if heard.contains(answer) {
-                break;
-            }
-        }
-        assert!(heard.contains(answer), "{heard}");
-        (client, stdin)
-    };
     // Once as the terminal's echo, and once from the command, which goes on when the visitor is gone.
-    let (mut client, stdin) = visit("first words\n", "first words\nfirst words\n");
+    let (mut client, stdin) = cluster.attach("typist", "first words\n", "first words\nfirst words\n");
     client.kill().unwrap();
     client.wait().unwrap();
     drop(stdin);
-    let (mut client, _stdin) = visit("second\n\x04", "has read");
+    let (mut client, _stdin) = cluster.attach("typist", "second\n\x04", "has read");
     assert!(client.wait().unwrap().success(), "it ends with the command, as that ended");
 }
 

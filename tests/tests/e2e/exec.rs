@@ -202,9 +202,10 @@ fn a_command_ends_when_the_agent_is_killed_that_ran_it() {
     let cluster = Cluster::new("orphans", 1).with_probe().form(1);
     let machine = &cluster.machines[0];
     cluster
-        .push("services:\n  web:\n    image: registry.lab:5000/busybox:1\n    command: sleep 1000000\n")
+        .push("services:\n  web:\n    image: registry.lab:5000/busybox:1\n    command: cat\n    tty: true\n    stdin_open: true\n")
         .ok();
     cluster.wait_for_running("web", 1, STARTING);
+    let (mut visitor, _stdin) = cluster.attach("web", "one\n", "one\none\n");
     let asleep = || probe::ask(&cluster.lab, machine, &["pids", "sleep 4321"]).unwrap();
     let mut client = cluster.command(["exec", "web", "sh", "-c", "sleep 4321; true"]);
     let mut client = client.stdin(Stdio::piped()).spawn().unwrap();
@@ -213,9 +214,14 @@ fn a_command_ends_when_the_agent_is_killed_that_ran_it() {
     assert!(!killed.is_empty());
     wait::until("it is gone", ANSWER, || if asleep().is_empty() { Ok(()) } else { Err(asleep()) });
     assert_eq!(client.wait().unwrap().code(), Some(3));
+    assert_eq!(visitor.wait().unwrap().code(), Some(3));
     cluster.wait_for_ready(1);
     let after = cluster.wait_for_running("web", 1, STARTING);
     assert_eq!(after[0].restarts, 0, "its container runs on");
+    // The next agent has its terminal too.
+    let (mut visitor, _stdin) = cluster.attach("web", "two\n", "two\ntwo\n");
+    visitor.kill().unwrap();
+    visitor.wait().unwrap();
 }
 
 fn only_who_may_deploy_may(cluster: &Cluster) {
