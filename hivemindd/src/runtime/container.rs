@@ -143,10 +143,10 @@ impl Runtime {
         let id = &plan.id;
         // Its record is made first and removed last: without it there is nothing of it.
         if self.container(id).await?.is_some() {
-            if let Some(task) = self.task(id).await?
-                && task.status() == TaskStatus::Running
-            {
-                return Ok(());
+            match self.task(id).await?.map(|task| task.status()) {
+                Some(TaskStatus::Running) => return Ok(()),
+                Some(TaskStatus::Unknown) => return Err(transient("its shim does not answer")),
+                _ => {}
             }
             self.clear(id, false).await?;
         }

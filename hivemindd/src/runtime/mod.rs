@@ -405,8 +405,12 @@ fn task_state(id: &ContainerId, task: &Process) -> TaskState {
             TaskState::Exited { code, at_ms, oom }
         }
         // Created but never started: an agent died in between.
-        TaskStatus::Created | TaskStatus::Unknown => TaskState::Absent,
-        TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => TaskState::Running,
+        TaskStatus::Created => TaskState::Absent,
+        // Of one whose shim does not answer in time nothing is known but that it is there: a machine that has too much to do
+        // must not start its containers anew. That it has ended is heard when the shim answers, or is gone.
+        TaskStatus::Unknown | TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
+            TaskState::Running
+        }
     }
 }
 
@@ -435,6 +439,17 @@ mod tests {
     use hivemind_core::event::ImagePeers;
 
     use super::*;
+
+    #[test]
+    fn a_container_whose_shim_does_not_answer_in_time_is_not_taken_for_one_that_is_gone() {
+        let state = |status: TaskStatus| {
+            let task = Process { status: status.into(), ..Process::default() };
+            task_state(&ContainerId("hm-a".to_owned()), &task)
+        };
+        assert_eq!(state(TaskStatus::Unknown), TaskState::Running);
+        assert_eq!(state(TaskStatus::Created), TaskState::Absent);
+        assert!(matches!(state(TaskStatus::Stopped), TaskState::Exited { code: 0, .. }));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_containerd_that_hangs_is_told_of_and_keeps_no_place() {

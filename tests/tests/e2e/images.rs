@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use hivemind_qemu::Machine;
+use hivemind_qemu::{Hardware, Machine, MachineOptions};
 use hivemind_spec::dsse::Envelope;
 use hivemind_spec::key::SigningKey;
-use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::command::{Run, items};
 use hivemind_tests::registry::{add, sent_bytes, tag};
 use hivemind_tests::{disk, wait};
@@ -280,7 +280,13 @@ fn saved(cluster: &Cluster, image: &str, form: &str, name: &str) -> String {
 
 #[test]
 fn an_image_that_machines_were_given_runs_without_any_registry() {
-    let cluster = Cluster::formed("given", 2);
+    let mut cluster = Cluster::new("given", 2);
+    // The second has sockets for sticks.
+    for (name, hardware) in [("m1", Hardware::Virtual), ("m2", Hardware::Sata)] {
+        let options = MachineOptions { hardware, ..MachineOptions::with_image(name, &cluster.image) };
+        cluster.add_with(options).power_on().unwrap();
+    }
+    cluster.wait_for_ready_within(2, FORMING);
     let copier = "services:\n  copier:\n    image: registry.lab:5000/skopeo:1\n    command: sleep 1000000\n    \
                   stop_grace_period: 0s\n";
     cluster.push(copier).ok();
