@@ -171,7 +171,7 @@ impl Cluster {
                 return (visitor, stdin);
             }
         }
-        panic!("it was answered: {heard}")
+        panic!("it was answered: {heard}, and ended: {:?}", visitor.wait())
     }
 
     /// What `hivemind ARGUMENTS --output json` prints.
