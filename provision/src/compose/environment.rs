@@ -37,7 +37,8 @@ pub fn environment(text: &str, outside: &BTreeMap<String, String>) -> Result<Env
         let value = rest[name.len() + 1..].trim_start_matches([' ', '\t']);
         let name = name.trim_start();
         let name = name.strip_prefix("export ").unwrap_or(name).trim();
-        if name.is_empty() || name_end(name) != name.len() {
+        // Labels have dots in their names, and images take variables by such names.
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-[]".contains(&b)) {
             return Err(fault(&format!("{name:?} cannot name a variable")));
         }
         let Some((value, end)) = quoted(value).or_else(|| unquoted(value)) else {
@@ -157,12 +158,20 @@ mod tests {
     }
 
     #[test]
+    fn names_may_have_dots_as_those_of_labels_have() {
+        let read = environment("org.example.part=front\nspring.jpa.show-sql=true\n", &outside()).unwrap();
+        assert_eq!(read.variables["org.example.part"], "front");
+        assert_eq!(read.variables["spring.jpa.show-sql"], "true");
+    }
+
+    #[test]
     fn faults_name_their_line() {
         for (text, line, wanted) in [
             ("A=1\nnonsense\n", 2, "no `=`"),
             ("A='1\n", 1, "not closed"),
             ("A='1\n2'\n\nB=\"x", 4, "not closed"),
             ("A=1\n=2\n", 2, "cannot name"),
+            ("A=1\nA B=2\n", 2, "cannot name"),
             ("A='1' 2\n", 1, "behind the value"),
             ("A=1\nB=${C:?is needed}\n", 2, "is needed"),
             ("A=$ 5\n", 1, "$$"),
