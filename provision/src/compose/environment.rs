@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::interpolate::{interpolate, name_end};
+use super::interpolate::interpolate;
 
 /// What a file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -57,7 +57,7 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 /// How long the name at the start of `text` is.
-pub(super) fn name_end(text: &str) -> usize {
+fn name_end(text: &str) -> usize {
     if text.starts_with(|c: char| c.is_ascii_digit()) {
         return 0;
     }
