@@ -3,7 +3,7 @@
 //! A container's record in containerd is made first and deleted last, so that whatever a crash
 //! leaves half made can be found by its id and removed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError, VolumePlan};
 use hivemind_core::record::{ReplicaId, VolumePart};
 use hivemind_init::fence;
-use hivemind_spec::workload::{HOST_GATEWAY, MAX_LOG_BYTES, VolumeMount};
+use hivemind_spec::workload::{HOST_GATEWAY, MAX_LOG_BYTES};
 use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::Any;
@@ -178,7 +178,6 @@ impl Runtime {
         self.secrets
             .provide(&files, &plan.spec.secrets, &plan.secrets)
             .map_err(|error| transient(format!("writing its secrets: {error}")))?;
-        let inner = self.open_subpaths(plan)?;
         let user = plan.spec.user.as_deref().or(image.execution.user.as_deref()).unwrap_or_default();
         let around = Surroundings {
             execution: &image.execution,
@@ -186,10 +185,7 @@ impl Runtime {
             init_program: &self.settings.init_program,
             netns: &self.networks.path(id),
             files: &files,
-            volumes: &|mount, part| match inner.get(&mount.path) {
-                Some(inner) => inner.path(),
-                None => self.volumes.data(part),
-            },
+            volumes: &|part| self.volumes.data(part),
             disk: self.disk_to_limit(plan)?,
             host_paths: &host_path::of(&plan.spec)?,
             devices: &device::of(plan)?,
@@ -241,7 +237,7 @@ impl Runtime {
             let mut image = None;
             for mount in &mounts {
                 let Some(plan) = plans.get(&mount.volume) else { continue };
-                let fills = !mount.no_copy && mount.subpath.is_none() && !volumes.data(&plan.part).exists();
+                let fills = !mount.no_copy && !volumes.data(&plan.part).exists();
                 if fills && image.is_none() {
                     image = Some(volume::Image::open(&layers, &at)?);
                 }
@@ -251,17 +247,6 @@ impl Runtime {
             Ok(())
         })
         .await
-    }
-
-    /// Opens the parts of volumes that are mounted in place of all, by where they are mounted.
-    fn open_subpaths(&self, plan: &ContainerPlan) -> Result<BTreeMap<String, volume::Inner>, OperationError> {
-        let open = |mount: &VolumeMount| {
-            let (inner, volume) = (mount.subpath.as_ref()?, plan.volumes.get(&mount.volume)?);
-            let opened = volume::Inner::open(&self.volumes.data(&volume.part), inner);
-            let told = |error| transient(format!("{inner} of volume {}: {error}", mount.volume));
-            Some(opened.map(|opened| (mount.path.clone(), opened)).map_err(told))
-        };
-        plan.spec.volumes.iter().filter_map(open).collect()
     }
 
     /// Limits a part of a volume.

@@ -109,7 +109,7 @@ impl Runtime {
             netns: &self.networks.path(beside),
             // Names are resolved as they are there.
             files: &self.files(beside),
-            volumes: &|_, _| Default::default(),
+            volumes: &|_| Default::default(),
             disk: None,
             host_paths: &[],
             devices: &[],

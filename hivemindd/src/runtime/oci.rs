@@ -87,8 +87,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) netns: &'a Path,
     /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
     pub(super) files: &'a Path,
-    /// Where the data is that each of its mounts of volumes shows.
-    pub(super) volumes: &'a (dyn Fn(&VolumeMount, &VolumePart) -> PathBuf + Sync),
+    /// Where the data of its volumes is.
+    pub(super) volumes: &'a (dyn Fn(&VolumePart) -> PathBuf + Sync),
     /// The numbers of the machine's disk, where something on it is to be limited.
     pub(super) disk: Option<(u64, u64)>,
     /// The paths of the machine that it is given, and where they lead.
@@ -410,7 +410,7 @@ fn volumes(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
     let mut wanted: Vec<_> = plan.spec.volumes.iter().collect();
     wanted.sort_by_key(|mount| mount.path.as_str());
     let mount = |mount: &VolumeMount| {
-        let source = (around.volumes)(mount, &plan.volumes.get(&mount.volume)?.part);
+        let source = (around.volumes)(&plan.volumes.get(&mount.volume)?.part);
         let access = if mount.read_only { "ro" } else { "rw" };
         let options = ["bind", "rprivate", access, "nosuid", "nodev"];
         Some(json!({ "destination": mount.path, "type": "bind", "source": source, "options": options }))

@@ -16,14 +16,13 @@ mod copy;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hivemind_core::event::{VolumePlan, VolumeState};
 use hivemind_core::record::{VolumeId, VolumePart};
 use hivemind_init::durable;
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags, ResolveFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::copy::Image;
@@ -372,30 +371,6 @@ fn folders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// A folder or file within a volume, held open: whoever writes to the volume may put a link in its place at any moment.
-#[derive(Debug)]
-pub(super) struct Inner(OwnedFd);
-
-impl Inner {
-    /// Opens what is there, through no link (openat2(2)).
-    pub(super) fn open(data: &Path, inner: &str) -> io::Result<Self> {
-        let whole =
-            rustix::fs::open(data, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&whole, inner, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
-            Ok(opened) => Ok(Self(opened)),
-            Err(rustix::io::Errno::NOENT) => Err(io::Error::other("is not there yet")),
-            Err(rustix::io::Errno::LOOP) => Err(io::Error::other("is a link or behind one")),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// A path that leads to it for as long as this is held, for other processes too.
-    pub(super) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,28 +378,6 @@ mod tests {
     fn plan(name: &str, number: u32) -> VolumePlan {
         let volume = VolumeId { namespace: "default".into(), name: name.into() };
         VolumePlan { part: VolumePart { volume, number }, size_bytes: None }
-    }
-
-    #[test]
-    fn a_part_of_a_volume_is_reached_through_no_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path();
-        fs::create_dir_all(data.join("app/data")).unwrap();
-        fs::write(data.join("app/data/file"), "inside").unwrap();
-        std::os::unix::fs::symlink("/etc", data.join("out")).unwrap();
-        std::os::unix::fs::symlink("app", data.join("link")).unwrap();
-        let inner = Inner::open(data, "app/data").unwrap();
-        // Also when something else is in its place by now.
-        fs::rename(data.join("app"), data.join("moved")).unwrap();
-        std::os::unix::fs::symlink("/etc", data.join("app")).unwrap();
-        assert_eq!(fs::read_to_string(inner.path().join("file")).unwrap(), "inside");
-        for (path, told) in
-            [("out", "a link"), ("out/passwd", "a link"), ("link/data", "a link"), ("none", "not there")]
-        {
-            let error = Inner::open(data, path).unwrap_err().to_string();
-            assert!(error.contains(told), "{path}: {error}");
-        }
-        Inner::open(data, "../").unwrap_err();
     }
 
     #[test]

@@ -549,13 +549,8 @@ pub const MOUNT_BIND: &[Row] = &[
 /// `volume` of such an entry.
 pub const MOUNT_VOLUME: &[Row] = &[
     ("nocopy", Honoured("whether a new volume is empty; else it begins with what the image has there")),
-    (
-        "subpath",
-        Honoured(
-            "a folder or file of the volume in place of all of it; it must be there, and no link leads to it",
-        ),
-    ),
     ("labels", Refused("a volume's labels are under the top level's `volumes`")),
+    ("subpath", LATER),
 ];
 
 /// `tmpfs` of such an entry.

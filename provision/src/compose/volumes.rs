@@ -107,8 +107,6 @@ struct Wanted {
     target: Option<String>,
     read_only: bool,
     no_copy: bool,
-    /// A part of a volume.
-    subpath: Option<String>,
     /// Whether it sees what the machine mounts below later.
     follows: bool,
     /// Options of a memory-backed directory.
@@ -132,7 +130,6 @@ impl Wanted {
             target: None,
             read_only: false,
             no_copy: false,
-            subpath: None,
             follows: false,
             options: Vec::new(),
         }
@@ -207,11 +204,8 @@ fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
             "read_only" => wanted.read_only = reader.boolean(value)?,
             "consistency" => drop(reader.text(value)?),
             "volume" => {
-                for (key, value) in reader.entries(value, keys::MOUNT_VOLUME)? {
-                    match key.text.as_str() {
-                        "nocopy" => wanted.no_copy = reader.boolean(value)?,
-                        _ => wanted.subpath = Some(reader.text(value)?),
-                    }
+                for (_, value) in reader.entries(value, keys::MOUNT_VOLUME)? {
+                    wanted.no_copy = reader.boolean(value)?;
                 }
             }
             "bind" => {
@@ -285,8 +279,8 @@ fn mount(
                 },
                 None => nameless(reader, volumes, service, wanted.mark, &path)?,
             };
-            let Wanted { read_only, no_copy, subpath, .. } = wanted;
-            container.volumes.push(VolumeMount { volume, path, read_only, no_copy, subpath });
+            let (read_only, no_copy) = (wanted.read_only, wanted.no_copy);
+            container.volumes.push(VolumeMount { volume, path, read_only, no_copy });
         }
     }
     Some(())

@@ -175,8 +175,7 @@ pub fn secret_mount(secret: &str) -> SecretMount {
 
 /// A volume in a container, at `/data`.
 pub fn mount(volume: &str) -> VolumeMount {
-    let (volume, path) = (volume.to_owned(), "/data".to_owned());
-    VolumeMount { volume, path, read_only: false, no_copy: false, subpath: None }
+    VolumeMount { volume: volume.to_owned(), path: "/data".to_owned(), read_only: false, no_copy: false }
 }
 
 /// An operator's key, signed by `by`.

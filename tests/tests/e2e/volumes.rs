@@ -43,10 +43,9 @@ services:
         tmpfs: {size: 1m}
   reader:
     image: registry.lab:5000/busybox:1
-    command: [sh, -c, 'cat /data/log; cmp /data/log /only && echo sees the part; echo x 2>/dev/null >>/data/log || echo log is not written; exec sleep 100000']
+    command: [sh, -c, 'cat /data/log; echo x 2>/dev/null >>/data/log || echo log is not written; exec sleep 100000']
     stop_grace_period: 0s
     volumes_from: ['db:ro']
-    volumes: [{type: volume, source: data, target: /only, read_only: true, volume: {subpath: log}}]
     depends_on: [db]
   # Its page is in the image, and so in the new volume; without it nginx would answer 403.
   site:
@@ -93,7 +92,7 @@ fn data_outlives_containers_power_and_workloads_and_goes_by_order_only() {
     );
     let reader = cluster.wait_for_running("reader", 1, STARTING).remove(0);
     assert_eq!(reader.node, db.node, "it is where the data is");
-    cluster.wait_for_words("reader", &["start 1", "sees the part", "log is not written"], STARTING);
+    cluster.wait_for_words("reader", &["start 1", "log is not written"], STARTING);
 
     cluster.wait_for_running("site", 1, STARTING);
 

@@ -203,9 +203,6 @@ pub struct VolumeMount {
     /// Whether a new volume is empty; else it begins with what the image has there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_copy: bool,
-    /// A folder or file of the volume in place of all of it, which must be there; no link leads to it or out of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subpath: Option<String>,
 }
 
 /// Volumes of a container, at most: more has no use.
@@ -642,11 +639,6 @@ impl ContainerSpec {
                 return Err(at(format!("{:?} cannot name a volume", mount.volume)));
             }
             absolute(&mount.path).map_err(at)?;
-            let is_plain =
-                |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
-            if let Some(inner) = mount.subpath.as_ref().filter(|inner| !inner.split('/').all(is_plain)) {
-                return Err(at(format!("{inner:?} is no path within a volume; write for example app/data")));
-            }
             if !paths.insert(mount.path.trim_end_matches('/')) {
                 return Err(at(format!("{} is there twice", mount.path)));
             }

@@ -133,8 +133,7 @@ fn what_is_wrong_with_volumes_is_told_with_its_line() {
         ("[{type: volume, source: data}]", "`target` is missing"),
         ("[{type: bind, target: /a}]", "`source` is missing"),
         ("[{type: tmpfs, source: data, target: /a}]", "no `source`"),
-        ("[{type: volume, source: data, target: /a, volume: {subpath: ../x}}]", "no path within a volume"),
-        ("[{type: volume, source: data, target: /a, volume: {subpath: /x}}]", "no path within a volume"),
+        ("[{type: volume, source: data, target: /a, volume: {subpath: x}}]", "subpath"),
         ("['/']", "gives no name"),
     ] {
         let text = told(&(service(&format!("volumes: {volumes}")) + more));
