@@ -38,6 +38,13 @@ pub struct Image {
     pub blobs: BTreeMap<String, Blob>,
 }
 
+impl Image {
+    /// How long all its blobs are together, bytes.
+    pub fn size(&self) -> u64 {
+        self.blobs.values().map(|blob| blob.size).sum()
+    }
+}
+
 /// A blob of an image in an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {

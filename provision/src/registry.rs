@@ -46,8 +46,8 @@ pub async fn digest(client: &Client, reference: &Reference) -> Result<Digest, St
     let host = reference.resolve_registry();
     let asked = client.fetch_manifest_digest(reference, &credentials(host).await?).await;
     let said = asked.map_err(|error| explain(host, &error))?;
-    let hex = said.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
-    hex.ok_or_else(|| format!("registry {host} names it by {said:?}, which machines cannot check"))
+    Digest::from_oci(&said)
+        .ok_or_else(|| format!("registry {host} names it by {said:?}, which machines cannot check"))
 }
 
 /// The password for a registry, where there is one. A helper that keeps them is a program, which takes its time.
@@ -57,11 +57,15 @@ async fn credentials(host: &str) -> Result<RegistryAuth, String> {
     looked.map_err(|error| error.to_string())?
 }
 
+/// The folder of the Docker command line, from the variables of the environment.
+pub fn docker_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")))
+}
+
 /// Where `docker login` and `podman login` keep passwords (containers-auth.json(5)).
 fn login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let home = |path: &str| Some(variable("HOME")?.join(path));
-    let docker =
-        variable("DOCKER_CONFIG").or_else(|| home(".docker")).map(|folder| folder.join("config.json"));
+    let docker = docker_folder(&variable).map(|folder| folder.join("config.json"));
     let podman = variable("REGISTRY_AUTH_FILE");
     let runtime = variable("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json"));
     [docker, podman, runtime, home(".config/containers/auth.json")].into_iter().flatten().collect()

@@ -36,6 +36,11 @@ pub fn note(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
+/// Prints a note that may surprise.
+pub fn caution(text: &str) {
+    note(&format!("{} {text}", paint(CHANGING, "note:")));
+}
+
 /// Prints a result as JSON.
 pub fn say_json(value: &impl Serialize) {
     // Results are plain structures with string keys, which always serialise.

@@ -141,6 +141,13 @@ hash_id!(
     "a digest"
 );
 
+impl Digest {
+    /// Reads one as OCI writes it, `sha256:` and its digits; other algorithms are none.
+    pub fn from_oci(text: &str) -> Option<Self> {
+        text.strip_prefix("sha256:")?.parse().ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use hivemind_spec::problem::{Code, Problem};
 
 use super::Context;
 use super::auth::Signer;
-use super::exec::{Asked, Found, find, right};
+use super::exec::{Asked, Found, find, right, wanted};
 use super::refusal::{Path, Query, Refusal};
 use super::session;
 
@@ -29,13 +29,9 @@ pub(super) async fn attach(
 ) -> Result<Response, Refusal> {
     let (mut parts, _) = request.into_parts();
     let workload = WorkloadId { namespace, name };
-    let wanted: AttachRequest = serde_json::from_str(&asked.request).map_err(|error| {
-        Problem::new(Code::Malformed, format!("the request cannot be read: {error}"))
-            .advice("see `AttachRequest` in /v1/openapi.json")
-    })?;
+    let wanted: AttachRequest = wanted(&asked.request, "AttachRequest")?;
     let right = right(key, &workload, "attach to containers");
-    right.check(&context).await?;
-    let (replica, container) = match find(&context, &workload, asked.slot, &mut parts).await? {
+    let (replica, container) = match find(&context, &right, &workload, asked.slot, &mut parts).await? {
         Found::Here(replica, container) => (replica, container),
         Found::Elsewhere(answer) => return Ok(answer),
     };

@@ -60,7 +60,7 @@ pub(super) async fn read(
 }
 
 fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:").is_some_and(|hex| hex.parse::<Digest>().is_ok())
+    Digest::from_oci(text).is_some()
 }
 
 /// FIRST of `bytes=FIRST-` (RFC 9110, section 14.1.2).

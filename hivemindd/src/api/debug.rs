@@ -9,7 +9,7 @@ use hivemind_spec::problem::{Code, Problem};
 
 use super::Context;
 use super::auth::Signer;
-use super::exec::{Asked, Found, find, right};
+use super::exec::{Asked, Found, find, right, wanted};
 use super::refusal::{Path, Query, Refusal};
 use super::session;
 
@@ -29,16 +29,12 @@ pub(super) async fn debug(
 ) -> Result<Response, Refusal> {
     let (mut parts, _) = request.into_parts();
     let workload = WorkloadId { namespace, name };
-    let wanted: DebugRequest = serde_json::from_str(&asked.request).map_err(|error| {
-        Problem::new(Code::Malformed, format!("the request cannot be read: {error}"))
-            .advice("see `DebugRequest` in /v1/openapi.json")
-    })?;
+    let wanted: DebugRequest = wanted(&asked.request, "DebugRequest")?;
     if wanted.command.iter().any(|word| word.contains('\0')) {
         return Err(Problem::new(Code::Malformed, "a zero byte cannot be part of a command").into());
     }
     let right = right(key, &workload, "look into containers");
-    right.check(&context).await?;
-    let (replica, container) = match find(&context, &workload, asked.slot, &mut parts).await? {
+    let (replica, container) = match find(&context, &right, &workload, asked.slot, &mut parts).await? {
         Found::Here(replica, container) => (replica, container),
         Found::Elsewhere(answer) => return Ok(answer),
     };

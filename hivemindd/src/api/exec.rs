@@ -13,6 +13,7 @@ use hivemind_spec::exec::{ExecRequest, FromNode};
 use hivemind_spec::id::{KeyId, NodeId};
 use hivemind_spec::problem::{Code, Problem};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use utoipa::IntoParams;
 
 use super::Context;
@@ -50,8 +51,7 @@ pub(super) async fn exec(
     let workload = WorkloadId { namespace, name };
     let wanted = read(&asked.request)?;
     let right = right(key, &workload, "run commands in containers");
-    right.check(&context).await?;
-    let (replica, container) = match find(&context, &workload, asked.slot, &mut parts).await? {
+    let (replica, container) = match find(&context, &right, &workload, asked.slot, &mut parts).await? {
         Found::Here(replica, container) => (replica, container),
         Found::Elsewhere(answer) => return Ok(answer),
     };
@@ -80,13 +80,15 @@ pub(super) enum Found {
     Elsewhere(Response),
 }
 
-/// Finds the container of a replica, or of any that runs.
+/// Finds the container of a replica, or of any that runs, for one who has the right to it.
 pub(super) async fn find(
     context: &Context,
+    right: &Right,
     workload: &WorkloadId,
     slot: Option<u32>,
     parts: &mut Parts,
 ) -> Result<Found, Problem> {
+    right.check(context).await?;
     let here = parts.extensions.get::<FromPeer>().is_some();
     let wanted = workload.clone();
     let chosen = context
@@ -109,6 +111,14 @@ pub(super) async fn find(
     }
     let container = container.ok_or_else(|| not_running(workload, Some(replica.slot), "has no container"))?;
     Ok(Found::Here(replica, container))
+}
+
+/// What is wanted, of a type with this name.
+pub(super) fn wanted<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Problem> {
+    serde_json::from_str(text).map_err(|error| {
+        Problem::new(Code::Malformed, format!("the request cannot be read: {error}"))
+            .advice(format!("see `{name}` in /v1/openapi.json"))
+    })
 }
 
 /// What is to run, if it can be.

@@ -100,8 +100,7 @@ async fn send(
     }
     while let Some((_, line)) = wanted.recv().await {
         let WantedBlob { digest, from } = serde_json::from_slice(&line)?;
-        let digits = digest.strip_prefix("sha256:").and_then(|digits| digits.parse::<Digest>().ok());
-        let digits = digits.with_context(|| format!("{digest} is no digest of a file"))?;
+        let digits = Digest::from_oci(&digest).with_context(|| format!("{digest} is no digest of a file"))?;
         let mut file = File::open(blob(root, &digits)).with_context(|| format!("{digest} is not on it"))?;
         file.seek(SeekFrom::Start(from))?;
         loop {

@@ -18,7 +18,7 @@ use crate::client::{Client, percent};
 use crate::failure::{Exit, Failure, Result};
 use crate::quantity::show_bytes;
 use crate::secret::Passphrase;
-use crate::terminal::{CHANGING, STRONG, confirm, note, paint, printable, say, say_json};
+use crate::terminal::{STRONG, caution, confirm, paint, printable, say, say_json};
 
 /// The most that is kept of what a node says beside an archive, bytes: it tells a hundred things at most.
 const MAX_NOTES_BYTES: usize = 64 * 1024;
@@ -98,7 +98,7 @@ pub(super) fn backup(global: &Global, options: &VolumesBackup) -> Result<Exit> {
     };
     bar.finish_and_clear();
     for text in notes.lines() {
-        note(&format!("{} {}", paint(CHANGING, "note:"), printable(text)));
+        caution(&printable(text));
     }
     if global.output == Output::Json {
         let notes: Vec<&str> = notes.lines().collect();

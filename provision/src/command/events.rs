@@ -12,7 +12,7 @@ use super::nodes::{hostname, hostnames};
 use crate::cli::{EventsOf, Global, Output};
 use crate::client::{Client, with_query};
 use crate::failure::{Exit, Failure, Result};
-use crate::terminal::{BAD, CHANGING, FAINT, note, paint, printable, say, say_json};
+use crate::terminal::{BAD, CHANGING, FAINT, caution, paint, printable, say, say_json};
 
 /// How often is looked for more.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -80,8 +80,7 @@ async fn print(
             seen.told_by_one(new).iter().for_each(|told| say(&told.render(&names)));
             // Those that follow learn of a machine that is gone by an event.
             for node in events.missing.iter().filter(|_| !options.follow) {
-                let text = format!("{} did not answer in time", hostname(&names, node));
-                note(&format!("{} {text}", paint(CHANGING, "note:")));
+                caution(&format!("{} did not answer in time", hostname(&names, node)));
             }
         }
     }

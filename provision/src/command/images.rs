@@ -96,7 +96,7 @@ fn give(global: &Global, options: &ImagesGive) -> Result<Exit> {
     let mut done = Vec::new();
     for (name, image) in &named {
         for (node, hostname) in &chosen {
-            let size = image.blobs.values().map(|blob| blob.size).sum();
+            let size = image.size();
             let bar = bytes(Some(size));
             bar.set_message(name.clone());
             send(&client, &archive, image, name, *node, &bar)?;

@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::compose::PullPolicy;
 use crate::failure::{Failure, Result};
 use crate::registry;
-use crate::terminal::{CHANGING, note, paint};
+use crate::terminal::caution;
 
 /// Registries are asked about so many images at a time.
 const AT_A_TIME: usize = 8;
@@ -64,7 +64,7 @@ pub(super) async fn look_ahead(
     }
     let mut found = among_given(&tags, &images::given(client).await?);
     for image in found.iter().filter(|(_, found)| found.is_ok()).map(|(image, _)| image) {
-        note(&format!("{} {image} is the one that machines were given", paint(CHANGING, "note:")));
+        caution(&format!("{image} is the one that machines were given"));
     }
     let certain = |tag: &&Tag| {
         matches!(tag.policy, PullPolicy::Unsaid | PullPolicy::Always) && !found.contains_key(&tag.image)
@@ -81,7 +81,7 @@ fn among_given(tags: &[Tag], given: &[GivenImage]) -> Found {
         let name = images::whole_name(&tag.image);
         // The one that was given last comes first.
         let image = given.iter().find(|image| images::whole_name(&image.name) == name);
-        let digest = image.and_then(|image| image.digest.strip_prefix("sha256:")?.parse().ok());
+        let digest = image.and_then(|image| Digest::from_oci(&image.digest));
         match (digest, tag.policy) {
             (_, PullPolicy::Always) => None,
             (Some(digest), _) => Some(Ok(digest)),
@@ -128,7 +128,7 @@ pub(super) async fn pin(
         notes.extend(tag.map(|tag| tag.apply(document, found, now_ms)).transpose()?.flatten());
     }
     for text in notes {
-        note(&format!("{} {text}", paint(CHANGING, "note:")));
+        caution(&text);
     }
     Ok(())
 }
@@ -216,7 +216,7 @@ impl Earlier {
         let item = current.iter().find(|item| item.key == *key && !item.deleted)?;
         let held = item.document()?;
         let (tag, digest) = held.workload()?.container.image.split_once('@')?;
-        let digest = digest.strip_prefix("sha256:")?.parse().ok().filter(|_| tag == image)?;
+        let digest = Digest::from_oci(digest).filter(|_| tag == image)?;
         let looked_up_ms = held.metadata.labels.get(LOOKED_UP_LABEL).and_then(|text| text.parse().ok());
         Some(Self { digest, looked_up_ms })
     }

@@ -8,7 +8,7 @@ use super::{provider, source};
 use crate::cli::{Convert, Global, Output, Plan};
 use crate::deploy::{Action, Change, Difference};
 use crate::failure::{Exit, Result};
-use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, note, paint, printable, say, say_json};
+use crate::terminal::{BAD, CHANGING, FAINT, GOOD, STRONG, caution, paint, printable, say, say_json};
 
 pub(super) fn plan(global: &Global, options: &Plan) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
@@ -38,8 +38,7 @@ pub(super) fn convert(global: &Global, options: &Convert) -> Result<Exit> {
     let compiled = source::compile(&options.source)?;
     provider::say_not_asked(&compiled, "what it tells is not in these");
     for secret in &compiled.secrets {
-        let text = format!("secret {} is sealed when it is pushed, and not among these", secret.name);
-        note(&format!("{} {text}", paint(CHANGING, "note:")));
+        caution(&format!("secret {} is sealed when it is pushed, and not among these", secret.name));
     }
     let parse =
         |document: &Document| serde_json::from_slice::<Value>(&document.to_json()).unwrap_or_default();

@@ -10,7 +10,8 @@ use tokio::process::Command;
 use crate::compose::Compiled;
 use crate::compose::provider::{Given, Message, Provided, give};
 use crate::failure::{Failure, Result};
-use crate::terminal::{CHANGING, FAINT, STRONG, note, paint, printable};
+use crate::registry::docker_folder;
+use crate::terminal::{FAINT, STRONG, caution, note, paint, printable};
 
 /// The longest line of a provider's, bytes: a variable, not a file.
 const MAX_LINE_BYTES: u64 = 256 * 1024;
@@ -35,7 +36,7 @@ pub(super) async fn up(compiled: &mut Compiled) -> Result<()> {
                 "{variable} of {service} is what {} says, and not what the file does",
                 provided.service
             );
-            note(&format!("{} {text}", paint(CHANGING, "note:")));
+            caution(&text);
         }
     }
     Ok(())
@@ -54,15 +55,13 @@ pub(super) async fn down(compiled: &Compiled) -> Result<()> {
 pub(super) fn say_not_asked(compiled: &Compiled, instead: &str) {
     for provided in &compiled.provided {
         let (service, program) = (&provided.service, &provided.program);
-        let text = format!("{service} is provided by {program}, which only a push runs; {instead}");
-        note(&format!("{} {text}", paint(CHANGING, "note:")));
+        caution(&format!("{service} is provided by {program}, which only a push runs; {instead}"));
     }
 }
 
 /// A plugin of the Docker command line, or a program in the search path.
 fn find(provided: &Provided) -> Result<PathBuf> {
-    let own = env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    let own = own.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".docker")));
+    let own = docker_folder(|name| env::var_os(name).map(PathBuf::from));
     let own = own.map(|folder| folder.join("cli-plugins"));
     let plugins = own.into_iter().chain(PLUGINS.iter().map(PathBuf::from));
     let plugins = plugins.map(|folder| folder.join(format!("docker-{}", provided.program)));

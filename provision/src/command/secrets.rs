@@ -19,7 +19,7 @@ use crate::compose::Compiled;
 use crate::compose::secrets::Plain;
 use crate::deploy::{self, Action};
 use crate::failure::{Exit, Failure, Result};
-use crate::terminal::{BAD, CHANGING, FAINT, STRONG, Table, confirm, note, paint, say, say_json, styled};
+use crate::terminal::{BAD, FAINT, STRONG, Table, caution, confirm, paint, say, say_json, styled};
 
 const UNCHANGED: &str = "stopped; look with `hivemind secrets`";
 
@@ -58,9 +58,8 @@ async fn recipients(client: &Client) -> Result<BTreeMap<NodeId, PublicKey>> {
     for recipient in all {
         match recipient.key(&root) {
             Some(key) => drop(nodes.insert(recipient.node, key)),
-            None => note(&format!(
-                "{} {} shows no certificates of this cluster; nothing is sealed to it",
-                paint(CHANGING, "note:"),
+            None => caution(&format!(
+                "{} shows no certificates of this cluster; nothing is sealed to it",
                 recipient.hostname
             )),
         }

@@ -10,7 +10,7 @@ use crate::cli::Source;
 use crate::compose::{self, Compiled, Fault, Input, Surroundings};
 use crate::failure::{Failure, Place, Result};
 use crate::native;
-use crate::terminal::{CHANGING, note, paint};
+use crate::terminal::caution;
 
 /// Reads and compiles; prints warnings.
 pub(super) fn compile(source: &Source) -> Result<Compiled> {
@@ -64,7 +64,7 @@ pub(super) fn compile(source: &Source) -> Result<Compiled> {
             .advice("correct the file; nothing was changed. docs/compose.md lists every key")
     })?;
     for warning in &compiled.warnings {
-        note(&format!("{} {}: {}", paint(CHANGING, "note:"), shown(warning), warning.message));
+        caution(&format!("{}: {}", shown(warning), warning.message));
     }
     Ok(compiled)
 }
@@ -148,8 +148,7 @@ fn variables(
     let compose::Environment { mut variables, unset } =
         read.map_err(|(line, what)| Failure::input("bad-env", what).at(at(line)))?;
     for (line, name) in unset {
-        let what = format!("the variable {name} is not set and became nothing");
-        note(&format!("{} {}: {what}", paint(CHANGING, "note:"), at(line)));
+        caution(&format!("{}: the variable {name} is not set and became nothing", at(line)));
     }
     variables.extend(own);
     Ok(variables)

@@ -41,8 +41,7 @@ pub(super) fn run(global: &Global, options: &ImagesStick) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     for (name, (_, image)) in &listed {
-        let size = image.blobs.values().map(|blob| blob.size).sum();
-        say(&format!("{} ({})", paint(STRONG, name), show_bytes(size)));
+        say(&format!("{} ({})", paint(STRONG, name), show_bytes(image.size())));
     }
     let text = format!(
         "Once it is unmounted, machines take them when it is plugged in, if its file system is FAT and has the label {LABEL}."
@@ -75,7 +74,7 @@ fn write(
         let manifest = place(&blobs, &digest);
         fs::write(&manifest, &image.manifest).map_err(failed(&manifest))?;
         wanted.push(manifest);
-        let bar = bytes(Some(image.blobs.values().map(|blob| blob.size).sum()));
+        let bar = bytes(Some(image.size()));
         bar.set_message(name.clone());
         for (digest, blob) in &image.blobs {
             let path = place(&blobs, &digits(digest)?);
@@ -113,6 +112,6 @@ fn place(blobs: &Path, digest: &Digest) -> PathBuf {
 }
 
 fn digits(digest: &str) -> Result<Digest> {
-    let digits = digest.strip_prefix("sha256:").and_then(|digits| digits.parse().ok());
-    digits.ok_or_else(|| Failure::input("bad-image", format!("{digest:?} is no SHA-256 digest")))
+    Digest::from_oci(digest)
+        .ok_or_else(|| Failure::input("bad-image", format!("{digest:?} is no SHA-256 digest")))
 }

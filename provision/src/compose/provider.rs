@@ -159,8 +159,10 @@ impl Given {
     pub fn hear(&mut self, provided: &Provided, line: &str) -> Result<Message, String> {
         let Line { r#type, message } =
             serde_json::from_str(line).map_err(|error| format!("it printed what is no message: {error}"))?;
-        let pair = || message.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains('\0'));
-        let pair = || pair().ok_or_else(|| format!("its message {message:?} is not NAME=VALUE"));
+        let pair = || {
+            let pair = message.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains('\0'));
+            pair.ok_or_else(|| format!("its message {message:?} is not NAME=VALUE"))
+        };
         match r#type.as_str() {
             "info" => return Ok(Message::Info(message)),
             "error" => return Ok(Message::Error(message)),

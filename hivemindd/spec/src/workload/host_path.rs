@@ -61,23 +61,23 @@ impl HostPath {
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
-        let is_plain = |path: &str| {
-            path.starts_with('/')
-                && !path.contains("//")
-                && !path.contains('\0')
-                && !path.split('/').any(|part| part == ".." || part == ".")
-        };
-        if !is_plain(&self.path) || self.path.len() > 1 && self.path.ends_with('/') {
+        let is_absolute = |path: &str| path.starts_with('/') && !path.contains('\0') && is_plain(path);
+        if !is_absolute(&self.path) || self.path.len() > 1 && self.path.ends_with('/') {
             return Err(format!(
                 "{:?} is no absolute path without `.`, `..` and a slash at its end",
                 self.path
             ));
         }
-        if !is_plain(&self.target) {
+        if !is_absolute(&self.target) {
             return Err(format!("{:?} is no absolute path without `.` and `..`", self.target));
         }
         may_cover(&self.target)
     }
+}
+
+/// Whether a path leads straight to where it says.
+pub(super) fn is_plain(path: &str) -> bool {
+    !path.contains("//") && !path.split('/').any(|part| part == ".." || part == ".")
 }
 
 #[cfg(test)]

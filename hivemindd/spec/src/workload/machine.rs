@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::container::ContainerSpec;
-use super::host_path::{HostPath, Reach};
+use super::host_path::{HostPath, Reach, is_plain};
 use super::rights;
 use super::seccomp::SystemCalls;
 use super::tmpfs::may_cover;
@@ -121,8 +121,6 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
     }
     for (index, device) in access.devices.iter().enumerate() {
         let what = format!("devices/{index}");
-        let is_plain =
-            |path: &str| !path.contains("//") && !path.split('/').any(|part| part == ".." || part == ".");
         if !device.path.starts_with("/dev/") || !is_plain(&device.path) {
             return fail(&what, format!("{:?} is not below /dev", device.path));
         }

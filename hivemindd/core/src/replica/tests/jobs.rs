@@ -47,7 +47,8 @@ fn a_deadline_holds_across_an_agent_restart() {
     bench.wait(9_000);
     assert_eq!(bench.status(0).phase, Phase::Running);
     bench.wait(1_000);
-    assert_eq!(bench.status(0).reason, "is past its deadline");
+    let status = bench.status(0);
+    assert_eq!((status.phase, status.reason.as_str()), (Phase::Backoff, "is past its deadline"));
 }
 
 #[test]
