@@ -264,8 +264,16 @@ impl Cluster {
     /// # Errors
     /// When there is no answer, in words.
     pub fn get(&self, url: &str) -> Result<String, String> {
+        self.curl(&["--max-time", "3", url])
+    }
+
+    /// The same with curl's other options.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that says it went wrong, in words.
+    pub fn curl(&self, arguments: &[&str]) -> Result<String, String> {
         let mut curl = self.lab.command("curl");
-        curl.args(["--silent", "--show-error", "--fail", "--max-time", "3", url]);
+        curl.args(["--silent", "--show-error", "--fail"]).args(arguments);
         let run = Run::of(curl);
         if run.is_ok() { Ok(run.stdout()) } else { Err(run.to_string()) }
     }

@@ -50,6 +50,27 @@ impl Unpacked {
         self.add_libraries(libraries, path)
     }
 
+    /// Adds a folder with the files in it, those whose names `wanted` takes.
+    pub(crate) fn add_files(
+        &self,
+        layer: &mut Layer,
+        folder: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        let from = self.path(folder)?;
+        layer.folder(folder, 0o755, 0);
+        for entry in fs::read_dir(&from).context(format!("list {}", from.display()))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = format!("{folder}/{name}");
+            if entry.path().is_dir() {
+                self.add_files(layer, &path, &wanted as &dyn Fn(&str) -> bool)?;
+            } else if wanted(&name) {
+                layer.copy(&entry.path(), &path, 0o644)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the libraries a program is linked to, and the loader that finds them.
     pub(crate) fn add_libraries(&self, layer: &mut Layer, path: &str) -> Result<()> {
         let files = self.files()?;

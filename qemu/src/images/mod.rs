@@ -10,9 +10,12 @@
 //! | `skopeo:1` | copies images, beside a shell |
 //! | `redis:1` | a database on port 6379, as user `redis` |
 //! | `prometheus:1`, `node-exporter:1` | monitoring, as user `nobody`: ports 9090 and 9100 |
+//! | `postgres:1` | a database on port 5432, as user `postgres`, with its client and a shell; made ready by the variables of Docker's image |
+//! | `guestbook:1` | a web application for PHP's FastCGI on port 9000, with a database and a cache |
 //! | `mosquitto:1` | a message broker on port 1883, as user `mosquitto`, with its clients and a shell |
 
 mod debian;
+mod guestbook;
 mod layer;
 mod oci;
 mod recipes;
@@ -30,9 +33,12 @@ use crate::registry::Server;
 pub use oci::TestImage;
 
 /// Everything the images depend on, besides the versions of the Debian packages at the time they are made.
-const INPUTS: [&str; 7] = [
+const INPUTS: [&str; 10] = [
     include_str!("mod.rs"),
     include_str!("debian.rs"),
+    include_str!("guestbook.rs"),
+    include_str!("guestbook/entrypoint.sh"),
+    include_str!("guestbook/index.php"),
     include_str!("layer.rs"),
     include_str!("oci.rs"),
     include_str!("recipes.rs"),

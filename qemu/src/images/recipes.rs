@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use super::debian::Unpacked;
+use super::guestbook;
 use super::layer::Layer;
 use super::oci::{DOCKER, OCI, Recipe};
 use crate::cache::target_dir;
@@ -18,12 +19,15 @@ const PASSWD: &str = "root:x:0:0:root:/:/sbin/nologin\n\
                       www-data:x:33:33:www-data:/var/www:/sbin/nologin\n\
                       redis:x:999:999:redis:/data:/sbin/nologin\n\
                       mosquitto:x:1883:1883:mosquitto:/mosquitto/data:/sbin/nologin\n\
+                      postgres:x:70:70:postgres:/var/lib/postgresql:/bin/sh\n\
                       nobody:x:65534:65534:nobody:/:/sbin/nologin\n";
-const GROUP: &str = "root:x:0:\nwww-data:x:33:\nredis:x:999:\nmosquitto:x:1883:\nnogroup:x:65534:\n";
+const GROUP: &str =
+    "root:x:0:\nwww-data:x:33:\nredis:x:999:\nmosquitto:x:1883:\npostgres:x:70:\nnogroup:x:65534:\n";
 
 const REDIS_USER: u32 = 999;
 const MOSQUITTO_USER: u32 = 1883;
 const NOBODY: u32 = 65534;
+pub(super) const POSTGRES_USER: u32 = 70;
 
 /// Serves the page, says which container answers, and has a health check.
 const NGINX_CONF: &str = "\
@@ -62,7 +66,11 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
     say("skopeo");
     recipes.push(skopeo(work, busybox.clone())?);
     say("mosquitto");
-    recipes.push(mosquitto(work, busybox)?);
+    recipes.push(mosquitto(work, busybox.clone())?);
+    say("postgres");
+    recipes.push(guestbook::postgres(work, busybox)?);
+    say("guestbook");
+    recipes.push(guestbook::application(work)?);
     say("prometheus");
     recipes.push(monitor(work, "prometheus", "prometheus", 9090)?);
     say("node-exporter");
@@ -76,7 +84,7 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
     Ok(recipes)
 }
 
-fn accounts(layer: &mut Layer) {
+pub(super) fn accounts(layer: &mut Layer) {
     layer.file("etc/passwd", 0o644, PASSWD).file("etc/group", 0o644, GROUP).folder("tmp", 0o1777, 0);
 }
 

@@ -1,5 +1,7 @@
 //! Applications as people write them, from `docs/examples`.
 
+use std::fs;
+
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::wait;
 use serde_json::Value;
@@ -10,6 +12,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples");
 fn applications_run_as_people_write_them() {
     let cluster = Cluster::formed("examples", 2);
     monitoring_finds_an_exporter_on_every_machine_which_sees_all_of_it(&cluster);
+    a_web_application_has_its_database_and_its_cache(&cluster);
     home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network(&cluster);
 }
 
@@ -40,6 +43,33 @@ fn monitoring_finds_an_exporter_on_every_machine_which_sees_all_of_it(cluster: &
     }
     cluster.hivemind(["remove", "--file", file, "--yes"]).ok();
     cluster.hivemind(["namespaces", "deny", "default", "privileged"]).ok();
+}
+
+fn a_web_application_has_its_database_and_its_cache(cluster: &Cluster) {
+    let file = &cluster.folder().join("guestbook.yaml").to_string_lossy().into_owned();
+    fs::copy(format!("{FOLDER}/guestbook.yaml"), file).unwrap();
+    let refused = cluster.hivemind(["push", file]).failed().stderr();
+    assert!(refused.contains("guestbook-password.txt"), "{refused}");
+    fs::write(cluster.folder().join("guestbook-password.txt"), "a long one\n").unwrap();
+    cluster.hivemind(["push", file, "--wait"]).ok();
+    let url = &format!("http://{}/", cluster.machines[0].address());
+    let read = || cluster.curl(&["--include", "--max-time", "10", url]);
+    let write = |text: &str| {
+        wait::until("the guest book takes an entry", STARTING, || {
+            cluster.curl(&["--max-time", "10", "--data", text, url])
+        });
+    };
+    write("Nice machines.");
+    for cache in ["X-Cache: miss", "X-Cache: hit"] {
+        let page = read().unwrap();
+        assert!(page.contains("1. Nice machines.") && page.contains(cache), "{page}");
+    }
+    // Another process on the same data; the page was made from them anew.
+    cluster.hivemind(["restart", "database", "--wait"]).ok();
+    write("They still know me.");
+    let page = read().unwrap();
+    assert!(page.contains("1. Nice machines.\n2. They still know me.") && page.contains("miss"), "{page}");
+    cluster.hivemind(["remove", "--file", file, "--yes"]).ok();
 }
 
 fn home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network(cluster: &Cluster) {
