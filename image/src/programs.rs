@@ -69,6 +69,9 @@ impl Daemon {
     }
 }
 
+/// How the variables begin that cargo sets for a program of a package ("Environment Variables" in The Cargo Book).
+const OF_PACKAGE: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "OUT_DIR"];
+
 /// Where cargo puts the daemon's programs.
 #[must_use]
 pub fn built(target: &Path) -> PathBuf {
@@ -101,8 +104,13 @@ pub fn daemon(checkout: &Path, target: &Path, as_of: u64) -> Result<Daemon> {
 
 fn cargo(target: &Path) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What `cargo run` and the tests' runner say of this program's own package. Build scripts look at that of theirs, so
+    // that whoever starts it in another way would have all of it compiled again.
+    let of_package = |name: &str| OF_PACKAGE.iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        cargo.env_remove(name);
+    }
     cargo.env("CARGO_TARGET_DIR", target);
-    // Set by an outer `cargo run` for its own package.
     cargo.env_remove("RUSTFLAGS");
     cargo
 }
