@@ -3,8 +3,11 @@
 //! - `HIVESUPPORT` takes away what helps to find out what is wrong: it gets a folder with what `hivemind support` gathers of
 //!   this machine. It is given nothing else, and nothing on it is read.
 //! - `HIVEIMAGES` brings images, by a list that an admin signed. Nothing is written to it.
+//! - `HIVERELEASE` brings the files of a release of the operating system, whose document an admin pushed. Nothing is written
+//!   to it.
 
 mod images;
+mod release;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,15 +16,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hivemind_core::event::Event;
 use hivemind_init::{block, volume};
 use hivemind_spec::words::timestamp;
 use nix::mount::MsFlags;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use crate::agent::AgentHandle;
 use crate::clock::Clock;
+use crate::release::Brought;
 use crate::runtime::Runtime;
 use crate::support;
 
@@ -30,6 +35,7 @@ use crate::support;
 enum Purpose {
     Support,
     Images,
+    Release,
 }
 
 impl Purpose {
@@ -38,6 +44,7 @@ impl Purpose {
         match label {
             "HIVESUPPORT" => Some(Self::Support),
             hivemind_spec::stick::LABEL => Some(Self::Images),
+            hivemind_spec::release::STICK_LABEL => Some(Self::Release),
             _ => None,
         }
     }
@@ -54,6 +61,8 @@ pub(crate) async fn keep(
     agent: AgentHandle,
     runtime: Runtime,
     clock: Arc<Clock>,
+    brought: Brought,
+    events: mpsc::Sender<Event>,
     mut hardware: watch::Receiver<()>,
 ) {
     let mut seen = BTreeSet::new();
@@ -70,6 +79,9 @@ pub(crate) async fn keep(
                 Purpose::Images => take(&agent, &runtime, stick.clone()).await.map(|images| {
                     let images = images.join(", ");
                     tracing::info!(stick = %path, images, "the images of the stick are here, and it can be pulled out");
+                }),
+                Purpose::Release => release::take(&agent, &brought, &events, stick.clone()).await.map(|release| {
+                    tracing::info!(stick = %path, release, "the release of the stick is here, and it can be pulled out");
                 }),
             };
             if let Err(error) = done {
@@ -95,13 +107,18 @@ fn sticks() -> BTreeSet<(PathBuf, Purpose)> {
 /// Takes the images of a stick that the machine was not given yet, and returns their names.
 async fn take(agent: &AgentHandle, runtime: &Runtime, stick: PathBuf) -> anyhow::Result<Vec<String>> {
     let (agent, runtime, tasks) = (agent.clone(), runtime.clone(), Handle::current());
-    // Reading a stick waits for it, and it stays mounted meanwhile.
-    let taken = tokio::task::spawn_blocking(move || {
-        volume::with_mounted(&stick, Path::new(MOUNT_POINT), MsFlags::MS_RDONLY, |root| {
-            tasks.block_on(images::take(&agent, &runtime, root))
-        })
+    reading(stick, move |root| tasks.block_on(images::take(&agent, &runtime, root))).await
+}
+
+/// Reads a stick, which waits for it, while it is mounted.
+async fn reading<T: Send + 'static>(
+    stick: PathBuf,
+    read: impl FnOnce(&Path) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let done = tokio::task::spawn_blocking(move || {
+        volume::with_mounted(&stick, Path::new(MOUNT_POINT), MsFlags::MS_RDONLY, read)
     });
-    taken.await?
+    done.await?
 }
 
 /// Writes all of it to a stick, and returns the folder's name.

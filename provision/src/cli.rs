@@ -181,7 +181,7 @@ pub enum Command {
     /// Give the machines a new release of the operating system, or show how far it has come
     #[command(
         args_conflicts_with_subcommands = true,
-        after_help = "Examples:\n  hivemind upgrade registry.example.org/hivemind/os:0.2.0 --wait\n  hivemind upgrade build/bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade\n  hivemind upgrade pause"
+        after_help = "Examples:\n  hivemind upgrade registry.example.org/hivemind/os:0.2.0 --wait\n  hivemind upgrade build/bundle --from https://example.org/hivemind/bundle\n  hivemind upgrade build/bundle --from stick\n  hivemind upgrade\n  hivemind upgrade pause"
     )]
     Upgrade(Upgrade),
     /// Show the cluster at a glance
@@ -271,8 +271,9 @@ pub struct Upgrade {
     /// (http:// or https://), or the reference in a registry (HOST/REPOSITORY:TAG) that it was pushed to
     #[arg(value_name = "FOLDER|URL|REF")]
     pub bundle: Option<String>,
-    /// Where machines fetch the bundle's files; repeat for several, tried in turn. Without it from where the bundle is
-    #[arg(long = "from", id = "sources", value_name = "URL|REF", requires = "bundle")]
+    /// Where machines fetch the bundle's files; repeat for several, tried in turn. Without it from where the bundle is. `stick`
+    /// is one that is plugged into any machine: FAT, with the label HIVERELEASE, and the files of the bundle's folder on it
+    #[arg(long = "from", id = "sources", value_name = "URL|REF|stick", requires = "bundle")]
     pub sources: Vec<String>,
     /// Wait until all machines run it and are well, and show how far it is
     #[arg(long, short)]

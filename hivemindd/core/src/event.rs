@@ -116,6 +116,11 @@ pub enum Event {
         /// The release, what is done, and what stands against it.
         update: Update,
     },
+    /// A stick brought a release: its files are here, whether it is wanted or not.
+    Brought {
+        /// Which; none once they are gone.
+        release: Option<ReleaseId>,
+    },
     /// Which of the devices that are asked for ([`Action::LookFor`]) the machine has, by path: on every change.
     Devices {
         /// Whether it is there.

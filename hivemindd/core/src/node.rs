@@ -381,6 +381,7 @@ impl Node {
                 self.stirred = true;
             }
             Event::Updating { update } => self.learn_update(update),
+            Event::Brought { release } => self.learn_brought(release),
             Event::Devices { found } => self.stirred |= self.devices.learn(found),
             Event::Facts { facts } => self.learn_facts(now, facts, out),
         }

@@ -236,6 +236,8 @@ pub enum UpdatePhase {
     Ready,
     /// It cannot take it, and trying again would not help.
     Failed,
+    /// It has the files from a stick, for itself and for others, and it is not its turn yet.
+    Brought,
 }
 
 /// One item of `GET /v1/volumes`.

@@ -39,6 +39,12 @@ const MAX_SOURCES: usize = 8;
 const MAX_VERSION_BYTES: usize = 40;
 const MAX_SOURCE_BYTES: usize = 1024;
 
+/// The source that is a stick: a FAT file system with this label and the bundle's files on it, plugged into any machine.
+pub const STICK: &str = "stick";
+
+/// The label of that stick's file system.
+pub const STICK_LABEL: &str = "HIVERELEASE";
+
 /// A release of the operating system for one architecture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -56,8 +62,9 @@ pub struct OsReleaseSpec {
     pub root: ReleaseFile,
     /// The unified kernel image.
     pub kernel: ReleaseFile,
-    /// Where the files are, tried in this order: `http://` or `https://` and a folder, or a reference to an OCI
-    /// artifact in a registry. A node asks its peers first. Absent in what a build writes.
+    /// Where the files are, tried in this order: `http://` or `https://` and a folder, a reference to an OCI artifact in
+    /// a registry, or `stick` for one that is plugged into any machine. A node asks its peers first. Absent in what a
+    /// build writes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
     /// Nothing more of it happens while this is set.

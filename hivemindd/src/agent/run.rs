@@ -34,7 +34,7 @@ use super::turn::Turn;
 use crate::clock::Clock;
 use crate::discovery::{Announcement, Discovery};
 use crate::identity::{self, Identity, IdentityError};
-use crate::release::{Running, Sources, Taking};
+use crate::release::{Brought, Running, Sources, Taking};
 use crate::runtime::{self, Runtime, Seen};
 use crate::store::{self, StoreHandle};
 use crate::transport::Transport;
@@ -128,7 +128,13 @@ async fn serve() -> anyhow::Result<()> {
     let (hardware_tx, hardware) = watch::channel(());
 
     let (running, release) = Running::look();
-    let sources = Sources::new(transport.clone(), config.registries.insecure.clone());
+    let brought = Brought::default();
+    let runs = release.borrow().as_ref().map(|release| release.id);
+    match brought.look(runs) {
+        Ok(release) => drop(events.send(Event::Brought { release }).await),
+        Err(error) => tracing::error!(%error, "the release that a stick brought cannot be looked at"),
+    }
+    let sources = Sources::new(transport.clone(), config.registries.insecure.clone(), brought.clone());
     let taking = Taking::new(running.clone(), sources, events.clone());
 
     let mut tasks = JoinSet::new();
@@ -138,6 +144,7 @@ async fn serve() -> anyhow::Result<()> {
         clock: clock.clone(),
         transport: transport.clone(),
         running: running.clone(),
+        brought: brought.clone(),
         runtime: runtime.clone(),
         happened: Arc::clone(&happened),
         seen: Arc::new(api::Seen::since(now)),
@@ -156,7 +163,8 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(runtime::secrets::keep(runtime.clone(), secrets));
     tasks.spawn(hardware::keep(hardware_tx));
     tasks.spawn(screen::keep(agent.clone(), config.network.clone(), underlay.clone()));
-    tasks.spawn(stick::keep(agent.clone(), runtime.clone(), clock.clone(), hardware.clone()));
+    let plugged = hardware.clone();
+    tasks.spawn(stick::keep(agent.clone(), runtime.clone(), clock.clone(), brought, events.clone(), plugged));
     tasks.spawn(runtime::device::watch(devices, hardware, events.clone()));
     tasks.spawn(taking.clone().run());
     tasks.spawn({

@@ -44,7 +44,7 @@ pub use self::session::MAX_SESSIONS;
 use self::refusal::Refusal;
 use crate::agent::{AgentHandle, Happened};
 use crate::clock::Clock;
-use crate::release::Running;
+use crate::release::{Brought, Running};
 use crate::runtime::Runtime;
 use crate::transport::Transport;
 
@@ -59,6 +59,8 @@ pub struct Context {
     pub transport: Transport,
     /// The release of this node.
     pub running: Running,
+    /// The release that a stick brought.
+    pub brought: Brought,
     /// The containers of this node.
     pub runtime: Runtime,
     /// What has happened here lately.

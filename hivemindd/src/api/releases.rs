@@ -1,4 +1,4 @@
-//! The release this node runs, for peers that take it: nobody has to fetch it from outside twice.
+//! The release this node runs, or has from a stick, for peers that take it: nobody has to fetch it from outside twice.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -37,8 +37,12 @@ pub(super) async fn read(
     };
     // It is never closed.
     let place = READS.acquire().await;
-    let running = context.running.clone();
-    let read = tokio::task::spawn_blocking(move || running.read(release, part, from, bytes)).await;
+    let Context { running, brought, .. } = context;
+    let read = tokio::task::spawn_blocking(move || {
+        let read = running.read(release, part, from, bytes);
+        read.or_else(|error| brought.read(release, part, from, bytes).map_err(|_| error))
+    })
+    .await;
     drop(place);
     match read {
         Ok(Ok(content)) => Ok((StatusCode::PARTIAL_CONTENT, Bytes::from(content)).into_response()),

@@ -1,4 +1,5 @@
-//! Where the bytes of a release come from: a peer that runs it, a folder of a web server, a registry. None is trusted.
+//! Where the bytes of a release come from: a stick that was plugged in, a peer that runs it or has it from a stick, a folder of
+//! a web server, a registry. None is trusted.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,7 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use hivemind_core::event::{Peer, UpdateOrder};
 use hivemind_spec::id::ReleaseId;
-use hivemind_spec::release::{OsReleaseSpec, ReleaseFile};
+use hivemind_spec::release::{OsReleaseSpec, ReleaseFile, STICK};
 use hivemind_spec::words::chain;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, StatusCode, header};
@@ -15,6 +16,7 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 
+use super::brought::Brought;
 use crate::registry::{self, READ_TIMEOUT};
 use crate::transport::Transport;
 
@@ -40,14 +42,14 @@ impl Part {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Part::Root => "root",
             Part::Kernel => "kernel",
         }
     }
 
-    fn of(self, spec: &OsReleaseSpec) -> &ReleaseFile {
+    pub(super) fn of(self, spec: &OsReleaseSpec) -> &ReleaseFile {
         match self {
             Part::Root => &spec.root,
             Part::Kernel => &spec.kernel,
@@ -83,6 +85,7 @@ pub(super) type Stream = BoxStream<'static, Result<Bytes, String>>;
 pub struct Sources {
     transport: Transport,
     insecure: Vec<String>,
+    brought: Brought,
     /// Made when first needed: most nodes ask peers, and reading the CA certificates takes time and memory at boot.
     outside: Arc<OnceLock<Outside>>,
 }
@@ -110,8 +113,8 @@ impl Outside {
 impl Sources {
     /// `insecure`: registries (`host:port`) spoken to by plain HTTP.
     #[must_use]
-    pub fn new(transport: Transport, insecure: Vec<String>) -> Self {
-        Self { transport, insecure, outside: Arc::default() }
+    pub fn new(transport: Transport, insecure: Vec<String>, brought: Brought) -> Self {
+        Self { transport, insecure, brought, outside: Arc::default() }
     }
 
     fn outside(&self) -> Result<Outside, String> {
@@ -122,8 +125,8 @@ impl Sources {
         Ok(self.outside.get_or_init(|| outside).clone())
     }
 
-    /// Opens a piece of a release at the first place that has it. The peers come first, from `turn` on, so that not
-    /// all ask the same one.
+    /// Opens a piece of a release at the first place that has it: this machine, then the peers, from `turn` on, so that
+    /// not all ask the same one.
     ///
     /// # Errors
     /// What each place said, in words.
@@ -133,6 +136,9 @@ impl Sources {
         range: Range,
         turn: usize,
     ) -> Result<Stream, String> {
+        if let Some(bytes) = self.read_own(order.spec.release, range).await {
+            return Ok(futures_util::stream::once(async { Ok(bytes) }).boxed());
+        }
         let mut said = Vec::new();
         let peers = order.peers.iter().cycle().skip(turn % order.peers.len().max(1)).take(order.peers.len());
         for peer in peers {
@@ -142,7 +148,9 @@ impl Sources {
             }
         }
         for source in &order.spec.sources {
-            let opened = if source.starts_with("http://") || source.starts_with("https://") {
+            let opened = if source == STICK {
+                Err("no machine that is heard has it from one: plug it into any of them".to_owned())
+            } else if source.starts_with("http://") || source.starts_with("https://") {
                 self.ask_web(source, &order.spec, range).await
             } else {
                 self.ask_registry(source, &order.spec, range).await
@@ -153,6 +161,13 @@ impl Sources {
             }
         }
         Err(said.join("; "))
+    }
+
+    /// What a stick brought to this machine.
+    async fn read_own(&self, release: ReleaseId, range: Range) -> Option<Bytes> {
+        let (brought, bytes) = (self.brought.clone(), usize::try_from(range.bytes).ok()?);
+        let read = move || brought.read(release, range.part, range.from, bytes);
+        tokio::task::spawn_blocking(read).await.ok()?.ok().map(Bytes::from)
     }
 
     async fn ask_peer(&self, peer: Peer, release: ReleaseId, range: Range) -> Result<Stream, String> {

@@ -107,11 +107,7 @@ impl Head {
             NodeState::Revoked => ("revoked", Look::Bad),
             NodeState::Down | NodeState::NotReady => ("not ready", Look::Bad),
             NodeState::Ready if on_trial => ("tries a release", Look::Busy),
-            NodeState::Ready
-                if own.update.as_ref().is_some_and(|update| update.phase != UpdatePhase::Failed) =>
-            {
-                ("updates", Look::Busy)
-            }
+            NodeState::Ready if own.update.as_ref().is_some_and(is_under_way) => ("updates", Look::Busy),
             NodeState::Ready if own.cordoned => ("ready, cordoned", Look::Busy),
             NodeState::Ready => ("ready", Look::Good),
         }
@@ -141,6 +137,9 @@ impl Head {
             None => running,
             Some(update) if update.phase == UpdatePhase::Failed => {
                 format!("{running}; {} failed", update.release)
+            }
+            Some(update) if update.phase == UpdatePhase::Brought => {
+                format!("{running}; {} is here from a stick", update.release)
             }
             Some(update) => {
                 let percent = (100 * update.done_bytes).checked_div(update.total_bytes).unwrap_or(0);
@@ -223,6 +222,10 @@ impl Machine {
 }
 
 /// In its largest two units, minutes at least.
+fn is_under_way(update: &api::Update) -> bool {
+    matches!(update.phase, UpdatePhase::Fetching | UpdatePhase::Ready)
+}
+
 fn duration(ms: u64) -> String {
     let minutes = ms / 60_000;
     match (minutes / 1440, minutes / 60 % 24, minutes % 60) {

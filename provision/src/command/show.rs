@@ -121,6 +121,7 @@ fn update_note(update: &Update) -> String {
         }
         UpdatePhase::Ready => format!("is about to start release {release}"),
         UpdatePhase::Failed => format!("cannot take release {release}"),
+        UpdatePhase::Brought => format!("has release {release} from a stick"),
     };
     if update.reason.is_empty() { text } else { format!("{text}: {}", update.reason) }
 }

@@ -3,7 +3,7 @@
 use hivemind_spec::api::{Rollout, RolloutState, SpecItem};
 use hivemind_spec::document::{Kind, Spec};
 use hivemind_spec::id::ReleaseId;
-use hivemind_spec::release::OsReleaseSpec;
+use hivemind_spec::release::{OsReleaseSpec, STICK, STICK_LABEL};
 use serde_json::json;
 
 use super::push::{held, send};
@@ -35,12 +35,14 @@ fn start(global: &Global, bundle: &Place, options: &Upgrade) -> Result<Exit> {
         let found = bundle.source().ok_or_else(|| {
             let text = format!("machines cannot fetch anything from {bundle}, a folder of this machine");
             Failure::input("no-source", text).advice(
-                "put it on a web server or into a registry, and give that place, or `--from` that place",
+                "put it on a web server or into a registry, and give that place, or `--from` that place; or copy it \
+                 onto a stick with the label HIVERELEASE, and give `--from stick`",
             )
         });
         spec.sources.push(found?);
     }
     let client = super::client(global)?;
+    let from_stick = spec.sources.iter().any(|source| source == STICK);
     let release = spec.release;
     let what = format!("Release {} for {}", paint(STRONG, &spec.version), spec.architecture.name());
     let accepted = super::block_on(UNCHANGED, async {
@@ -57,6 +59,11 @@ fn start(global: &Global, bundle: &Place, options: &Upgrade) -> Result<Exit> {
     }
     if !options.wait {
         if text {
+            if from_stick {
+                say(&format!(
+                    "Plug a stick with the label {STICK_LABEL} and the bundle's files on it into any machine."
+                ));
+            }
             say("`hivemind upgrade` shows how far it has come.");
         } else {
             say_json(&json!({ "accepted": [accepted] }));

@@ -74,6 +74,8 @@ pub struct Machine {
     pub(super) release_before: ReleaseId,
     /// Releases that failed on it.
     pub failed_releases: Vec<ReleaseId>,
+    /// The machines it was told to ask for the release that it takes, the last time.
+    pub asked_for_release: Vec<NodeId>,
     /// Releases that do not do well on it.
     pub unfit: BTreeSet<ReleaseId>,
     /// How long writing to its boot menu may take, milliseconds. What is not written when the power goes is lost.
@@ -149,6 +151,7 @@ impl Machine {
             on_trial: false,
             release_before: FIRST_RELEASE,
             failed_releases: Vec::new(),
+            asked_for_release: Vec::new(),
             unfit: BTreeSet::new(),
             menu_late_ms: 1,
             bad_cable: (0, 0),

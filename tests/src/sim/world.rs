@@ -593,6 +593,8 @@ impl World {
                 }
                 Action::Update(order) => {
                     if let Some(order) = order {
+                        self.machines[index].asked_for_release =
+                            order.peers.iter().map(|peer| peer.node).collect();
                         let (release, phase) = (order.spec.release, UpdatePhase::Ready);
                         let (done_bytes, total_bytes, reason) = (1, 1, String::new());
                         let update = Update { release, phase, done_bytes, total_bytes, reason };

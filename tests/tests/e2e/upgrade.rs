@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use hivemind_qemu::Machine;
+use hivemind_qemu::{Hardware, Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, FORMING, STARTING};
 use hivemind_tests::command::items;
+use hivemind_tests::disk;
 use hivemind_tests::release::{Difference, Release};
 use hivemind_tests::web::Web;
 
@@ -62,6 +63,40 @@ fn a_release_goes_from_machine_to_machine_comes_from_outside_once_and_moves_only
     cluster.machines.iter().for_each(|machine| machine.power_on().unwrap());
     cluster.wait_for_ready_within(2, FORMING);
     assert_eq!(releases(&cluster).unwrap().iter().filter(|said| runs_it(said)).count(), 2);
+}
+
+#[test]
+fn a_release_comes_on_a_stick_to_one_machine_and_from_there_to_the_others() {
+    let mut cluster = Cluster::new("sneakers", 2);
+    cluster.image = cluster.image.clone().with_firmware();
+    for name in ["m1", "m2"] {
+        // With sockets for sticks.
+        let options =
+            MachineOptions { hardware: Hardware::Sata, ..MachineOptions::with_image(name, &cluster.image) };
+        cluster.add_with(options).power_on().unwrap();
+    }
+    cluster.wait_for_ready_within(2, FORMING);
+    let release = Release::another("0.2.0");
+    let stick = cluster.folder().join("release.img");
+    disk::stick_with(&stick, 128, "HIVERELEASE", &release.bundle());
+    let nodes = items(&cluster.json(&["nodes"]).unwrap());
+    // Its turn is the last.
+    let leader = nodes.iter().find(|node| node["leader"] == true).unwrap();
+    let leader = cluster.machine_at(leader["address"].as_str().unwrap().parse().unwrap());
+    let first = cluster.machines.iter().find(|machine| machine.name() != leader.name()).unwrap();
+    leader.plug_stick("early", &stick).unwrap();
+    leader.wait_for_line("nobody has pushed a release", STARTING).unwrap();
+    leader.unplug("early").unwrap();
+
+    let bundle = release.bundle().to_string_lossy().into_owned();
+    let refused = cluster.hivemind(["upgrade", &bundle]).failed().stderr();
+    assert!(refused.contains("no-source") && refused.contains("--from stick"), "{refused}");
+    cluster.hivemind(["upgrade", &bundle, "--from", "stick"]).ok();
+    first.wait_for_line("plug it into any of them", STARTING).unwrap();
+    leader.plug_stick("release", &stick).unwrap();
+    leader.wait_for_line("the release of the stick is here", STARTING).unwrap();
+    leader.unplug("release").unwrap();
+    first.wait_for_line("the release is in the spare slot", FORMING).unwrap();
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
+use hivemind_core::event::Event;
+use hivemind_spec::api::UpdatePhase;
 use hivemind_spec::id::ReleaseId;
 use hivemind_spec::problem::Code;
 use hivemind_tests::sim::cast::*;
@@ -116,6 +118,29 @@ fn the_next_leader_goes_on_with_a_rollout_and_a_machine_that_was_away_gets_it_wh
     world.power_on(leader);
     world.power_on(4);
     roll_out(&mut world, 1);
+}
+
+#[test]
+fn a_release_from_a_stick_is_had_from_the_machine_it_was_plugged_into() {
+    let mut world = cluster(89, 3);
+    let id = world.node(0).leader().expect("there is one");
+    let leader = world.machines.iter().position(|machine| machine.id == id).expect("it is one of them");
+    let phase = |world: &World| {
+        let status = world.node(0).cluster().nodes[&id].status.as_ref().expect("it said how it is");
+        status.update.as_ref().map(|update| update.phase)
+    };
+    // Before anybody wants it nobody hears of it.
+    world.deliver(leader, Event::Brought { release: Some(new()) });
+    world.run(10_000);
+    assert_eq!(phase(&world), None);
+    world.push(0, release(7, 5, true)).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| phase(world) == Some(UpdatePhase::Brought)));
+    world.push(0, release(7, 6, false)).expect("it is accepted");
+    assert!(world.run_until(ALL_MS, |world| on_it(world) == 1));
+    let first = world.machines.iter().find(|machine| machine.release == new()).expect("it is one of them");
+    assert!(first.id != id && first.asked_for_release == [id], "{:?}", first.asked_for_release);
+    roll_out(&mut world, 1);
+    assert!(world.run_until(10_000, |world| phase(world).is_none()), "others have it from its slot");
 }
 
 #[test]

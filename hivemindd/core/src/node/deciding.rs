@@ -142,7 +142,7 @@ impl Node {
             vtep_mac: overlay::vtep_mac(&me),
             version: facts.version.clone(),
             release: facts.release.clone(),
-            update: self.updating.status(),
+            update: self.update_status(),
             labels: facts.labels.clone().into_iter().chain(self.devices.labels()).collect(),
             capacity: facts.capacity,
             problems: facts.problems.iter().cloned().chain(refuses).collect(),

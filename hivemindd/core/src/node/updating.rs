@@ -9,7 +9,7 @@
 //! started.
 
 use hivemind_spec::api::{Severity, Update, UpdatePhase};
-use hivemind_spec::id::ReleaseId;
+use hivemind_spec::id::{NodeId, ReleaseId};
 
 use super::Node;
 use crate::cluster::{OsRelease, Workload};
@@ -36,6 +36,8 @@ pub(super) struct Updating {
     /// Until when replicas may take to leave, monotonic milliseconds.
     leave_until_ms: Option<u64>,
     started: bool,
+    /// The release whose files came on a stick.
+    brought: Option<ReleaseId>,
 }
 
 impl Updating {
@@ -43,14 +45,23 @@ impl Updating {
     pub(super) fn wake_at_ms(&self) -> Option<u64> {
         self.leave_until_ms.filter(|_| !self.started)
     }
-
-    /// What the node says of it.
-    pub(super) fn status(&self) -> Option<Update> {
-        self.told.clone()
-    }
 }
 
 impl Node {
+    /// What the node says of the release that it is to take.
+    pub(super) fn update_status(&self) -> Option<Update> {
+        self.updating.told.clone().or_else(|| {
+            let wanted = self.wanted_release()?;
+            let runs_it = self.facts.as_ref()?.release.as_ref()?.id == wanted;
+            (self.updating.brought == Some(wanted) && !runs_it).then(|| brought(wanted))
+        })
+    }
+
+    pub(super) fn learn_brought(&mut self, release: Option<ReleaseId>) {
+        self.stirred |= self.updating.brought != release;
+        self.updating.brought = release;
+    }
+
     pub(super) fn learn_update(&mut self, update: Update) {
         if self.updating.order.as_ref().is_some_and(|order| order.spec.release == update.release) {
             self.updating.told = Some(update);
@@ -68,7 +79,7 @@ impl Node {
         if order != self.updating.order {
             let before = self.updating.order.as_ref().map(|order| order.spec.release);
             if before != order.as_ref().map(|order| order.spec.release) {
-                self.updating = Updating::default();
+                self.updating = Updating { brought: self.updating.brought, ..Updating::default() };
             }
             self.updating.order.clone_from(&order);
             out.push(Action::Update(order.map(Box::new)));
@@ -136,11 +147,18 @@ impl Node {
         }
     }
 
-    /// Live nodes that run the release and are well.
+    /// Live nodes that run the release and are well, and then those that a stick brought it to.
     fn peers_with(&self, release: &OsRelease) -> Vec<Peer> {
-        let done = rollout::standings(&self.cluster, release).filter(|(_, how)| *how == Standing::Done);
-        let live = done.filter(|(id, _)| self.cluster.is_live(&self.liveness, id));
-        let others = live.map(|(id, _)| id).filter(|id| *id != self.settings.me);
+        let with = |wanted: Standing| {
+            let all = rollout::standings(&self.cluster, release);
+            all.filter(move |(_, how)| *how == wanted).map(|(id, _)| id)
+        };
+        let was_brought = |id: &NodeId| {
+            let status = self.cluster.nodes.get(id).and_then(|node| node.status.as_ref());
+            status.and_then(|status| status.update.as_ref()) == Some(&brought(release.spec.release))
+        };
+        let all = with(Standing::Done).chain(with(Standing::Before).filter(was_brought));
+        let others = all.filter(|id| *id != self.settings.me && self.cluster.is_live(&self.liveness, id));
         let with_address = others.filter_map(|node| {
             Some(Peer { node, address: (self.cluster.address(&node)?, self.settings.peer_port).into() })
         });
@@ -159,6 +177,10 @@ impl Node {
         let statuses = self.own_replica_statuses();
         !assigned.keys().chain(statuses.keys()).any(leaves)
     }
+}
+
+fn brought(release: ReleaseId) -> Update {
+    Update { release, phase: UpdatePhase::Brought, done_bytes: 0, total_bytes: 0, reason: String::new() }
 }
 
 fn refused(release: ReleaseId, reason: String) -> Update {
