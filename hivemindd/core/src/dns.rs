@@ -3,6 +3,7 @@
 //! ```text
 //! NAME.NAMESPACE.hive.internal               A    all serving replicas
 //! LINK.NAMESPACE.hive.internal               A    those of the workload that a document links to
+//! NAME, LINK                                      the same, for containers of the namespace
 //! SLOT.NAME.NAMESPACE.hive.internal          A    one replica
 //! _PORT._PROTO.NAME.NAMESPACE.hive.internal  SRV  port and per-replica names
 //! d.c.b.a.in-addr.arpa                       PTR  the replica's name
@@ -184,7 +185,7 @@ impl Zone {
             };
         }
         if name != DNS_APEX && !is_below(&name, DNS_APEX) {
-            return Answer::NotOurs;
+            return self.lookup_short(asker, &name, question);
         }
         let is_shown = self.shows(asker, &name);
         let own = self.addresses.get(&name).filter(|_| is_shown);
@@ -194,6 +195,19 @@ impl Zone {
             (_, Some(found), Question::Srv) if !found.is_empty() => Answer::Services(found),
             (None, None, _) if !self.has_below(asker, &name) => Answer::NoName,
             _ => Answer::NoData,
+        }
+    }
+
+    /// Answers a question about a name of one label, as programs ask it that resolve names by themselves and know of no search
+    /// list: of the namespace of the container that asks.
+    fn lookup_short(&self, asker: Asker<'_>, name: &str, question: Question) -> Answer<'_> {
+        let namespace = asker.and_then(|asker| Some(&asker.networks.first()?.namespace));
+        let Some(namespace) = namespace.filter(|_| !name.is_empty() && !name.contains('.')) else {
+            return Answer::NotOurs;
+        };
+        match self.lookup(asker, &format!("{name}.{namespace}.{DNS_APEX}"), question) {
+            Answer::NoName => Answer::NotOurs,
+            answer => answer,
         }
     }
 
@@ -283,6 +297,28 @@ mod tests {
             zone.lookup(None, "0.web.default.hive.internal", Question::A),
             Answer::Addresses(&[first].into())
         );
+    }
+
+    #[test]
+    fn a_container_finds_those_of_its_namespace_by_their_short_names_too() {
+        let (zone, first, last) = made();
+        let networks = zone.networks["web.default.hive.internal"].clone();
+        let asker = Endpoint { networks, ..Endpoint::default() };
+        for name in ["web", "WEB."] {
+            assert_eq!(
+                zone.lookup(Some(&asker), name, Question::A),
+                Answer::Addresses(&[first, last].into())
+            );
+        }
+        assert_eq!(zone.lookup(Some(&asker), "idle", Question::A), Answer::NoData);
+        for name in ["nobody", "0.web", "", "."] {
+            assert_eq!(zone.lookup(Some(&asker), name, Question::A), Answer::NotOurs, "{name:?}");
+        }
+        let network = isolation::NetworkId { namespace: "other".into(), name: "default".into() };
+        let stranger = Endpoint { networks: [network].into(), ..Endpoint::default() };
+        for asker in [None, Some(&Endpoint::default()), Some(&stranger)] {
+            assert_eq!(zone.lookup(asker, "web", Question::A), Answer::NotOurs);
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use super::elements::{self, Change, Element};
 use super::nft::{NewTable, TABLE, device, field, is, is_not, prefix, text};
-use super::{CONTAINER_PREFIX, NetworkError, RETRY, container_interface};
+use super::{CONTAINER_PREFIX, DOCKER_RESOLVER, NetworkError, RETRY, container_interface};
 
 /// Priority of filters of bridges (nft(8), "Standard priority names"): before the IP hooks see a packet on the bridge
 /// (br_netfilter) and translate what goes to published ports.
@@ -165,7 +165,8 @@ fn table(isolation: &Isolation) -> Option<NewTable> {
     });
     let pair = SetTypeValue::Concatenated(Cow::Borrowed(&[SetType::Ifname, SetType::Ipv4Addr]));
     table.add(set(OWNERS, pair, owners.collect()));
-    table.add(addresses("nodes", &isolation.nodes));
+    // And the name server's other address, which is the node's once it has come past here.
+    table.add(addresses("nodes", &isolation.nodes.iter().copied().chain([DOCKER_RESOLVER]).collect()));
     table.add(addresses(OUTSIDE, &leading_out(isolation)));
 
     table.chain("shared", None);

@@ -40,6 +40,10 @@ pub const BRIDGE: &str = "hive0";
 /// The VXLAN device that leads to the other nodes.
 pub const VXLAN: &str = "hive-vxlan";
 
+/// The name server of Docker's networks, which configurations of many programs name (`resolver 127.0.0.11;`). In containers it
+/// leads to the node's.
+pub(crate) const DOCKER_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+
 /// How the names begin of the machine's ends of containers' interfaces; no other interface on the bridge has such a
 /// name.
 const CONTAINER_PREFIX: &str = "hv";

@@ -1,4 +1,4 @@
-//! Published ports and masquerading, as one nftables table that is replaced as a whole.
+//! Published ports, the address of Docker's name server, and masquerading, as one nftables table that is replaced as a whole.
 //!
 //! A connection to a published port of any node goes to one of the live replicas, picked at
 //! random; one to a replica on another node takes this node's overlay address, so that the answer
@@ -14,7 +14,8 @@ use nftables::stmt::{Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainType, NfFamily, NfHook};
 
 use super::nft::{NewTable, device, field, is, is_not, prefix, text};
-use super::{BRIDGE, NetworkError, VXLAN};
+use super::{BRIDGE, DOCKER_RESOLVER, NetworkError, VXLAN};
+use crate::dns;
 
 /// Priorities of destination and source translation (nft(8), "Standard priority names").
 const DSTNAT: i32 = -100;
@@ -29,7 +30,7 @@ type Published = BTreeMap<(Protocol, u16), BTreeSet<(Ipv4Addr, u16)>>;
 /// The rules as they were applied last.
 #[derive(Default)]
 pub(super) struct Ports {
-    applied: Option<((Ipv4Addr, u8), Published)>,
+    applied: Option<((Ipv4Addr, u8), Ipv4Addr, Published)>,
 }
 
 impl Ports {
@@ -37,18 +38,18 @@ impl Ports {
     /// published stays as it is.
     pub(super) async fn apply(&mut self, plan: &NetworkPlan) -> Result<(), NetworkError> {
         let Some(local) = plan.local.as_ref().filter(|local| local.underlay.is_some()) else { return Ok(()) };
-        let wanted = (local.range, plan.published.clone());
+        let wanted = (local.range, local.gateway, plan.published.clone());
         if self.applied.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        table(wanted.0, &wanted.1).apply().await?;
+        table(wanted.0, wanted.1, &wanted.2).apply().await?;
         self.applied = Some(wanted);
         Ok(())
     }
 }
 
 /// The whole table.
-fn table(range: (Ipv4Addr, u8), published: &Published) -> NewTable {
+fn table(range: (Ipv4Addr, u8), gateway: Ipv4Addr, published: &Published) -> NewTable {
     let mut table = NewTable::new(NfFamily::IP);
     for (name, hook, priority) in [
         ("prerouting", NfHook::Prerouting, DSTNAT),
@@ -56,6 +57,9 @@ fn table(range: (Ipv4Addr, u8), published: &Published) -> NewTable {
         ("postrouting", NfHook::Postrouting, SRCNAT),
     ] {
         table.chain(name, Some((NfChainType::NAT, hook, priority)));
+    }
+    for protocol in ["udp", "tcp"] {
+        table.rule("prerouting", to_resolver(protocol, gateway));
     }
     for ((protocol, port), endpoints) in published {
         for (index, (address, target)) in endpoints.iter().enumerate() {
@@ -73,6 +77,16 @@ fn table(range: (Ipv4Addr, u8), published: &Published) -> NewTable {
         table.rule("forward", statements);
     }
     table
+}
+
+/// Sends what containers ask Docker's name server to the node's.
+fn to_resolver(protocol: &'static str, gateway: Ipv4Addr) -> Vec<Statement<'static>> {
+    vec![
+        is(device(MetaKey::Iifname), text(BRIDGE)),
+        is(field("ip", "daddr"), text(DOCKER_RESOLVER.to_string())),
+        is(field(protocol, "dport"), Expression::Number(dns::PORT.into())),
+        to(gateway, None),
+    ]
 }
 
 /// Sends one in `left` of the connections that come this far to an endpoint.
@@ -99,13 +113,18 @@ fn to_endpoint(
             Numgen { mode: NgMode::Random, ng_mod: u32::try_from(left).unwrap_or(u32::MAX), offset: None };
         statements.push(is(NamedExpression::Numgen(numgen), Expression::Number(0)));
     }
-    statements.push(Statement::DNAT(Some(NAT {
+    statements.push(to(address, Some(target)));
+    statements
+}
+
+/// Replaces where a connection goes to, and its port if one is given.
+fn to(address: Ipv4Addr, port: Option<u16>) -> Statement<'static> {
+    Statement::DNAT(Some(NAT {
         addr: Some(text(address.to_string())),
         family: Some(NATFamily::IP),
-        port: Some(Expression::Number(target.into())),
+        port: port.map(|port| Expression::Number(port.into())),
         flags: None,
-    })));
-    statements
+    }))
 }
 
 fn leaves_by(name: &'static str) -> Statement<'static> {
@@ -170,8 +189,10 @@ mod tests {
     fn every_endpoint_of_a_published_port_gets_its_share() {
         let endpoints: BTreeSet<_> = (1..=3).map(|n| (Ipv4Addr::new(10, 42, n, 2), 80)).collect();
         let published = BTreeMap::from([((Protocol::Tcp, 8080), endpoints)]);
-        let rules = serde_json::to_string(&table((Ipv4Addr::new(10, 42, 0, 0), 16), &published).into_rules())
-            .unwrap();
+        let rules = serde_json::to_string(
+            &table((Ipv4Addr::new(10, 42, 0, 0), 16), Ipv4Addr::new(10, 42, 1, 1), &published).into_rules(),
+        )
+        .unwrap();
         for (share, address) in [("3", "10.42.1.2"), ("2", "10.42.2.2")] {
             assert!(rules.contains(&format!(r#""mod":{share}"#)), "{rules}");
             assert!(rules.contains(address), "{rules}");

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::client::transient;
-use crate::network::container_interface;
+use crate::network::{DOCKER_RESOLVER, container_interface};
 
 /// The container's interface, as in every other container system.
 const INTERFACE: &str = "eth0";
@@ -35,6 +35,10 @@ const HOST_PREFIX: u8 = 32;
 
 /// Index of the loopback interface in a namespace of its own.
 const LOOPBACK_INDEX: u32 = 1;
+
+/// Lets an address of the loopback's range be reached by the container's interface. That nobody reaches the container's
+/// own services on its loopback so is the bridge's to see to ([`crate::network::isolation`]).
+const LOOPBACK_BY_INTERFACE: &str = "/proc/sys/net/ipv4/conf/eth0/route_localnet";
 
 /// How long a container waits for the bridge. At boot containerd may be up before the kernel's modules for it are loaded,
 /// by half a minute on a slow machine; a failure would be waited for longer each time.
@@ -253,7 +257,8 @@ fn new_namespace(path: &Path) -> io::Result<()> {
 type Address = Option<(Ipv4Addr, u8, Ipv4Addr)>;
 
 fn configure_inside(path: &Path, address: Address) -> io::Result<()> {
-    inside_of(path, |handle| async move { configure(&handle, address).await })
+    inside_of(path, |handle| async move { configure(&handle, address).await })?;
+    if address.is_some() { fs::write(LOOPBACK_BY_INTERFACE, "1") } else { Ok(()) }
 }
 
 /// Does something in a namespace, for which the thread is used up.
@@ -283,7 +288,16 @@ async fn configure(handle: &Handle, address: Address) -> Result<(), rtnetlink::E
     handle.address().add(index, IpAddr::V4(ip), prefix).execute().await?;
     up(index).await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-    handle.route().add(route).execute().await
+    handle.route().add(route).execute().await?;
+    // Before the loopback's range, which is in the same table.
+    let resolver = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(DOCKER_RESOLVER, 32)
+        .table_id(nix::libc::RT_TABLE_LOCAL.into())
+        .gateway(gateway)
+        .output_interface(index)
+        .pref_source(ip)
+        .build();
+    handle.route().add(resolver).execute().await
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub(super) fn postgres(work: &Path, busybox: Layer) -> Result<Recipe> {
         let path = format!("{POSTGRES}/lib/{name}");
         program.copy(&unpacked.path(&path)?, &path, 0o644)?;
     }
-    unpacked.add_files(&mut program, POSTGRES_SHARE, &|name: &str| {
+    unpacked.add_files(&mut program, POSTGRES_SHARE, |name: &str| {
         // Of the extensions the one that every database has.
         let of_extension = name.contains("--") || name.ends_with(".control");
         !of_extension || name.starts_with("plpgsql")

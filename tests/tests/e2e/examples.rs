@@ -64,8 +64,8 @@ fn a_web_application_has_its_database_and_its_cache(cluster: &Cluster) {
         let page = read().unwrap();
         assert!(page.contains("1. Nice machines.") && page.contains(cache), "{page}");
     }
-    // Another process on the same data; the page was made from them anew.
-    cluster.hivemind(["restart", "database", "--wait"]).ok();
+    // Another process on the same data, and others that ask for them; the page was made anew.
+    cluster.hivemind(["restart", "database", "app", "--wait"]).ok();
     write("They still know me.");
     let page = read().unwrap();
     assert!(page.contains("1. Nice machines.\n2. They still know me.") && page.contains("miss"), "{page}");

@@ -362,6 +362,48 @@ fn containers_reach_those_in_their_networks_and_nobody_else() {
 }
 
 #[test]
+fn containers_ask_the_nodes_name_server_by_dockers_address_too() {
+    in_own_namespace(|| async {
+        let all = Bridged::new("resolver").await;
+        node_with_a_published_port().await;
+        let (_wanted, rules_wanted) = watch::channel(Arc::new(rules(&[])));
+        let (in_force, keep) = isolation::keep(rules_wanted);
+        let keep = tokio::spawn(keep);
+        in_force.wait_for(all.container('a').ip).await.unwrap();
+        let (resolver, own) = (SocketAddr::from(([127, 0, 0, 11], 53)), ([10, 42, 1, 1], 53));
+        let (datagrams, listener) = (
+            UdpSocket::bind(SocketAddr::from(own)).unwrap(),
+            TcpListener::bind(SocketAddr::from(own)).unwrap(),
+        );
+        datagrams.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        // `d` reaches nothing outside, and asks all the same.
+        for name in ['a', 'd'] {
+            let ask = move || {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                socket.send_to(b"x", resolver)?;
+                Ok(socket)
+            };
+            let asks = all.inside(name, ask).await.unwrap();
+            let (_, from) = datagrams.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!(from.ip(), all.container(name).ip, "who asks is known");
+            datagrams.send_to(b"y", from).unwrap();
+            asks.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            assert_eq!(asks.recv_from(&mut [0; 8]).unwrap().1, resolver);
+            let connect = move || TcpStream::connect_timeout(&resolver, Duration::from_secs(2));
+            all.inside(name, connect).await.unwrap();
+            listener.accept().unwrap();
+            // Its own services keep the port.
+            all.inside(name, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53))).await.unwrap();
+        }
+        let elsewhere =
+            move || TcpStream::connect_timeout(&([127, 0, 0, 11], 80).into(), Duration::from_millis(300));
+        let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap();
+        assert!(all.inside('a', elsewhere).await.is_err(), "nothing else of the node is there");
+        keep.abort();
+    });
+}
+
+#[test]
 fn a_container_gets_round_its_networks_neither_by_a_false_address_nor_by_another_protocol() {
     in_own_namespace(|| async {
         let all = Bridged::new("isolation-tricks").await;
@@ -373,7 +415,11 @@ fn a_container_gets_round_its_networks_neither_by_a_false_address_nor_by_another
         // `a` pretends to be `b`, of which `c` takes everything.
         all.run_inside('a', "ip addr add 10.42.1.3/32 dev eth0");
         let group = SocketAddr::from(([239, 1, 2, 3], 5000));
+        // What it sends to its own loopback comes to that of `c`.
+        all.run_inside('a', "ip route del local 127.0.0.1 table local");
+        all.run_inside('a', "ip route add 127.0.0.1 via 10.42.1.4 dev eth0 table local");
         let tricks = [
+            ("another's loopback", address('a'), SocketAddr::from((Ipv4Addr::LOCALHOST, 5000))),
             ("a false address", address('b'), address('c')),
             ("IPv6", link_local("fe80::a"), link_local("fe80::c")),
             ("a group", address('a'), group),
