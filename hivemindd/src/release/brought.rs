@@ -94,6 +94,17 @@ impl Brought {
         file.read_exact(&mut buffer)?;
         Ok(buffer)
     }
+
+    /// Removes a release. Returns whether it was here. Blocks.
+    ///
+    /// # Errors
+    /// When the disk cannot be written.
+    pub(super) fn forget(&self, id: ReleaseId) -> io::Result<bool> {
+        match fs::remove_dir_all(self.folder.join(id.to_string())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map(|()| true),
+        }
+    }
 }
 
 /// Copies a file, of which there is no more than its document says, and returns the SHA-256 of it.
@@ -159,8 +170,12 @@ mod tests {
         }
         assert!(brought.read(first.release, Part::Root, 0, 1).is_err(), "it made room");
         assert!(brought.read(second.release, Part::Root, 999, 2).is_err(), "there is no more");
+        assert!(!brought.forget(first.release).unwrap());
+        assert_eq!(brought.look(None).unwrap(), Some(second.release));
         assert_eq!(brought.look(Some(second.release)).unwrap(), None);
         assert!(brought.read(second.release, Part::Root, 0, 1).is_err(), "it runs");
+        brought.take(stick.path(), &second).unwrap();
+        assert!(brought.forget(second.release).unwrap() && brought.look(None).unwrap().is_none());
     }
 
     #[test]

@@ -163,6 +163,16 @@ impl Sources {
         Err(said.join("; "))
     }
 
+    /// What came was not what was asked for. Returns whether it came from this machine itself, which has it no longer.
+    pub(super) async fn doubt(&self, release: ReleaseId) -> bool {
+        let brought = self.brought.clone();
+        let forgotten = tokio::task::spawn_blocking(move || brought.forget(release)).await;
+        forgotten.map_err(std::io::Error::other).flatten().unwrap_or_else(|error| {
+            tracing::error!(%error, "the copy of what a stick brought cannot be removed");
+            false
+        })
+    }
+
     /// What a stick brought to this machine.
     async fn read_own(&self, release: ReleaseId, range: Range) -> Option<Bytes> {
         let (brought, bytes) = (self.brought.clone(), usize::try_from(range.bytes).ok()?);

@@ -169,6 +169,11 @@ impl Taking {
             let rest = buffer.split_off(wanted);
             let chunk = std::mem::replace(&mut buffer, rest);
             if Digest::of(&chunk) != missing.chunk.digest {
+                if self.sources.doubt(order.spec.release).await {
+                    // The loop may have ended, and then nobody is left to be told.
+                    let _ = self.events.send(Event::Brought { release: None }).await;
+                    return Err("the copy of what a stick brought is damaged, and was removed".to_owned());
+                }
                 return Err("what came is not what the release's document says".to_owned());
             }
             let (slot, part, place) = (Arc::clone(slot), missing.part, missing.place);

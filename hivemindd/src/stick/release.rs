@@ -40,11 +40,11 @@ pub(super) async fn take(
     }
     let (release, called) = (spec.release, format!("{} ({})", spec.version, spec.release));
     let (copy, wanted) = (brought.clone(), called.clone());
-    reading(stick, move |root| {
+    let copied = reading(stick, move |root| {
         copy.take(root, &spec).map_err(|error| error.context(format!("release {wanted}, which was pushed")))
-    })
-    .await?;
-    // The loop may have ended, and then nobody is left to be told.
-    let _ = events.send(Event::Brought { release: Some(release) }).await;
-    Ok(called)
+    });
+    let copied = copied.await;
+    // One that was here before made room. The loop may have ended, and then nobody is left to be told.
+    let _ = events.send(Event::Brought { release: copied.is_ok().then_some(release) }).await;
+    copied.map(|()| called)
 }
