@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 
-/// Five machines per processor: one boots while the others wait for their disks, networks and clocks. More only
+/// Four machines per processor: one boots while the others wait for their disks, networks and clocks. More only
 /// makes every emulated machine miss its deadlines.
-const SLOTS_PER_PROCESSOR: usize = 5;
+const SLOTS_PER_PROCESSOR: usize = 4;
 
 /// What a slot may use: the largest machine of the tests, its translated code and QEMU's own memory.
 const MEMORY_PER_SLOT_MIB: usize = 1280;

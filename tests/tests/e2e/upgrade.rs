@@ -90,7 +90,7 @@ fn a_release_comes_on_a_stick_to_one_machine_and_from_there_to_the_others() {
 
     let bundle = release.bundle().to_string_lossy().into_owned();
     let refused = cluster.hivemind(["upgrade", &bundle]).failed().stderr();
-    assert!(refused.contains("no-source") && refused.contains("--from stick"), "{refused}");
+    assert!(refused.contains("cannot fetch anything") && refused.contains("--from stick"), "{refused}");
     cluster.hivemind(["upgrade", &bundle, "--from", "stick"]).ok();
     first.wait_for_line("plug it into any of them", STARTING).unwrap();
     leader.plug_stick("release", &stick).unwrap();
