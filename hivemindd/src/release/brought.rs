@@ -2,16 +2,17 @@
 //! The stick can be pulled out once they are here, and goes to no second machine.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use hivemind_spec::id::ReleaseId;
-use hivemind_spec::release::OsReleaseSpec;
+use hivemind_spec::release::{OsReleaseSpec, ReleaseFile};
 use hivemind_spec::stick::BLOBS;
-use ring::digest::{Context, SHA256};
 
+use super::slot::parts;
 use super::source::Part;
 
 /// Where it is. A folder in it is called as the release, once all of it is there.
@@ -19,9 +20,6 @@ const FOLDER: &str = "/var/lib/hivemind/brought";
 
 /// What is not whole yet.
 const DRAFT: &str = "draft";
-
-/// Read at once from a stick, bytes.
-const PIECE_BYTES: usize = 256 * 1024;
 
 /// The copy, of one release at most. Clones share it.
 #[derive(Debug, Clone)]
@@ -71,11 +69,14 @@ impl Brought {
         }
         let draft = self.folder.join(DRAFT);
         fs::create_dir_all(&draft).context("making room for it")?;
-        for part in [Part::Root, Part::Kernel] {
-            let file = part.of(spec);
+        for (part, file) in parts(spec) {
             let from = bundle.join(BLOBS).join(file.digest.to_string());
             let from = File::open(&from).with_context(|| format!("its {} is not on it", part.name()))?;
-            if copy(from, &draft.join(part.name()), file.bytes)? != file.digest.0 {
+            let copy = draft.join(part.name());
+            let mut to = File::create(&copy).context("making room for it")?;
+            io::copy(&mut from.take(file.bytes), &mut to).context("copying it")?;
+            to.sync_all().context("copying it")?;
+            if ReleaseFile::of(File::open(&copy)?).context("reading the copy")?.digest != file.digest {
                 bail!("its {} is not what the release's document says", part.name());
             }
         }
@@ -88,10 +89,9 @@ impl Brought {
     /// # Errors
     /// When it is another release, or the range is not in the file, or reading fails.
     pub fn read(&self, id: ReleaseId, part: Part, from: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let mut file = File::open(self.folder.join(id.to_string()).join(part.name()))?;
-        file.seek(SeekFrom::Start(from))?;
+        let file = File::open(self.folder.join(id.to_string()).join(part.name()))?;
         let mut buffer = vec![0; bytes];
-        file.read_exact(&mut buffer)?;
+        file.read_exact_at(&mut buffer, from)?;
         Ok(buffer)
     }
 
@@ -107,29 +107,9 @@ impl Brought {
     }
 }
 
-/// Copies a file, of which there is no more than its document says, and returns the SHA-256 of it.
-fn copy(from: File, to: &Path, bytes: u64) -> anyhow::Result<[u8; 32]> {
-    let mut whole = Context::new(&SHA256);
-    let mut file = File::create(to).context("making room for it")?;
-    let mut from = from.take(bytes);
-    let mut piece = vec![0; PIECE_BYTES];
-    loop {
-        let count = from.read(&mut piece).context("reading the stick")?;
-        if count == 0 {
-            break;
-        }
-        whole.update(&piece[..count]);
-        file.write_all(&piece[..count]).context("copying it")?;
-    }
-    file.sync_all().context("copying it")?;
-    let mut digest = [0; 32];
-    digest.copy_from_slice(whole.finish().as_ref());
-    Ok(digest)
-}
-
 #[cfg(test)]
 mod tests {
-    use hivemind_spec::release::{Architecture, ReleaseFile};
+    use hivemind_spec::release::Architecture;
 
     use super::*;
 

@@ -178,6 +178,6 @@ impl SpareSlot {
 }
 
 /// The files of a release.
-fn parts(spec: &OsReleaseSpec) -> [(Part, &ReleaseFile); 2] {
+pub(super) fn parts(spec: &OsReleaseSpec) -> [(Part, &ReleaseFile); 2] {
     [(Part::Root, &spec.root), (Part::Kernel, &spec.kernel)]
 }

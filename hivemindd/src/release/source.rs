@@ -49,7 +49,7 @@ impl Part {
         }
     }
 
-    pub(super) fn of(self, spec: &OsReleaseSpec) -> &ReleaseFile {
+    fn of(self, spec: &OsReleaseSpec) -> &ReleaseFile {
         match self {
             Part::Root => &spec.root,
             Part::Kernel => &spec.kernel,
