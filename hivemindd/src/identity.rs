@@ -127,7 +127,7 @@ impl IdentityError {
 
 /// What is stored. Certificates and keys in PEM and base64, so that standard tools read them.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Stored {
     format: u32,
     node_ca: String,

@@ -83,11 +83,11 @@ impl Keyring {
     ///
     /// # Errors
     /// In words, why it does not.
-    pub fn chain_owner(&self, chain: &[Vec<u8>]) -> Result<NodeIdentity, String> {
+    pub fn chain_owner<D: AsRef<[u8]>>(&self, chain: &[D]) -> Result<NodeIdentity, String> {
         let [node_ca, token_ca] = chain else {
             return Err(format!("a chain of {} certificates instead of node CA and token CA", chain.len()));
         };
-        (self.verify_chain)(&self.root_ca, node_ca, token_ca).map_err(|e| e.to_string())
+        (self.verify_chain)(&self.root_ca, node_ca.as_ref(), token_ca.as_ref()).map_err(|e| e.to_string())
     }
 
     /// Takes note of the keys `entry` carries.
@@ -153,7 +153,8 @@ impl Keyring {
     }
 
     /// Checks every signature on an envelope: a stranger's would let anybody displace the
-    /// envelope by one of the same document with a meaningless signature more.
+    /// envelope by one of the same document with a meaningless signature more. The document may be a later
+    /// release's.
     ///
     /// # Errors
     /// When a signature is by an unknown key, or wrong, or the document is.
@@ -167,7 +168,7 @@ impl Keyring {
             }
         }
         envelope
-            .verify_by(self.verify_signature, |id| self.operator(id))
+            .verify_held(self.verify_signature, |id| self.operator(id))
             .map_err(|e| Refusal::Wrong(e.to_string()))
     }
 
@@ -229,6 +230,7 @@ fn is_on(decision: &Decision, matter: &Matter) -> bool {
             | (Decision::Forgotten(_), Matter::Forgotten)
             | (Decision::Rollout(_), Matter::Rollout(_))
             | (Decision::Job(_), Matter::Job(_))
+            | (Decision::Unknown, _)
     )
 }
 
@@ -245,5 +247,6 @@ fn is_about(observation: &Observation, topic: &Topic) -> bool {
             | (Observation::Volume(_), Topic::Volume(_))
             | (Observation::Shared(_), Topic::Shared(..))
             | (Observation::Images(_), Topic::Images)
+            | (Observation::Unknown, _)
     )
 }

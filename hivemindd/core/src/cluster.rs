@@ -61,6 +61,8 @@ pub struct Cluster {
     pub os_releases: BTreeMap<Architecture, OsRelease>,
     /// How far they are rolled out.
     pub rollouts: BTreeMap<Architecture, Rollout>,
+    /// Documents that count and that a later release can read: what they want is not known here.
+    pub unread: BTreeSet<SpecKey>,
 }
 
 /// A release of the operating system that counts.

@@ -19,6 +19,7 @@ pub mod enrolment;
 pub mod event;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod form;
 pub mod image;
 pub mod isolation;
 pub mod job;

@@ -58,6 +58,9 @@ pub fn draw(map: &Map, trust: &Trust, members: &BTreeSet<NodeId>) -> Cluster {
             Some(Spec::NodeIntent(intent)) => {
                 intents.insert(intent.node, (intent.clone(), document.value().metadata.revision));
             }
+            Some(Spec::Later) => {
+                cluster.unread.insert(name.clone());
+            }
             _ => {}
         }
     }

@@ -14,7 +14,9 @@ use hivemind_spec::id::{Digest, KeyId, NodeId, TokenId};
 use hivemind_spec::release::Architecture;
 use hivemind_spec::secret::SealedKey;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
+use crate::form::keeps_unknown;
 use crate::time::Hlc;
 
 /// Where a record is in the map.
@@ -31,6 +33,7 @@ pub enum RecordKey {
 
 /// What an observation is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub enum Topic {
     /// [`Observation::Enrolment`].
     Enrolment,
@@ -50,10 +53,16 @@ pub enum Topic {
     Shared(SpecKey, NodeId),
     /// [`Observation::Images`].
     Images,
+    /// Something that a later release knows.
+    #[serde(skip)]
+    Unknown(Vec<u8>),
 }
+
+keeps_unknown!(Topic);
 
 /// What a decision is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub enum Matter {
     /// [`Decision::Placement`] of a workload.
     Placement(WorkloadId),
@@ -63,7 +72,12 @@ pub enum Matter {
     Rollout(Architecture),
     /// [`Decision::Job`] of a workload whose replicas come to an end.
     Job(WorkloadId),
+    /// Something that a later release knows.
+    #[serde(skip)]
+    Unknown(Vec<u8>),
 }
+
+keeps_unknown!(Matter);
 
 /// A workload's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -156,14 +170,14 @@ pub enum Record {
 pub struct Statement {
     /// Who signed.
     pub writer: NodeId,
-    /// [`Body`] in postcard.
+    /// A [`Body`] ([`crate::statement`]).
     pub body: Vec<u8>,
     /// Ed25519 over a domain separator and `body`.
     pub signature: Vec<u8>,
 }
 
 /// What a statement's bytes mean.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     /// About the writer itself. Version: (boot counter, sequence).
     Observation {
@@ -214,6 +228,9 @@ pub enum Observation {
     Shared(SharedKey),
     /// The images it was given, which no registry need have, by their names without digests.
     Images(BTreeMap<String, GivenImage>),
+    /// Something that a later release understands.
+    #[serde(skip)]
+    Unknown,
 }
 
 /// An image that an operator gave a node.
@@ -280,7 +297,7 @@ pub struct Overtaken {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrolment {
     /// Node CA and token CA, DER: the proof, up to the root CA.
-    pub chain: Vec<Vec<u8>>,
+    pub chain: Vec<ByteBuf>,
     /// The token it came with.
     pub token: TokenId,
     /// When it enrolled, wall milliseconds.
@@ -344,6 +361,9 @@ pub enum Decision {
     Rollout(Rollout),
     /// How far a job is.
     Job(JobProgress),
+    /// Something that a later release understands.
+    #[serde(skip)]
+    Unknown,
 }
 
 /// How far a workload is whose replicas come to an end. Outlives the nodes on which they ran.

@@ -2,15 +2,18 @@
 
 use hivemind_spec::id::NodeId;
 use hivemind_spec::key::{PublicKey, SignatureVerifier, SigningKey};
+use serde::{Deserialize, Serialize};
 
-use crate::record::{Body, Record, RecordKey, Statement};
+use crate::form;
+use crate::record::{Body, Decision, Matter, Observation, Record, RecordKey, Statement, Topic};
 use crate::state::encode;
+use crate::time::Hlc;
 
 /// Signed before every body, so that a signature over a statement is never one over anything
 /// else the same key signs.
 const DOMAIN: &[u8] = b"hivemind statement v1\0";
 
-/// The largest body accepted, bytes: a placement of ten thousand replicas (21 bytes each) with
+/// The largest body accepted, bytes: a placement of ten thousand replicas (23 bytes each) with
 /// room to spare.
 pub const MAX_BODY_BYTES: usize = 512 * 1024;
 
@@ -28,14 +31,67 @@ pub enum StatementError {
     BadSignature(NodeId),
 }
 
+/// A [`Body`] as it is signed: in the fixed form, with what is said in the growing one ([`form`]). A release
+/// that does not understand what is said still reads from it where the statement belongs and how new it is.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Frame {
+    Observation {
+        boot: u64,
+        sequence: u64,
+        topic: Topic,
+        /// An [`Observation`]; empty: taken back.
+        said: Vec<u8>,
+    },
+    Decision {
+        clock: Hlc,
+        matter: Matter,
+        /// A [`Decision`]; empty: taken back.
+        decided: Vec<u8>,
+    },
+}
+
+impl Frame {
+    fn around(body: &Body) -> Self {
+        match body {
+            Body::Observation { boot, sequence, topic, observation } => Self::Observation {
+                boot: *boot,
+                sequence: *sequence,
+                topic: topic.clone(),
+                said: observation.as_ref().map(form::write).unwrap_or_default(),
+            },
+            Body::Decision { clock, matter, decision } => Self::Decision {
+                clock: *clock,
+                matter: matter.clone(),
+                decided: decision.as_ref().map(form::write).unwrap_or_default(),
+            },
+        }
+    }
+
+    fn open(self) -> Body {
+        match self {
+            Self::Observation { boot, sequence, topic, said } => {
+                let read = || form::read(&said).unwrap_or(Observation::Unknown);
+                let observation = (!said.is_empty()).then(read);
+                Body::Observation { boot, sequence, topic, observation }
+            }
+            Self::Decision { clock, matter, decided } => {
+                let read = || form::read(&decided).unwrap_or(Decision::Unknown);
+                let decision = (!decided.is_empty()).then(read);
+                Body::Decision { clock, matter, decision }
+            }
+        }
+    }
+}
+
 /// Signs what `writer` says.
 pub fn sign(writer: NodeId, key: &SigningKey, body: &Body) -> Statement {
-    let body = encode(body);
+    let body = encode(&Frame::around(body));
     let signature = key.sign(&message(writer, &body));
     Statement { writer, body, signature }
 }
 
-/// Reads a statement without believing it: its signature is not checked.
+/// Reads a statement without believing it: its signature is not checked. What is said in it may be
+/// [`Observation::Unknown`] or [`Decision::Unknown`].
 ///
 /// # Errors
 /// When it is too large or not a statement.
@@ -43,7 +99,7 @@ pub fn read(statement: &Statement) -> Result<Body, StatementError> {
     if statement.body.len() > MAX_BODY_BYTES {
         return Err(StatementError::TooLarge(statement.body.len()));
     }
-    postcard::from_bytes(&statement.body).map_err(StatementError::Malformed)
+    postcard::from_bytes(&statement.body).map(Frame::open).map_err(StatementError::Malformed)
 }
 
 /// Checks that the owner of `key`, node `statement.writer`, signed the statement.
@@ -114,7 +170,7 @@ mod tests {
     #[test]
     fn a_bare_signature_over_the_body_is_not_a_statement() {
         let (me, key) = (NodeId([1; 16]), SigningKey::from_seed([1; 32]));
-        let bytes = encode(&body());
+        let bytes = encode(&Frame::around(&body()));
         let forged = Statement { writer: me, signature: key.sign(&bytes), body: bytes };
         assert!(check(&forged, &key.public(), PublicKey::verifies).is_err());
     }

@@ -1,5 +1,6 @@
 //! What the HTTP API answers. Field names are camel case; times are milliseconds since 1970;
-//! sizes are bytes; CPU is thousandths of a core.
+//! sizes are bytes; CPU is thousandths of a core. Whoever reads an answer skips fields that it does not know, because a
+//! later release gave it; what is asked has none.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ use crate::volume::VolumeSpec;
 
 /// `GET /v1/health`, unsigned: answers as soon as the node can serve requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Health {
     /// Whether the node can run workloads now.
     pub ready: bool,
@@ -27,7 +28,7 @@ pub struct Health {
 
 /// `GET /v1/version`, unsigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Version {
     /// The daemon's version.
     pub version: String,
@@ -37,7 +38,7 @@ pub struct Version {
 
 /// `POST /v1/specs`: the answer to an accepted push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Accepted {
     /// The document.
     pub key: SpecKey,
@@ -58,7 +59,7 @@ pub struct Accepted {
 
 /// One item of `GET /v1/specs?kind=…&namespace=…&name=…`: current documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SpecItem {
     /// The document.
     pub key: SpecKey,
@@ -146,7 +147,7 @@ impl Wipe {
 
 /// The answer to an [`Order`]: the machine carries it out within a second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ordered {
     /// Which.
     #[schema(value_type = String)]
@@ -155,7 +156,7 @@ pub struct Ordered {
 
 /// `GET /v1/nodes/NODE/support`: what helps to find out what is wrong with a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Support {
     /// Whose it is.
     #[schema(value_type = String)]
@@ -169,7 +170,7 @@ pub struct Support {
 
 /// What a node can do or has left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Capacity {
     /// CPU, thousandths of a core.
     pub cpu_millis: u64,
@@ -193,7 +194,7 @@ pub enum NodeState {
 
 /// The release of the operating system that a node was started with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Release {
     /// Which.
     #[schema(value_type = String)]
@@ -211,7 +212,7 @@ pub struct Release {
 
 /// How far a node is with a release that it is to take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Update {
     /// Which.
     #[schema(value_type = String)]
@@ -242,7 +243,7 @@ pub enum UpdatePhase {
 
 /// One item of `GET /v1/volumes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Volume {
     /// Its namespace.
     pub namespace: String,
@@ -258,7 +259,7 @@ pub struct Volume {
 
 /// A part of a volume: all that a machine has of it, or what belongs to one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct VolumePart {
     /// The replica's number where each has its own, else 0.
     pub number: u32,
@@ -279,7 +280,7 @@ pub struct VolumePart {
 
 /// One item of `GET /v1/images`: an image that operators gave to nodes, and that no registry need have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct GivenImage {
     /// Its name, without the digest.
     pub name: String,
@@ -293,7 +294,7 @@ pub struct GivenImage {
 
 /// What a node that is given an image says it wants next, a line of JSON each: the configuration first, then each layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct WantedBlob {
     /// Which blob, as OCI writes its digest.
     pub digest: String,
@@ -303,7 +304,7 @@ pub struct WantedBlob {
 
 /// A node that has something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Holder {
     /// The node.
     #[schema(value_type = String)]
@@ -316,7 +317,7 @@ pub struct Holder {
 
 /// One item of `GET /v1/secrets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Secret {
     /// Its namespace.
     pub namespace: String,
@@ -338,7 +339,7 @@ pub struct Secret {
 
 /// A node that can open a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SecretHolder {
     /// The node.
     #[schema(value_type = String)]
@@ -351,7 +352,7 @@ pub struct SecretHolder {
 
 /// One item of `GET /v1/recipients`: a node that secrets are sealed to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Recipient {
     /// The node.
     #[schema(value_type = String)]
@@ -380,7 +381,7 @@ pub fn base64(bytes: &[u8]) -> String {
 
 /// One item of `GET /v1/releases`: how far a release of the operating system has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// The machines it is for.
     pub architecture: Architecture,
@@ -418,7 +419,7 @@ pub enum RolloutState {
 
 /// One item of `GET /v1/nodes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Node {
     /// The node.
     #[schema(value_type = String)]
@@ -489,7 +490,7 @@ pub enum Phase {
 
 /// One item of `GET /v1/replicas?namespace=…&workload=…`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Replica {
     /// The workload's namespace.
     pub namespace: String,
@@ -529,7 +530,7 @@ pub struct Replica {
 
 /// How far a pull is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct PullProgress {
     /// Bytes fetched.
     pub done_bytes: u64,
@@ -539,7 +540,7 @@ pub struct PullProgress {
 
 /// One item of `GET /v1/workloads?namespace=…`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Workload {
     /// Its namespace.
     pub namespace: String,
@@ -565,7 +566,7 @@ pub struct Workload {
 
 /// How far a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Job {
     /// Replicas that ended with success.
     pub completed: u32,
@@ -581,7 +582,7 @@ pub struct Job {
 
 /// `GET /v1/events?seconds=…`: what has happened lately, from all nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Events {
     /// In the order of their times.
     pub items: Vec<Event>,
@@ -592,7 +593,7 @@ pub struct Events {
 
 /// Something that happened, as a node saw it. What concerns all, all say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Event {
     /// The node that says so.
     #[schema(value_type = String)]
@@ -628,7 +629,7 @@ pub enum Severity {
 
 /// `GET /v1/devices`: what is built into machines and plugged into them, of what containers can be given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Devices {
     /// Those of the nodes that answered.
     pub items: Vec<MachineDevice>,
@@ -639,7 +640,7 @@ pub struct Devices {
 
 /// A device of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct MachineDevice {
     /// Whose it is.
     #[schema(value_type = String)]
@@ -654,7 +655,7 @@ pub struct MachineDevice {
 
 /// `GET /v1/stats?namespace=…&workload=…&processes=…`: what running containers use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Stats {
     /// One for each running container of the nodes that answered.
     pub items: Vec<Usage>,
@@ -730,7 +731,7 @@ pub struct Counters {
 
 /// `GET /v1/status`: the cluster at a glance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The cluster.
     #[schema(value_type = String)]
@@ -759,7 +760,7 @@ pub struct Status {
 
 /// One line of a container's output, as `GET /v1/logs` streams them (newline-delimited JSON).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct LogLine {
     /// When the node read it.
     pub time_ms: u64,

@@ -17,6 +17,10 @@ use crate::secret::SecretSpec;
 use crate::volume::VolumeSpec;
 use crate::workload::WorkloadSpec;
 
+mod kind;
+
+pub use kind::{Kind, KindName};
+
 /// The only API version there is.
 pub const API_VERSION: &str = "hivemind/v1";
 
@@ -26,40 +30,6 @@ pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024;
 
 /// The namespace of documents that name none and need one.
 pub const DEFAULT_NAMESPACE: &str = "default";
-
-/// The kinds of documents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-pub enum Kind {
-    /// An operator's public key and its role.
-    Key,
-    /// Who may join, until when and how often.
-    Token,
-    /// What an operator wants of a node: cordon, labels, revocation.
-    NodeIntent,
-    /// Containers to run.
-    Workload,
-    /// The operating system's release that machines of one architecture are to have.
-    OsRelease,
-    /// Data that outlives containers.
-    Volume,
-    /// Content that only the nodes it is sealed to can read.
-    Secret,
-    /// What the containers of a namespace, whose name it has, may be given of their machines.
-    Namespace,
-}
-
-impl Kind {
-    /// Whether documents of this kind live in a namespace. Others belong to the whole cluster.
-    pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Workload | Kind::Volume | Kind::Secret)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
-}
 
 /// What a document is called: unique in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -158,6 +128,9 @@ pub enum Spec {
     Secret(SecretSpec),
     /// See [`Kind::Namespace`].
     Namespace(NamespaceSpec),
+    /// Something that a later release reads ([`Document::read_held`]).
+    #[serde(skip)]
+    Later,
 }
 
 /// The three built-in roles.
@@ -275,7 +248,52 @@ struct RawRef<'a> {
     spec: Option<&'a Spec>,
 }
 
+/// What every release reads of a document, whatever else is in it.
+#[derive(Deserialize)]
+struct Outline {
+    kind: Kind,
+    metadata: OutlineMetadata,
+}
+
+/// What every release reads of [`Metadata`].
+#[derive(Deserialize)]
+struct OutlineMetadata {
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    revision: u64,
+    #[serde(default)]
+    replaces: Option<Digest>,
+    #[serde(default)]
+    ancestors: Option<Vec<Ancestor>>,
+    #[serde(default)]
+    deleted: bool,
+}
+
 impl Document {
+    /// Reads a document that others have accepted, maybe of a later release: what this one cannot read is
+    /// [`Spec::Later`].
+    ///
+    /// # Errors
+    /// When it has no name, kind and revision.
+    pub fn read_held(json: &[u8]) -> Result<Self, DocumentError> {
+        Self::parse(json).or_else(|error| {
+            if json.len() > MAX_DOCUMENT_BYTES {
+                return Err(error);
+            }
+            let Outline { kind, metadata } = serde_json::from_slice(json).map_err(|_| error.clone())?;
+            let namespace = &metadata.namespace;
+            if !is_dns_label(&metadata.name) || !(namespace.is_empty() || is_dns_label(namespace)) {
+                return Err(error);
+            }
+            let OutlineMetadata { name, namespace, labels, revision, replaces, ancestors, deleted } = metadata;
+            let metadata = Metadata { name, namespace, labels, revision, replaces, ancestors, deleted };
+            Ok(Self { metadata, kind, spec: (!deleted).then_some(Spec::Later) })
+        })
+    }
+
     /// Parses and validates JSON.
     ///
     /// # Errors
@@ -297,13 +315,14 @@ impl Document {
                 format!("{:?} is not known here; use {API_VERSION:?}", raw.api_version),
             ));
         }
+        let kind = raw.kind.known().map_err(|text| DocumentError::new("/kind", text))?;
         let spec = match (raw.metadata.deleted, raw.spec) {
             (true, None) => None,
             (true, Some(_)) => return Err(DocumentError::new("/spec", "a tombstone has no spec; remove it")),
             (false, None) => return Err(DocumentError::new("/spec", "is missing")),
-            (false, Some(value)) => Some(parse_spec(raw.kind, value)?),
+            (false, Some(value)) => Some(parse_spec(kind, value)?),
         };
-        let document = Self { metadata: raw.metadata, kind: raw.kind, spec };
+        let document = Self { metadata: raw.metadata, kind, spec };
         document.validate()?;
         Ok(document)
     }
@@ -416,6 +435,7 @@ fn parse_spec(kind: Kind, value: Value) -> Result<Spec, DocumentError> {
         Kind::Volume => Spec::Volume(typed(value)?),
         Kind::Secret => Spec::Secret(typed(value)?),
         Kind::Namespace => Spec::Namespace(typed(value)?),
+        Kind::Later(_) => Spec::Later,
     })
 }
 

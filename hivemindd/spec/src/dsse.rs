@@ -162,20 +162,23 @@ impl Envelope {
         &self,
         known: impl Fn(&KeyId) -> Option<PublicKey>,
     ) -> Result<Verified<Document>, EnvelopeError> {
-        self.verify_by(PublicKey::verifies, known)
+        let (payload, signers) = self.check(PAYLOAD_TYPE, PublicKey::verifies, known)?;
+        let value = Document::parse(&payload)?;
+        Ok(Verified { value, signers, digest: Digest::of(&payload) })
     }
 
-    /// [`Self::verify`] with another way to check a signature.
+    /// Checks signatures, by another way if need be, then reads a document that others have accepted, maybe of a
+    /// later release ([`Document::read_held`]).
     ///
     /// # Errors
     /// When nothing known signed these bytes or they are not a document.
-    pub fn verify_by(
+    pub fn verify_held(
         &self,
         verifies: SignatureVerifier,
         known: impl Fn(&KeyId) -> Option<PublicKey>,
     ) -> Result<Verified<Document>, EnvelopeError> {
         let (payload, signers) = self.check(PAYLOAD_TYPE, verifies, known)?;
-        let value = Document::parse(&payload)?;
+        let value = Document::read_held(&payload)?;
         Ok(Verified { value, signers, digest: Digest::of(&payload) })
     }
 

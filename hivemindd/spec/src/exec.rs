@@ -132,7 +132,7 @@ impl OutputStream {
 
 /// What a node says beside output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum FromNode {
     /// The command has read so much input, or reads no more.
     Taken {

@@ -86,7 +86,7 @@ macro_rules! hash_id {
                 if serializer.is_human_readable() {
                     serializer.collect_str(self)
                 } else {
-                    self.0.serialize(serializer)
+                    serializer.serialize_bytes(&self.0)
                 }
             }
         }
@@ -97,7 +97,7 @@ macro_rules! hash_id {
                     let text = String::deserialize(deserializer)?;
                     text.parse().map_err(de::Error::custom)
                 } else {
-                    <[u8; $len]>::deserialize(deserializer).map(Self)
+                    serde_bytes::ByteArray::<$len>::deserialize(deserializer).map(|bytes| Self(bytes.into_array()))
                 }
             }
         }

@@ -75,6 +75,9 @@ pub(super) async fn list(
     State(context): State<Context>,
     Query(filter): Query<Filter>,
 ) -> Result<Json<Items<SpecItem>>, Refusal> {
+    if let Some(Err(text)) = filter.kind.map(Kind::known) {
+        return Err(Problem::new(Code::Malformed, text).advice("ask for one of these").into());
+    }
     let fits = move |item: &SpecItem| {
         filter.kind.is_none_or(|kind| item.key.kind == kind)
             && filter.namespace.as_ref().is_none_or(|namespace| item.key.namespace == *namespace)

@@ -38,7 +38,7 @@ const FIRST_PROJECT: u32 = 1000;
 
 /// What is known of a part beside its data.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct About {
     made_ms: u64,
     /// To which its first data was counted; what it has now says for itself.

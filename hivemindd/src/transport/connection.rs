@@ -139,7 +139,8 @@ impl Admitted {
         while let Ok(bytes) = self.connection.read_datagram().await {
             match wire::decode(&bytes) {
                 Ok(message) => self.received(message).await,
-                Err(error) => return self.fault(&error),
+                Err(error) if error.is_fault() => return self.fault(&error),
+                Err(_) => {}
             }
         }
     }
@@ -169,8 +170,8 @@ impl Admitted {
                     // Dropping the stream, when the API takes no more, tells the peer.
                     let _ = self.shared.http.try_send(IncomingHttp { from: self.node, stream });
                 }
-                Ok(Ok(kind)) => return self.fault(&WireError::UnknownKind(kind)),
-                Ok(Err(_)) | Err(_) => {}
+                // A later release's; it sees the stream end.
+                Ok(Ok(_)) | Ok(Err(_)) | Err(_) => {}
             }
         }
     }

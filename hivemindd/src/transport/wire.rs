@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 /// The TLS application protocol (ALPN). A change that old nodes cannot read gets a new number.
 pub(super) const ALPN: &[u8] = b"hivemind/1";
 
-/// First byte of a unidirectional stream with one message.
+/// First byte of a unidirectional stream with one message. Streams of other kinds are let be.
 pub(super) const MESSAGE: u8 = 1;
 
 /// First byte of the unidirectional stream by which the dialled side admits a connection.
@@ -79,10 +79,12 @@ pub(super) enum WireError {
     TooLong,
     #[error("bytes that are no message ({0})")]
     Malformed(postcard::Error),
-    #[error("bytes after the end of a message")]
-    Trailing,
+    /// Nobody is at fault: it is a later release's.
     #[error("a stream of the unknown kind {0}")]
     UnknownKind(u8),
+    /// Nobody is at fault, and it is not for this release.
+    #[error("a message of a kind that a later release knows")]
+    Later,
     /// The stream or its connection ended; nobody is at fault.
     #[error("the stream ended early")]
     Ended,
@@ -91,7 +93,7 @@ pub(super) enum WireError {
 impl WireError {
     /// Whether an honest peer of this version could not have caused it.
     pub(super) fn is_fault(&self) -> bool {
-        !matches!(self, Self::Ended)
+        !matches!(self, Self::Ended | Self::Later | Self::UnknownKind(_))
     }
 }
 
@@ -102,11 +104,7 @@ pub(super) fn encode(message: &Message) -> Result<Vec<u8>, postcard::Error> {
 
 /// Reads a message from exactly these bytes.
 pub(super) fn decode(bytes: &[u8]) -> Result<Message, WireError> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((message, [])) => Ok(message),
-        Ok(_) => Err(WireError::Trailing),
-        Err(error) => Err(WireError::Malformed(error)),
-    }
+    Message::read(bytes).map_err(WireError::Malformed)?.ok_or(WireError::Later)
 }
 
 /// Reads the first byte of a stream.
@@ -156,8 +154,9 @@ mod tests {
         assert_eq!(frame[0], MESSAGE);
         assert_eq!(decode(&frame[1..]).unwrap(), message);
         let long = [&frame[1..], &[0]].concat();
-        assert!(matches!(decode(&long), Err(WireError::Trailing)));
+        assert!(matches!(decode(&long), Err(WireError::Malformed(_))));
         assert!(matches!(decode(&[0xff; 40]), Err(WireError::Malformed(_))));
+        assert!(matches!(decode(&[10, 1, 2, 3]), Err(WireError::Later)));
         assert!(matches!(decode(&[]), Err(WireError::Malformed(_))));
     }
 

@@ -247,7 +247,7 @@ impl Crowd {
         let outcome = membership.announce(now, introducer);
         other.membership = Some(membership);
         let enrolment = Observation::Enrolment(Enrolment {
-            chain: cast::chain("t", &other.person.key),
+            chain: cast::chain("t", &other.person.key).into_iter().map(Into::into).collect(),
             token: TokenId::of(&cast::token_ca("t")),
             enrolled_ms: START_MS + u64::from(other.person.subnet),
             subnet: Some(other.person.subnet),

@@ -1,6 +1,7 @@
 //! What nodes do with each other, situation by situation, in the simulator.
 
 mod deletions;
+mod later;
 mod limits;
 mod members;
 mod rollout;

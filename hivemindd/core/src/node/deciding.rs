@@ -136,6 +136,16 @@ impl Node {
     pub(super) fn own_status(&self) -> Option<NodeStatus> {
         let (me, facts) = (self.settings.me, self.facts.as_ref()?);
         let refuses = self.disk_refuses.then(|| "the disk takes no changes; see its console".to_owned());
+        let unread = self.cluster.unread.first().map(|name| {
+            let others = match self.cluster.unread.len() - 1 {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            format!(
+                "its release is too old to read {name}{others}; what runs here goes on as it is: give it the cluster's \
+                 release with `hivemind upgrade`"
+            )
+        });
         Some(NodeStatus {
             hostname: facts.hostname.clone(),
             address: facts.address.filter(|_| !self.is_revoked(&me))?,
@@ -145,17 +155,17 @@ impl Node {
             update: self.update_status(),
             labels: facts.labels.clone().into_iter().chain(self.devices.labels()).collect(),
             capacity: facts.capacity,
-            problems: facts.problems.iter().cloned().chain(refuses).collect(),
+            problems: facts.problems.iter().cloned().chain(refuses).chain(unread).collect(),
             started_ms: self.started_ms,
         })
     }
 
-    /// Whether this node may act on what it knows of itself and of what is wanted: its store is not
-    /// lost, or a peer has made it good, or there is nobody and an operator has begun anew. What others sent before
+    /// Whether this node may act on what it knows of itself and of what is wanted: it can read all that is, and its
+    /// store is not lost, or a peer has made it good, or there is nobody and an operator has begun anew. What others sent before
     /// they could not be heard any more may be half of what they know.
     fn knows_enough(&self) -> bool {
         let alone = self.liveness.alive.len() <= 1 && self.cluster.others(self.settings.me).next().is_none();
-        !self.store_lost || (alone && !self.cluster.workloads.is_empty())
+        self.cluster.unread.is_empty() && (!self.store_lost || (alone && !self.cluster.workloads.is_empty()))
     }
 
     /// Finds the leader, and places what must be placed if it is this node.

@@ -11,9 +11,9 @@ use hivemind_spec::workload::Exclusive;
 use super::pushing::conflict;
 use super::{Content, Node, store};
 use crate::event::{Actions, BatchId, Message, Peer};
+use crate::form;
 use crate::lease::{Addressed, Ballot, Forgot, Letter, Refusal, Standing, Word};
 use crate::record::WorkloadId;
-use crate::state::encode;
 use crate::time::Time;
 
 /// Starts the names of local items that hold [`Ballot`]s.
@@ -30,11 +30,13 @@ impl Node {
     /// Takes up an item of the store, if it is one of these.
     pub(super) fn load_grants(&mut self, now: Time, name: &str, value: &[u8]) {
         if name.starts_with(BALLOT) {
-            if let Ok((id, ballot)) = postcard::from_bytes::<(WorkloadId, Ballot)>(value) {
-                self.leases.load(now.mono_ms, id, ballot);
+            match form::read::<(WorkloadId, Ballot)>(value) {
+                Ok((id, ballot)) => self.leases.load(now.mono_ms, id, ballot),
+                // To whom it granted is as good as forgotten.
+                Err(_) => self.forget_grants(),
             }
         } else if name == FORGOT
-            && let Ok(forgot) = postcard::from_bytes(value)
+            && let Ok(forgot) = form::read(value)
         {
             self.leases.forget(forgot);
         }
@@ -58,7 +60,7 @@ impl Node {
 
     fn note_forgotten(&mut self, forgot: Forgot) {
         self.leases.forget(forgot);
-        self.store.put(store::local_key(FORGOT), Some(encode(&forgot)));
+        self.store.put(store::local_key(FORGOT), Some(form::write(&forgot)));
     }
 
     /// Hands what must not be forgotten to this step's batch of writes.
@@ -68,7 +70,7 @@ impl Node {
         }
         let batch = self.store.open_batch();
         for (id, ballot) in self.leases.write(batch) {
-            let value = ballot.map(|ballot| encode(&(&id, ballot)));
+            let value = ballot.map(|ballot| form::write(&(&id, ballot)));
             self.store.put(item(&id), value);
         }
     }

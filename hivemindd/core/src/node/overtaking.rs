@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Content, Node, store};
 use crate::event::Actions;
+use crate::form;
 use crate::record::{Observation, Overtaken, RecordKey, Topic};
 use crate::report::overtaken_text;
-use crate::state::encode;
 use crate::time::Time;
 
 /// How long people are told, milliseconds, unless they push again before: a working day and the night
@@ -44,7 +44,7 @@ impl Node {
     /// Takes up an item of the store, if it is one of these.
     pub(super) fn load_accepted(&mut self, name: &str, value: &[u8]) {
         if name.starts_with(PREFIX)
-            && let Ok((name, accepted)) = postcard::from_bytes(value)
+            && let Ok((name, accepted)) = form::read(value)
         {
             self.accepted.insert(name, accepted);
         }
@@ -58,7 +58,7 @@ impl Node {
         let revision = document.value().metadata.revision;
         let accepted =
             Accepted { version: Ancestor { revision, digest: document.digest() }, signer: *signer };
-        self.store.put(item(name), Some(encode(&(name, accepted))));
+        self.store.put(item(name), Some(form::write(&(name, accepted))));
         self.accepted.insert(name.clone(), accepted);
     }
 

@@ -16,6 +16,7 @@ use hivemind_spec::certificate::NodeIdentity;
 use hivemind_spec::document::{Kind, Spec};
 use hivemind_spec::id::NodeId;
 use rand::seq::SliceRandom as _;
+use serde_bytes::ByteBuf;
 
 use super::{Content, GRACE_MS, Node, SYNC_AT_START_MS};
 use crate::cluster::LastSeen;
@@ -137,7 +138,7 @@ impl Node {
         };
         if !known && !self.others_may_know_it() {
             let enrolment = Enrolment {
-                chain: self.settings.chain.clone(),
+                chain: self.settings.chain.iter().cloned().map(ByteBuf::from).collect(),
                 token: self.settings.token,
                 enrolled_ms: now.wall_ms,
                 subnet: self.settings.subnet,

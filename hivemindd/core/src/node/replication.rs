@@ -20,7 +20,7 @@ use crate::state::{Entry, Order, Version, encode};
 use crate::sync::{self, Comparison};
 use crate::time::Time;
 use crate::trust::Trust;
-use crate::{enrolment, picture, statement};
+use crate::{enrolment, form, picture, statement};
 
 /// Peers a change is sent to at once. Up to this many others hear of it directly; in larger
 /// clusters it spreads on from them.
@@ -74,9 +74,9 @@ impl Node {
     fn load_local(&mut self, now: Time, name: &str, value: &[u8]) {
         match name {
             LOST => self.store_lost = true,
-            ANCHORS => self.anchors = postcard::from_bytes(value).unwrap_or_default(),
+            ANCHORS => self.anchors = form::read(value).unwrap_or_default(),
             SEEN => {
-                let mut seen: BTreeMap<NodeId, LastSeen> = postcard::from_bytes(value).unwrap_or_default();
+                let mut seen: BTreeMap<NodeId, LastSeen> = form::read(value).unwrap_or_default();
                 seen.values_mut().for_each(|seen| seen.counted_ms = now.mono_ms);
                 self.liveness.last_seen = seen;
             }
@@ -95,7 +95,7 @@ impl Node {
     }
 
     pub(super) fn save_anchors(&mut self) {
-        self.store.put(store::local_key(ANCHORS), Some(encode(&self.anchors)));
+        self.store.put(store::local_key(ANCHORS), Some(form::write(&self.anchors)));
     }
 
     pub(super) fn save_seen(&mut self, now: Time, at_once: bool) {
@@ -106,7 +106,7 @@ impl Node {
                 (*node, LastSeen { missed_ms, counted_ms: now.mono_ms, ..*seen })
             };
             let seen: BTreeMap<NodeId, LastSeen> = self.liveness.last_seen.iter().map(counted).collect();
-            self.store.put(store::local_key(SEEN), Some(encode(&seen)));
+            self.store.put(store::local_key(SEEN), Some(form::write(&seen)));
         }
     }
 
@@ -637,5 +637,6 @@ pub(super) fn describe(key: &RecordKey) -> String {
             format!("the rollout of the release for {}", architecture.name())
         }
         RecordKey::Decision(Matter::Forgotten) => "the list of forgotten deletions".to_owned(),
+        RecordKey::Decision(Matter::Unknown(_)) => "a decision of a later release".to_owned(),
     }
 }

@@ -95,6 +95,7 @@ impl Node {
         };
         let wanted = self.cluster.assignments(&self.settings.me);
         facts.problems.is_empty()
+            && self.cluster.unread.is_empty()
             && facts.address.is_some()
             && self.inventory_known
             && 2 * back >= met
