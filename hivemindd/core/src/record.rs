@@ -178,6 +178,10 @@ pub struct Statement {
 
 /// What a statement's bytes mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, while a statement is written or checked"
+)]
 pub enum Body {
     /// About the writer itself. Version: (boot counter, sequence).
     Observation {

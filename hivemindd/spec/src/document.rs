@@ -288,7 +288,8 @@ impl Document {
             if !is_dns_label(&metadata.name) || !(namespace.is_empty() || is_dns_label(namespace)) {
                 return Err(error);
             }
-            let OutlineMetadata { name, namespace, labels, revision, replaces, ancestors, deleted } = metadata;
+            let OutlineMetadata { name, namespace, labels, revision, replaces, ancestors, deleted } =
+                metadata;
             let metadata = Metadata { name, namespace, labels, revision, replaces, ancestors, deleted };
             Ok(Self { metadata, kind, spec: (!deleted).then_some(Spec::Later) })
         })

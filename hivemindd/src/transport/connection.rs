@@ -164,14 +164,11 @@ impl Admitted {
 
     async fn requests(&self) {
         while let Ok((send, mut recv)) = self.connection.accept_bi().await {
-            match timeout(STREAM_TIMEOUT, wire::read_kind(&mut recv)).await {
-                Ok(Ok(wire::HTTP)) => {
-                    let stream = tokio::io::join(recv, send);
-                    // Dropping the stream, when the API takes no more, tells the peer.
-                    let _ = self.shared.http.try_send(IncomingHttp { from: self.node, stream });
-                }
-                // A later release's; it sees the stream end.
-                Ok(Ok(_)) | Ok(Err(_)) | Err(_) => {}
+            // Of another kind it is a later release's, which sees the stream end.
+            if let Ok(Ok(wire::HTTP)) = timeout(STREAM_TIMEOUT, wire::read_kind(&mut recv)).await {
+                let stream = tokio::io::join(recv, send);
+                // Dropping the stream, when the API takes no more, tells the peer.
+                let _ = self.shared.http.try_send(IncomingHttp { from: self.node, stream });
             }
         }
     }

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use hivemind_core::record::WorkloadId;
+use hivemind_core::record::{Record, RecordKey, Statement, Topic, WorkloadId};
+use hivemind_core::state::encode;
 use hivemind_spec::certificate::{CertificateError, NodeIdentity};
 use hivemind_spec::document::{DEFAULT_NAMESPACE, Document, Kind, Role, Spec, SpecKey, TokenSpec};
 use hivemind_spec::dsse::Envelope;
@@ -279,4 +280,15 @@ pub fn sign(document: &Document, key: &SigningKey) -> Envelope {
 /// When it is none.
 pub fn named(json: &str, name: &str) -> Document {
     Document::parse(json.replace("NAME", name).as_bytes()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What a node of a later release says on a topic that comes after those of this one.
+pub fn of_later_topic(writer: NodeId, key: &SigningKey, said: &[u8]) -> (RecordKey, Record) {
+    let topic = [9, 0, 255];
+    let body = encode(&(0u32, 1u64, 1_000_000u64, topic.to_vec(), said.to_vec()));
+    let mut signed = b"hivemind statement v1\0".to_vec();
+    signed.extend(writer.0);
+    signed.extend(&body);
+    let statement = Statement { writer, signature: key.sign(&signed), body };
+    (RecordKey::Observation(writer, Topic::Unknown(topic.to_vec())), Record::Statement(statement))
 }

@@ -123,6 +123,8 @@ struct Life {
     revoked: Option<usize>,
     /// Whether operators push releases of the operating system.
     rolls: bool,
+    /// Whether the machines say something that only a later release understands.
+    mixed: bool,
     keys: Vec<Holder>,
     /// The newest revision anybody signed, so that documents differ.
     revision: u64,
@@ -143,6 +145,7 @@ impl Life {
             isolated: BTreeSet::new(),
             revoked: None,
             rolls: seed % 4 == 3,
+            mixed: seed % 5 == 2,
             keys: vec![Holder { name: "root", key: cast::root_key(), role: Role::Admin }],
             revision: START_MS,
             world,
@@ -159,6 +162,9 @@ impl Life {
 
     fn live(&mut self) -> Broken {
         self.form()?;
+        if self.mixed {
+            self.say_what_is_not_understood();
+        }
         self.begin_work()?;
         self.suffer();
         self.kept()?;
@@ -222,6 +228,17 @@ impl Life {
         }
         self.kept()?;
         Err(format!("the cluster did not form within {} s", FORMING_MS / 1000))
+    }
+
+    /// Each machine says something on a topic of a later release, to the next one.
+    fn say_what_is_not_understood(&mut self) {
+        for index in 0..self.count() {
+            let machine = &self.world.machines[index];
+            let (from, address) = (machine.id, machine.address);
+            let said = cast::of_later_topic(from, &machine.record_key(), b"something");
+            let message = Message::Records { records: vec![said], ack: None };
+            self.world.deliver((index + 1) % self.count(), Event::Received { from, address, message });
+        }
     }
 
     /// Keys for two more operators, and the workloads that nobody touches afterwards.

@@ -1,16 +1,13 @@
 //! Machines of this release among those of a later one: what it does not understand it keeps and passes on.
 
 use hivemind_core::event::{Event, Message};
-use hivemind_core::record::{Record, RecordKey, Statement, Topic};
-use hivemind_core::state::encode;
+use hivemind_core::record::{Record, RecordKey};
 use hivemind_spec::document::{Kind, SpecKey};
 use hivemind_spec::dsse::Envelope;
-use hivemind_spec::id::NodeId;
-use hivemind_spec::key::SigningKey;
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
-use super::{runs_everywhere_once, running};
+use super::{running, runs_everywhere_once};
 
 fn cluster(seed: u64) -> World {
     let mut world = World::with_machines(seed, 3);
@@ -30,17 +27,6 @@ fn tell(world: &mut World, key: &RecordKey, record: Record) {
 
 fn all_hold(world: &World, key: &RecordKey) -> bool {
     (0..3).all(|index| world.node(index).map().get(key).is_some()) && world.agrees()
-}
-
-/// A statement on a topic that comes after those of this release.
-fn of_later_topic(writer: NodeId, key: &SigningKey, said: &[u8]) -> (RecordKey, Record) {
-    let topic = [9, 0, 255];
-    let body = encode(&(0u32, 1u64, 1_000_000u64, topic.to_vec(), said.to_vec()));
-    let mut signed = b"hivemind statement v1\0".to_vec();
-    signed.extend(writer.0);
-    signed.extend(&body);
-    let statement = Statement { writer, signature: key.sign(&signed), body };
-    (RecordKey::Observation(writer, Topic::Unknown(topic.to_vec())), Record::Statement(statement))
 }
 
 fn document(json: &str) -> (Envelope, Record) {
@@ -116,7 +102,8 @@ fn a_kind_of_documents_of_a_later_release_spreads_and_a_signature_of_nobody_is_r
     let mut world = cluster(92);
     let json = r#"{"apiVersion":"hivemind/v1","kind":"Ingress","metadata":{"name":"front","revision":6,"novelty":1}}"#;
     let (_, record) = document(json);
-    let name = SpecKey { kind: Kind::named("Ingress").unwrap(), namespace: String::new(), name: "front".into() };
+    let name =
+        SpecKey { kind: Kind::named("Ingress").unwrap(), namespace: String::new(), name: "front".into() };
     let place = RecordKey::Spec(name.clone(), root_key().public().id());
     tell(&mut world, &place, record);
     assert!(world.run_until(5000, |world| all_hold(world, &place)));

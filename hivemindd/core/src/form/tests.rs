@@ -34,16 +34,22 @@ const FIRST: &str = include_str!("first.txt");
 const ME: NodeId = NodeId([0xa1; 16]);
 const OTHER: NodeId = NodeId([0xb2; 16]);
 
-/// Looks whether the bytes of the first release mean what they meant.
+/// Whether bytes mean what they meant.
+type Means = Box<dyn Fn(&[u8]) -> bool>;
+
+/// Something that is written.
 struct Sample {
     name: &'static str,
     bytes: Vec<u8>,
     /// Whether a later release may write it otherwise.
     grows: bool,
-    means_the_same: Box<dyn Fn(&[u8]) -> bool>,
+    means_the_same: Means,
 }
 
-fn fixed<T: Serialize + DeserializeOwned + PartialEq + Debug + 'static>(name: &'static str, value: T) -> Sample {
+fn fixed<T: Serialize + DeserializeOwned + PartialEq + Debug + 'static>(
+    name: &'static str,
+    value: T,
+) -> Sample {
     Sample {
         name,
         bytes: encode(&value),
@@ -149,7 +155,8 @@ fn observations() -> Vec<Sample> {
         by_signer: KeyId([0xf7; 16]),
         since_ms: 10,
     };
-    let doubled = Doubled { addresses: ["10.0.0.1:1".parse().unwrap(), "[fd00::1]:2".parse().unwrap()], seen_ms: 11 };
+    let doubled =
+        Doubled { addresses: ["10.0.0.1:1".parse().unwrap(), "[fd00::1]:2".parse().unwrap()], seen_ms: 11 };
     let volume = VolumeStatus { made_ms: 12, used_bytes: Some(13), discarding_ms: None };
     let shared = SharedKey { digest, key: SealedKey("c2VhbGVk".into()) };
     let images = [("example/app:1".to_owned(), GivenImage { digest, given_ms: 14 })].into();
@@ -231,11 +238,15 @@ fn samples() -> Vec<Sample> {
     all.extend(decisions());
     all.extend(messages());
     let placement = RecordKey::Decision(Matter::Placement(workload()));
-    let ballot = Ballot { since: 20, voters: Voters::first(BTreeSet::from([ME])), holder: Some(ME), abstains: true };
+    let ballot =
+        Ballot { since: 20, voters: Voters::first(BTreeSet::from([ME])), holder: Some(ME), abstains: true };
     let seen = LastSeen { wall_ms: 21, missed_ms: 22, counted_ms: 23 };
     all.extend([
         fixed("key/document", RecordKey::Spec(secret(), KeyId([0xf6; 16]))),
-        fixed("key/replica", RecordKey::Observation(ME, Topic::Replica(ReplicaId { workload: workload(), slot: 2 }))),
+        fixed(
+            "key/replica",
+            RecordKey::Observation(ME, Topic::Replica(ReplicaId { workload: workload(), slot: 2 })),
+        ),
         fixed("key/shared", RecordKey::Observation(ME, Topic::Shared(secret(), OTHER))),
         fixed("key/placement", placement),
         fixed("identity", Identity { node: ME, address: peer().address, boot: 3, generation: 1 }),
@@ -332,7 +343,8 @@ fn what_a_later_release_says_otherwise_is_known_to_be_said() {
         // The topic's own length is in its bytes already.
         let body = later_body(0, 1, 2, &node[1..], &said);
         let statement = Statement { writer: ME, body, signature: Vec::new() };
-        let Ok(Body::Observation { topic: Topic::Node, observation, .. }) = statement::read(&statement) else {
+        let Ok(Body::Observation { topic: Topic::Node, observation, .. }) = statement::read(&statement)
+        else {
             panic!("the frame is read");
         };
         assert_eq!(observation, Some(Observation::Unknown));

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 /// The kinds of documents. Written by their names.
@@ -38,7 +38,8 @@ impl KindName {
     const MAX: usize = 24;
 
     fn new(name: &str) -> Option<Self> {
-        let is_name = (1..=Self::MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
+        let is_name =
+            (1..=Self::MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
         let mut bytes = [0; Self::MAX];
         is_name.then(|| bytes[..name.len()].copy_from_slice(name.as_bytes()))?;
         Some(Self(bytes))
@@ -130,7 +131,8 @@ impl<'de> Deserialize<'de> for Kind {
 
 impl PartialSchema for Kind {
     fn schema() -> RefOr<Schema> {
-        let object = ObjectBuilder::new().schema_type(Type::String).description(Some("The kinds of documents."));
+        let object =
+            ObjectBuilder::new().schema_type(Type::String).description(Some("The kinds of documents."));
         object.enum_values(Some(Self::KNOWN.map(|kind| kind.to_string()))).into()
     }
 }
