@@ -13,6 +13,7 @@ mod tmpfs;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -79,6 +80,11 @@ pub struct WorkloadSpec {
     /// Who goes without when capacity is short: lower numbers first.
     #[serde(default)]
     pub priority: i32,
+    /// How many of its replicas may be on the move at a time to nodes that have fewer of them; absent: none, each stays
+    /// where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub rebalance: Option<NonZeroU32>,
     /// Present when there must never be two instances, anywhere, whatever fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclusive: Option<Exclusive>,
@@ -264,6 +270,7 @@ impl WorkloadSpec {
             networks: BTreeMap::new(),
             takeover: Takeover::default(),
             priority: 0,
+            rebalance: None,
             exclusive: None,
             job: None,
             update: None,
@@ -290,6 +297,11 @@ impl WorkloadSpec {
         Digest::of(&json.unwrap_or_default())
     }
 
+    /// Whether no replica ever goes to another node while its own is well.
+    pub fn stays_where_it_is(&self) -> bool {
+        self.global || self.exclusive.is_some() || self.job.is_some() || self.takeover == Takeover::Never
+    }
+
     /// The most replicas that one node may have; absent: any number.
     pub fn most_per_node(&self) -> Option<u32> {
         if self.global { Some(1) } else { self.max_per_node }
@@ -306,6 +318,10 @@ impl WorkloadSpec {
         }
         if self.global && self.exclusive.is_some() {
             return fail("/spec/global", "an exclusive workload has one replica in all".into());
+        }
+        if self.rebalance.is_some() && self.stays_where_it_is() {
+            let text = "a workload that is global, exclusive or a job, or never taken over, stays where it is; remove it";
+            return fail("/spec/rebalance", text.into());
         }
         if self.max_per_node == Some(0) {
             return fail(

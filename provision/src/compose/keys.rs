@@ -640,6 +640,12 @@ pub const EXTENSION: &[Row] = &[
         ),
     ),
     (
+        "rebalance",
+        Honoured(
+            "how many replicas at a time may move to machines that have fewer; none if not given: each stays where it is",
+        ),
+    ),
+    (
         "takeover",
         Honoured("`majority`, `always` or `never`: who restarts replicas of machines that vanished"),
     ),

@@ -1,6 +1,7 @@
 //! One service to one workload.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use hivemind_spec::workload::{
     Condition, Constraint, ContainerSpec, Dependency, Exclusive, HealthCheck, Job, MAX_REPLICAS, Operator,
@@ -79,6 +80,7 @@ struct Draft {
     healthcheck: Placed<()>,
     question: Placed<HealthCheck>,
     takeover: Takeover,
+    rebalance: Placed<NonZeroU32>,
     priority: i32,
     exclusive: Placed<bool>,
     job: Placed<Job>,
@@ -179,6 +181,7 @@ impl Draft {
             healthcheck: None,
             question: None,
             takeover: Takeover::default(),
+            rebalance: None,
             priority: 0,
             exclusive: None,
             job: None,
@@ -223,6 +226,7 @@ impl Draft {
             links: self.links,
             networks: self.attachments,
             takeover: self.takeover,
+            rebalance: self.rebalance.map(|(_, most)| most),
             priority: self.priority,
             // Which nodes have a say is for whoever pushes it to find out.
             exclusive: exclusive.then(Exclusive::default),
@@ -290,6 +294,13 @@ fn check(reader: &Reader<'_>, draft: &Draft) {
     }
     if let (true, Some((mark, replicas @ 2..))) = (draft.is_exclusive(), draft.replicas) {
         reader.fault(mark, format!("{replicas} replicas of an exclusive service; there is at most one"));
+    }
+    let is_global = draft.global.is_some_and(|(_, global)| global);
+    let stays = is_global || draft.is_exclusive() || draft.ends.is_some() || draft.job.is_some();
+    if let (Some((mark, _)), true) = (draft.rebalance, stays || draft.takeover == Takeover::Never) {
+        let text =
+            "a service that is global, exclusive or a job, or never taken over, stays where it is; remove it";
+        reader.fault(mark, text);
     }
 }
 
@@ -604,6 +615,11 @@ fn hivemind_extension(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Op
                 draft.question = Some((value.mark, question));
             }
             "job" => draft.job = Some((value.mark, job::job(reader, value)?)),
+            "rebalance" => {
+                let most = reader.integer(value, 1, MAX_REPLICAS.into())?;
+                draft.rebalance =
+                    u32::try_from(most).ok().and_then(NonZeroU32::new).map(|most| (value.mark, most));
+            }
             "takeover" => draft.takeover = reader.word(value, &takeovers)?,
             _ => {
                 let priority = reader.integer(value, i32::MIN.into(), i32::MAX.into())?;

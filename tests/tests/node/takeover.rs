@@ -263,3 +263,31 @@ fn who_lost_its_store_and_is_alone_takes_nobodys_subnet() {
     assert!(world.run_until(60_000, World::agrees));
     assert_eq!(subnets(&world), before);
 }
+
+#[test]
+fn a_machine_that_returns_gets_its_share_back_with_one_replica_at_a_time_away() {
+    let mut world = World::with_machines(37, 3);
+    assert!(world.run_until(8000, World::agrees));
+    let envelope = workload_with("web", 5, &root_key(), |spec| {
+        spec.replicas = 6;
+        spec.rebalance = std::num::NonZeroU32::new(1);
+    });
+    world.push(0, envelope).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 6)));
+    world.run(3000);
+    world.power_off(2);
+    assert!(world.run_until(20_000, |world| runs_everywhere_once(world, 6)), "{:?}", running(&world));
+    assert_eq!(runs_on(&world, |index| index == 2), 0);
+    world.power_on(2);
+    let mut fewest = 6;
+    let even = (0..3000).any(|_| {
+        world.run(20);
+        fewest = fewest.min(running(&world).len());
+        (0..3).all(|machine| runs_on(&world, |index| index == machine) == 2)
+    });
+    assert!(even, "{:?}", running(&world));
+    assert_eq!(fewest, 5, "no more than one at a time");
+    let settled = running(&world);
+    world.run(60_000);
+    assert_eq!(running(&world), settled, "it has come to rest");
+}

@@ -239,6 +239,7 @@ impl Node {
                 };
                 let workload = self.cluster.workloads.get(&replica.workload);
                 placed.is_none_or(|placement| placement.digest.is_none())
+                    || workload.is_some_and(|workload| workload.spec.rebalance.is_some())
                     || workload.is_some_and(|workload| workload.spec.completes()) && ended()
             }
             RecordKey::Decision(_) => {

@@ -15,6 +15,10 @@ use crate::mutation::{Mutation, is_on};
 use crate::record::{ReplicaId, VolumePart, WorkloadId};
 use crate::volume::{self, Unusable};
 
+/// Nodes from which a workload's replicas are tried to be moved, those with most of them first: each try looks at all
+/// nodes.
+const DONORS_TRIED: usize = 8;
+
 /// A node as the scheduler sees it.
 pub(super) struct Host<'a> {
     pub(super) hostname: String,
@@ -57,13 +61,27 @@ struct Score {
     evicts_priority: Option<i32>,
     /// How many would have to.
     evicts: usize,
-    /// Replicas of the same workload on all nodes with the same value, for each label to spread over.
-    same_value: Vec<usize>,
-    /// Replicas of the same workload on it.
-    same_workload: usize,
+    /// Replicas of the same workload: on all nodes with the same value, for each label to spread over, then on it.
+    kin: Vec<usize>,
     /// Thousandths of its scarcer resource in use, with the replica.
     used_permille: u64,
     node: NodeId,
+}
+
+/// How many replicas of a workload are where.
+struct Kin<'a> {
+    by_node: BTreeMap<NodeId, usize>,
+    /// For each label to spread over, the most important first.
+    by_value: Vec<BTreeMap<Option<&'a str>, usize>>,
+}
+
+impl Kin<'_> {
+    /// How many are near a node: with the same value of each label, then on it.
+    fn near(&self, workload: &Workload, node: &NodeId, host: &Host<'_>) -> Vec<usize> {
+        let labels = workload.spec.spread.iter().zip(&self.by_value);
+        let same_value = labels.map(|(label, counts)| counts.get(&host.label(label)).copied().unwrap_or(0));
+        same_value.chain([self.by_node.get(node).copied().unwrap_or(0)]).collect()
+    }
 }
 
 impl Host<'_> {
@@ -292,42 +310,93 @@ impl<'a> Draft<'a> {
         slot: u32,
         may_end: impl Fn(&[Resident<'_>]) -> bool,
     ) -> bool {
-        let Ok(home) = self.home(id, workload, slot, None) else { return false };
-        let empty = BTreeMap::new();
-        let mut same = BTreeMap::<NodeId, usize>::new();
-        for node in self.slots.get(id).unwrap_or(&empty).values() {
-            *same.entry(*node).or_default() += 1;
-        }
-        let asks = Asks::from(&workload.spec.container.resources);
-        let by_value: Vec<BTreeMap<Option<&str>, usize>> =
-            workload.spec.spread.iter().map(|label| self.count_by_value(label, &same)).collect();
-        let same_value = |host: &Host<'_>| {
-            let counts = workload.spec.spread.iter().zip(&by_value);
-            counts.map(|(label, by_value)| by_value.get(&host.label(label)).copied().unwrap_or(0)).collect()
-        };
-        let best = self
-            .hosts
-            .iter()
-            .filter(|(node, _)| home.is_none_or(|home| home == **node))
-            .filter_map(|(node, host)| {
-                let victims = victims(node, host, id, workload).filter(|victims| may_end(victims))?;
-                Some(Score {
-                    evicts_priority: victims.iter().map(|victim| victim.priority).max(),
-                    evicts: victims.len(),
-                    same_value: same_value(host),
-                    same_workload: same.get(node).copied().unwrap_or(0),
-                    used_permille: host.used_permille_with(asks),
-                    node: *node,
-                })
-            })
-            .min();
-        let Some(Score { node, .. }) = best else { return false };
+        let Some(Score { node, .. }) = self.best(id, workload, slot, may_end) else { return false };
         let victims = self.hosts.get(&node).and_then(|host| victims(&node, host, id, workload));
         for victim in victims.unwrap_or_default() {
             self.evict(&node, &victim);
         }
         self.assign(id, workload, slot, node);
         true
+    }
+
+    /// The best node for a replica that has none.
+    fn best(
+        &self,
+        id: &WorkloadId,
+        workload: &Workload,
+        slot: u32,
+        may_end: impl Fn(&[Resident<'_>]) -> bool,
+    ) -> Option<Score> {
+        let home = self.home(id, workload, slot, None).ok()?;
+        let asks = Asks::from(&workload.spec.container.resources);
+        let kin = self.kin(id, workload);
+        let hosts = self.hosts.iter().filter(|(node, _)| home.is_none_or(|home| home == **node));
+        let scores = hosts.filter_map(|(node, host)| {
+            let victims = victims(node, host, id, workload).filter(|victims| may_end(victims))?;
+            Some(Score {
+                evicts_priority: victims.iter().map(|victim| victim.priority).max(),
+                evicts: victims.len(),
+                kin: kin.near(workload, node, host),
+                used_permille: host.used_permille_with(asks),
+                node: *node,
+            })
+        });
+        scores.min()
+    }
+
+    /// Moves one of these running replicas from where most of its kind are to where fewer are, if there is room. False
+    /// when they are spread as evenly as they can be.
+    pub(super) fn even_out(
+        &mut self,
+        id: &'a WorkloadId,
+        workload: &Workload,
+        running: &BTreeMap<u32, NodeId>,
+    ) -> bool {
+        let slots = self.slots(id);
+        let mut donors: BTreeMap<NodeId, u32> = BTreeMap::new();
+        for (slot, node) in running.iter().filter(|(slot, node)| slots.get(slot) == Some(*node)) {
+            donors.insert(*node, *slot);
+        }
+        let kin = self.kin(id, workload);
+        let near = |(node, slot): (NodeId, u32)| {
+            let host = self.hosts.get(&node)?;
+            Some((Reverse(kin.near(workload, &node, host)), node, slot))
+        };
+        let mut crowded: Vec<_> = donors.into_iter().filter_map(near).collect();
+        crowded.sort();
+        for (_, node, slot) in crowded.into_iter().take(DONORS_TRIED) {
+            self.unassign(id, workload, slot, &node);
+            let host = self.hosts.get(&node);
+            let here = host.map(|host| self.kin(id, workload).near(workload, &node, host));
+            let best = self.best(id, workload, slot, |victims| victims.is_empty());
+            let there = best.filter(|best| here.as_ref().is_some_and(|here| best.kin < *here));
+            let moved = there.as_ref().map(|best| best.node);
+            self.assign(id, workload, slot, moved.unwrap_or(node));
+            if moved.is_some() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes a replica from its node.
+    fn unassign(&mut self, id: &'a WorkloadId, workload: &Workload, slot: u32, node: &NodeId) {
+        let asks = Asks::from(&workload.spec.container.resources);
+        self.vacate(
+            node,
+            &Resident { priority: workload.spec.priority, slot: Reverse(slot), workload: id, asks },
+        );
+    }
+
+    /// Where a workload's replicas are, counted.
+    fn kin(&self, id: &WorkloadId, workload: &Workload) -> Kin<'_> {
+        let mut by_node = BTreeMap::<NodeId, usize>::new();
+        for node in self.slots.get(id).into_iter().flat_map(BTreeMap::values) {
+            *by_node.entry(*node).or_default() += 1;
+        }
+        let labels = workload.spec.spread.iter();
+        let by_value = labels.map(|label| self.count_by_value(label, &by_node)).collect();
+        Kin { by_node, by_value }
     }
 
     /// How many replicas there are on the nodes with each value of a label; `same` has them by node.
@@ -342,6 +411,11 @@ impl<'a> Draft<'a> {
     }
 
     fn evict(&mut self, node: &NodeId, victim: &Resident<'a>) {
+        self.vacate(node, victim);
+        self.evicted.entry(victim.workload).or_default().insert(victim.slot.0);
+    }
+
+    fn vacate(&mut self, node: &NodeId, victim: &Resident<'a>) {
         if let Some(host) = self.hosts.get_mut(node) {
             host.residents.remove(victim);
             host.used.cpu_millis = host.used.cpu_millis.saturating_sub(victim.asks.cpu_millis);
@@ -350,7 +424,6 @@ impl<'a> Draft<'a> {
         if let Some(slots) = self.slots.get_mut(victim.workload) {
             slots.remove(&victim.slot.0);
         }
-        self.evicted.entry(victim.workload).or_default().insert(victim.slot.0);
     }
 
     /// The slots of a workload that made room for others.

@@ -7,6 +7,7 @@
 //!   keep      a replica stays where it is while its node may and can run it
 //!   place     the others go where fewest of their kind are, then where most is free;
 //!             where nothing fits, lower priorities make room; else they are pending, with a reason
+//!   even out  where it is asked for, a few move to where fewer of their kind are
 //! ```
 //!
 //! A replica with data is where that is, and nowhere else ([`crate::volume`]); before there is any, where its workload's
@@ -16,7 +17,9 @@
 //! its node is gone nobody runs it again. Of a job no more are placed than are to run at the same time.
 //!
 //! From a node that is about to start a new release its replicas go where there is room, and stay where there is none.
-//! It will not rebalance: nothing moves because another node became emptier.
+//!
+//! Nothing moves because another node became emptier, unless its workload asks for it, and then only so many at a time
+//! as it says, while all of it runs. It moves where that makes the spread more even, so it comes to rest.
 
 mod draft;
 mod refusal;
@@ -66,6 +69,14 @@ pub fn schedule(
         let mut open = open.remove(*id).unwrap_or_default();
         open.missing.extend(draft.take_evicted(id));
         refused.insert(*id, place(&mut draft, id, workload, &open));
+    }
+
+    if majority {
+        for (id, workload) in &by_priority {
+            if refused.get(*id).is_none_or(BTreeMap::is_empty) {
+                even_out(&mut draft, cluster, liveness, id, workload);
+            }
+        }
     }
 
     let mut changes: BTreeMap<WorkloadId, Option<Placement>> = cluster
@@ -290,6 +301,33 @@ fn place<'a>(
         }
     }
     refused
+}
+
+/// Moves as many replicas to where fewer of their kind are as the workload lets move at a time. What does not run yet,
+/// or not any more, is on the move already.
+fn even_out<'a>(
+    draft: &mut Draft<'a>,
+    cluster: &Cluster,
+    liveness: &Liveness,
+    id: &'a WorkloadId,
+    workload: &Workload,
+) {
+    let Some(most) = workload.spec.rebalance else { return };
+    if workload.spec.completes() || volume::is_bound(cluster, id, workload) {
+        return;
+    }
+    let placed = draft.slots(id);
+    let runs = |(slot, node): &(&u32, &NodeId)| {
+        cluster.is_live(liveness, node) && cluster.phase(id, workload, **slot, node) == Some(Phase::Running)
+    };
+    let running: BTreeMap<u32, NodeId> =
+        placed.iter().filter(runs).map(|(slot, node)| (*slot, *node)).collect();
+    let most = usize::try_from(most.get()).unwrap_or(usize::MAX);
+    for _ in 0..most.saturating_sub(placed.len() - running.len()) {
+        if !draft.even_out(id, workload, &running) {
+            return;
+        }
+    }
 }
 
 /// Says why slots are pending, once everything has its place and so all figures are final.

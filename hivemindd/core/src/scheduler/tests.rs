@@ -1,3 +1,5 @@
+mod rebalance;
+
 use hivemind_spec::document::NodeIntentSpec;
 use hivemind_spec::volume::{Discard, Per, VolumeSpec};
 use hivemind_spec::workload::{Constraint, DEVICE_ABSENT, DEVICE_LABEL, DEVICE_PRESENT, Device, Operator};
