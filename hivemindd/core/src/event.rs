@@ -106,9 +106,11 @@ pub enum Event {
         /// Its output or error, shortened.
         detail: String,
     },
-    /// The containers here are short of memory: what they use together cannot grow any more.
-    MemoryShort {
-        /// What each uses that cannot be taken back from it, bytes.
+    /// The containers here are short of something: what they use together cannot grow any more.
+    Short {
+        /// Of what.
+        of: Scarce,
+        /// What each uses.
         uses: BTreeMap<ContainerId, u64>,
     },
     /// How far the node is with the release it is to take ([`Action::Update`]).
@@ -262,6 +264,15 @@ pub struct UpdateOrder {
     pub spec: OsReleaseSpec,
     /// Nodes that run it: to be asked before anybody else.
     pub peers: Vec<Peer>,
+}
+
+/// What the containers of a node have together, and can be short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scarce {
+    /// Memory that cannot be taken back from who uses it, bytes.
+    Memory,
+    /// Processes and threads, by number.
+    Processes,
 }
 
 /// Where `Node::step` puts what it wants done.

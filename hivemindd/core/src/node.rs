@@ -376,8 +376,8 @@ impl Node {
                 self.replicas.health_checked(now, &container, healthy, &detail);
                 self.stirred = true;
             }
-            Event::MemoryShort { uses } => {
-                self.replicas.memory_short(uses);
+            Event::Short { of, uses } => {
+                self.replicas.short(of, uses);
                 self.stirred = true;
             }
             Event::Updating { update } => self.learn_update(update),

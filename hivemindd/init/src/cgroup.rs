@@ -50,8 +50,9 @@ const NODE_CPU_WEIGHT: u32 = 1000;
 const BOOT_CPU_WEIGHT: u32 = 10;
 const WORKLOADS_CPU_WEIGHT: u32 = 100;
 
-/// Processes and threads of all containers: what is left of the kernel's table after the node's own.
+/// Processes and threads that are kept for the node itself, at most; a quarter of what there are on small machines.
 const PIDS_RESERVE: u64 = 4096;
+const PIDS_RESERVE_PART: u64 = 4;
 
 /// How the name of a group begins that several containers are in.
 const PARENT: &str = "parent.";
@@ -81,9 +82,7 @@ pub fn container(workloads: &Path, id: &str) -> PathBuf {
 /// Makes the tree. Settings that this kernel refuses are said and left out.
 pub(super) fn make_tree() -> Result<(), Error> {
     let memory = total_memory();
-    let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
-    let pids = pids.and_then(|text| text.trim().parse().ok()).unwrap_or(32 * 1024);
-    for (group, settings) in plan(memory, pids) {
+    for (group, settings) in plan(memory, total_pids()) {
         let path = Path::new("/sys/fs/cgroup").join(group);
         std::fs::create_dir_all(&path).map_err(Error::io("creating", &path))?;
         for (file, value) in settings {
@@ -140,7 +139,7 @@ fn plan(memory: u64, pids: u64) -> Vec<(&'static str, Settings)> {
                 controllers(),
                 set("memory.high", workloads - MARK.min(workloads / MARK_PART)),
                 set("memory.max", workloads),
-                set("pids.max", pids.saturating_sub(PIDS_RESERVE).max(pids / 2)),
+                set("pids.max", pids - PIDS_RESERVE.min(pids / PIDS_RESERVE_PART)),
                 set("cpu.weight", WORKLOADS_CPU_WEIGHT.into()),
             ],
         ),
@@ -150,6 +149,15 @@ fn plan(memory: u64, pids: u64) -> Vec<(&'static str, Settings)> {
 /// All memory of the machine, bytes.
 fn total_memory() -> u64 {
     nix::sys::sysinfo::sysinfo().map_or(RESERVE * RESERVE_PART, |info| info.ram_total())
+}
+
+/// How many processes and threads there can be: as many as have a number, and as the kernel has memory for.
+fn total_pids() -> u64 {
+    let limits = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].map(|path| {
+        let text = std::fs::read_to_string(path).ok();
+        text.and_then(|text| text.trim().parse().ok()).unwrap_or(32 * 1024)
+    });
+    limits[0].min(limits[1])
 }
 
 /// The file through which a process enters a group of ours.
@@ -197,7 +205,13 @@ mod tests {
             let mark = value(memory, "hivemind/workloads", "memory.high");
             assert!(mark < workloads && mark >= workloads - workloads / 16, "{memory}");
         }
-        assert!(value(1024 * MIB, "hivemind/workloads", "pids.max") < 32768);
+        for pids in [2000, 4000, 32768, 4_194_304] {
+            let plan = plan(1024 * MIB, pids);
+            let (_, settings) = plan.iter().find(|(name, _)| *name == "hivemind/workloads").unwrap();
+            let (_, workloads) = settings.iter().find(|(name, _)| *name == "pids.max").unwrap();
+            let workloads: u64 = workloads.parse().unwrap();
+            assert!(pids - workloads >= 4096.min(pids / 4) && workloads >= pids / 2, "{pids}: {workloads}");
+        }
     }
 
     #[test]

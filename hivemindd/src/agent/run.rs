@@ -399,8 +399,8 @@ impl NodeWatch {
                                 break;
                             }
                         }
-                        Seen::MemoryShort(uses) => {
-                            if events.send(Event::MemoryShort { uses }).await.is_err() {
+                        Seen::Short(of, uses) => {
+                            if events.send(Event::Short { of, uses }).await.is_err() {
                                 return;
                             }
                         }

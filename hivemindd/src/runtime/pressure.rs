@@ -1,13 +1,14 @@
-//! When containers are short of memory: the kernel tells that they have come to the mark that PID 1 set for all of them
-//! together (`memory.high`), where it slows down whoever wants more. So there is time to choose who makes room, before the
-//! kernel would choose for itself.
+//! When containers are short of memory or of processes. The kernel tells that they have come to the mark that PID 1 set for
+//! all of them together: `memory.high`, where it slows down whoever wants more, and `pids.max`, where nobody gets more. So it
+//! is chosen who makes room, before the kernel would choose for itself, or everybody stands still.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
 use std::time::Duration;
 
-use hivemind_core::event::ContainerId;
+use hivemind_core::event::{ContainerId, Scarce};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -16,8 +17,8 @@ use tokio::time::sleep;
 use super::watch::Seen;
 use super::{Runtime, cgroup};
 
-/// From when on memory is short, percent of the mark: what is left is files that were read, among them the programs that
-/// run. Files alone come to the mark whenever they fill what is free, and nobody has to make room for them.
+/// From when on something is short, percent of the mark. Of memory, what is left is files that were read, among them the
+/// programs that run; files alone come to the mark whenever they fill what is free, and nobody has to make room for them.
 const SHORT_PERCENT: u64 = 96;
 
 /// How often is looked while it is short, and how long after the kernel has told so: it tells whenever files fill what is
@@ -27,25 +28,54 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long to wait with what cannot be watched.
 const RETRY: Duration = Duration::from_secs(60);
 
+/// What of the control group of all containers tells that they are short, and of what.
+struct Mark {
+    of: Scarce,
+    /// Changes when they come to the mark.
+    events: &'static str,
+    limit: &'static str,
+    /// What a group uses.
+    uses: fn(&Path) -> io::Result<u64>,
+}
+
+const MEMORY: Mark = Mark {
+    of: Scarce::Memory,
+    events: "memory.events",
+    limit: "memory.high",
+    uses: |group| Ok(kept(&fs::read_to_string(group.join("memory.stat"))?)),
+};
+
+const PROCESSES: Mark = Mark {
+    of: Scarce::Processes,
+    // Of this group alone: a container that comes to its own limit is no shortage of all.
+    events: "pids.events.local",
+    limit: "pids.max",
+    uses: |group| number(&group.join("pids.current")),
+};
+
 impl Runtime {
-    /// Tells whenever containers are short of memory, and what each uses.
-    pub(super) async fn watch_memory(&self, seen: &mpsc::Sender<Seen>) {
-        loop {
-            if let Err(error) = watch(seen).await {
-                // Without the unified hierarchy there are no limits either.
-                tracing::debug!(%error, "it is not watched whether containers are short of memory");
-            }
-            if seen.is_closed() {
-                return;
-            }
-            sleep(RETRY).await;
+    /// Tells whenever containers are short of something, and what each uses.
+    pub(super) async fn watch_shortages(&self, seen: &mpsc::Sender<Seen>) {
+        tokio::join!(keep_watching(&MEMORY, seen), keep_watching(&PROCESSES, seen));
+    }
+}
+
+async fn keep_watching(mark: &Mark, seen: &mpsc::Sender<Seen>) {
+    loop {
+        if let Err(error) = watch(mark, seen).await {
+            // Without the unified hierarchy there are no limits either.
+            tracing::debug!(%error, "it is not watched whether containers come to {}", mark.limit);
         }
+        if seen.is_closed() {
+            return;
+        }
+        sleep(RETRY).await;
     }
 }
 
 /// Ends when nobody hears it any more.
-async fn watch(seen: &mpsc::Sender<Seen>) -> io::Result<()> {
-    let events = File::open(cgroup::workloads().join("memory.events"))?;
+async fn watch(mark: &Mark, seen: &mpsc::Sender<Seen>) -> io::Result<()> {
+    let events = File::open(cgroup::workloads().join(mark.events))?;
     // SAFETY: the file is a `File`, which keeps its descriptor open and its own for as long as this has it.
     let mut events =
         unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }.map_err(io::Error::from)?;
@@ -53,8 +83,8 @@ async fn watch(seen: &mpsc::Sender<Seen>) -> io::Result<()> {
         // What was told is told anew only once it is read.
         events.get_mut().rewind()?;
         events.get_mut().read_to_string(&mut String::new())?;
-        while let Some(uses) = short()? {
-            if seen.send(Seen::MemoryShort(uses)).await.is_err() {
+        while let Some(uses) = mark.short()? {
+            if seen.send(Seen::Short(mark.of, uses)).await.is_err() {
                 return Ok(());
             }
             sleep(LOOK_EVERY).await;
@@ -67,26 +97,31 @@ async fn watch(seen: &mpsc::Sender<Seen>) -> io::Result<()> {
     }
 }
 
-/// What each container uses, if it is too much together.
-fn short() -> io::Result<Option<BTreeMap<ContainerId, u64>>> {
-    let all = cgroup::workloads();
-    let mark: u64 = match fs::read_to_string(all.join("memory.high"))?.trim() {
-        "max" => return Ok(None),
-        text => text.parse().map_err(io::Error::other)?,
-    };
-    let used = kept(&fs::read_to_string(all.join("memory.stat"))?);
-    if used.saturating_mul(100) < mark.saturating_mul(SHORT_PERCENT) {
-        return Ok(None);
-    }
-    let mut uses = BTreeMap::new();
-    for group in cgroup::all()? {
-        let Some(name) = group.file_name().and_then(|name| name.to_str()) else { continue };
-        // One that has ended meanwhile uses nothing.
-        if let Ok(stat) = fs::read_to_string(group.join("memory.stat")) {
-            uses.insert(ContainerId(name.to_owned()), kept(&stat));
+impl Mark {
+    /// What each container uses, if it is too much together.
+    fn short(&self) -> io::Result<Option<BTreeMap<ContainerId, u64>>> {
+        let all = cgroup::workloads();
+        if fs::read_to_string(all.join(self.limit))?.trim() == "max" {
+            return Ok(None);
         }
+        let limit = number(&all.join(self.limit))?;
+        if (self.uses)(&all)?.saturating_mul(100) < limit.saturating_mul(SHORT_PERCENT) {
+            return Ok(None);
+        }
+        let mut uses = BTreeMap::new();
+        for group in cgroup::all()? {
+            let Some(name) = group.file_name().and_then(|name| name.to_str()) else { continue };
+            // One that has ended meanwhile uses nothing.
+            if let Ok(used) = (self.uses)(&group) {
+                uses.insert(ContainerId(name.to_owned()), used);
+            }
+        }
+        Ok(Some(uses))
     }
-    Ok(Some(uses))
+}
+
+fn number(path: &Path) -> io::Result<u64> {
+    fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
 
 /// What cannot be taken back, bytes: what programs made, what they share, and what the kernel keeps for them.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::tonic::Code;
-use hivemind_core::event::{ContainerId, Inventory};
+use hivemind_core::event::{ContainerId, Inventory, Scarce};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 
@@ -47,8 +47,8 @@ pub enum Seen {
     Inventory(Inventory),
     /// containerd does not answer; containers run on. Told once per outage.
     Unreachable(String),
-    /// Containers are short of memory: what each uses, bytes.
-    MemoryShort(BTreeMap<ContainerId, u64>),
+    /// Containers are short of something: what each uses of it.
+    Short(Scarce, BTreeMap<ContainerId, u64>),
 }
 
 /// What containerd's events have told.
@@ -78,7 +78,7 @@ impl Runtime {
         tokio::select! {
             () = self.notify_changes(&changes) => {}
             () = self.take_inventories(&changes, &seen) => {}
-            () = self.watch_memory(&seen) => {}
+            () = self.watch_shortages(&seen) => {}
         }
     }
 

@@ -636,7 +636,7 @@ pub const EXTENSION: &[Row] = &[
     (
         "priority",
         Honoured(
-            "who goes without when capacity is short, and makes room when memory is: lower numbers first",
+            "who goes without when capacity is short, and makes room when memory or processes are: lower numbers first",
         ),
     ),
     (

@@ -29,6 +29,7 @@ fractions.
   --ignore-sigterm 1      do not end on SIGTERM
   --eat-memory MIB        take and touch this much memory
   --eat-after T           after this time (default 0)
+  --start-threads N       start so many threads that do nothing, as many of them as there may be
   --unhealthy-after T     answer /health with 503 after this time
   --print-lines N         print this many lines
   --line-bytes N          of this length (default 80)
@@ -88,6 +89,8 @@ fn run() -> Result<(), String> {
             eat(memory);
         });
     }
+    let threads = options.number("start-threads", 0)?;
+    thread::spawn(move || start_threads(threads));
     let lines = options.number("print-lines", 0)?;
     let bytes = options.number("line-bytes", 80)?;
     let pause = options.seconds("print-every")?.unwrap_or_default();
@@ -97,6 +100,21 @@ fn run() -> Result<(), String> {
             thread::park();
         },
         port => serve(port),
+    }
+}
+
+/// Those that are refused are tried again.
+fn start_threads(mut threads: usize) {
+    while threads > 0 {
+        let started = thread::Builder::new().stack_size(16 * 1024).spawn(|| {
+            loop {
+                thread::park();
+            }
+        });
+        match started {
+            Ok(_) => threads -= 1,
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
     }
 }
 

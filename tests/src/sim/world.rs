@@ -40,8 +40,6 @@ pub struct Counted {
     pub packets: u64,
     /// Other messages sent.
     pub messages: u64,
-    /// Bytes of both.
-    pub bytes: u64,
     /// Batches written.
     pub writes: u64,
 }
@@ -669,10 +667,8 @@ impl World {
     }
 
     fn send(&mut self, from: usize, peer: Peer, message: Message) {
-        let size = hivemind_core::state::encode(&message).len() as u64;
         self.counted.packets += u64::from(message.is_datagram());
         self.counted.messages += u64::from(!message.is_datagram());
-        self.counted.bytes += size;
         let Some(to) = self.connect(from, peer.address) else { return };
         if self.machines[to].id != peer.node || !self.reaches(from, to) {
             return;

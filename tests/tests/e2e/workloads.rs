@@ -201,7 +201,7 @@ fn containers_that_misbehave_are_contained_restarted_and_explained() {
 }
 
 #[test]
-fn when_memory_is_short_the_lowest_priority_makes_room_and_the_others_go_on() {
+fn when_memory_or_processes_are_short_the_lowest_priority_makes_room_and_the_others_go_on() {
     let cluster = Cluster::formed("short", 1);
     let nodes = items(&cluster.json(&["nodes"]).unwrap());
     let all_mib = nodes[0]["capacity"]["memoryBytes"].as_u64().unwrap() >> 20;
@@ -233,6 +233,19 @@ fn when_memory_is_short_the_lowest_priority_makes_room_and_the_others_go_on() {
     cluster.push(&format!("services:\n{}", service("greedy", 0, all_mib / 10, ""))).ok();
     cluster.wait_for_running("greedy", 1, STARTING);
     assert_eq!(cluster.replicas("precious").unwrap(), before);
+    // Processes are short long before the memory they take.
+    cluster
+        .push(
+            "services:\n  many:\n    image: registry.lab:5000/misbehave:1\n    command: ['--start-threads', '100000']\n    \
+             x-hivemind: {priority: 0}\n",
+        )
+        .ok();
+    wait::until("many makes room, and says why", STARTING, || {
+        let replicas = cluster.replicas("many")?;
+        let told = replicas.iter().find(|r| r.reason.contains("short of processes") && r.phase == "backoff");
+        told.map(drop).ok_or_else(|| format!("{replicas:#?}"))
+    });
+    assert_eq!(cluster.replicas("precious").unwrap(), before, "it goes on");
 }
 
 fn file(cluster: &Cluster, compose: &str) -> String {

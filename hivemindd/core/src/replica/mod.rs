@@ -44,7 +44,7 @@ use hivemind_spec::workload::RestartCondition;
 use crate::cluster::Workload;
 use crate::event::{
     ContainerId, ContainerLabels, ContainerPlan, ContainerState, Inventory, OVERLAY_MTU, OperationError,
-    OperationId, RuntimeOp, TaskState, VolumeState,
+    OperationId, RuntimeOp, Scarce, TaskState, VolumeState,
 };
 use crate::lease::{STOP_AHEAD_MS, Standing as Lease};
 use crate::mutation::{Mutation, is_on};
@@ -175,8 +175,8 @@ pub struct Replicas {
     trouble: BTreeMap<ContainerId, Trouble>,
     stopping: BTreeMap<ContainerId, Stopping>,
     failed_orders: parts::Failed,
-    /// What each container uses, when memory was short, until that was looked at.
-    memory_uses: BTreeMap<ContainerId, u64>,
+    /// What was short, and what each container used of it, until that was looked at.
+    shortage: Option<(Scarce, BTreeMap<ContainerId, u64>)>,
     /// Containers that make room, and why it is they, until they have ended.
     evicted: BTreeMap<ContainerId, String>,
     said: BTreeMap<ReplicaId, ReplicaStatus>,
@@ -257,7 +257,7 @@ impl Replicas {
             return plan;
         }
         self.forget(wanted);
-        self.make_memory(wanted);
+        self.relieve(wanted);
         let mut standings = self.dispose_unwanted(now, wanted, &mut plan);
         for (replica, workload) in wanted {
             let standing = self.advance(now, replica, workload, node, &mut plan);

@@ -1,12 +1,13 @@
-//! Who makes room when the containers of a node are short of memory: one at a time, lowest priority first, and of equal ones
-//! the one that uses most beyond what it asks for. What uses no more than that stays: placement left room for it.
+//! Who makes room when the containers of a node are short of memory, or of processes: one at a time, lowest priority first,
+//! and of equal ones the one that uses most beyond its due. What uses no more than that stays. Due is the memory that it asks
+//! for, because placement left room for it; and of processes, for which nobody asks, as many as everybody else has on average.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::{Replicas, asks, container_id};
 use crate::cluster::Workload;
-use crate::event::{ContainerId, TaskState};
+use crate::event::{ContainerId, Scarce, TaskState};
 use crate::record::ReplicaId;
 
 const MIB: u64 = 1 << 20;
@@ -15,33 +16,41 @@ const MIB: u64 = 1 << 20;
 pub(super) const GRACE_MS: u64 = 10_000;
 
 impl Replicas {
-    /// Takes note that memory is short ([`crate::event::Event::MemoryShort`]).
-    pub fn memory_short(&mut self, uses: BTreeMap<ContainerId, u64>) {
-        self.memory_uses = uses;
+    /// Takes note that something is short ([`crate::event::Event::Short`]).
+    pub fn short(&mut self, of: Scarce, uses: BTreeMap<ContainerId, u64>) {
+        self.shortage = Some((of, uses));
     }
 
     /// Chooses who makes room, if somebody has to and nobody does.
-    pub(super) fn make_memory(&mut self, wanted: &BTreeMap<ReplicaId, &Workload>) {
-        let uses = std::mem::take(&mut self.memory_uses);
+    pub(super) fn relieve(&mut self, wanted: &BTreeMap<ReplicaId, &Workload>) {
+        let shortage = self.shortage.take();
         let containers = &self.observed.inventory().containers;
         let runs =
             |id: &ContainerId| containers.get(id).is_some_and(|state| state.task == TaskState::Running);
         self.evicted.retain(|id, _| runs(id));
-        if uses.is_empty() || !self.evicted.is_empty() {
-            return;
-        }
+        let Some((of, uses)) = shortage.filter(|_| self.evicted.is_empty()) else { return };
+        let average = uses.values().sum::<u64>() / (uses.len() as u64).max(1);
         let one = |(replica, workload): (&ReplicaId, &&Workload)| {
             let id = container_id(replica, &workload.template);
-            let (used, asked) = (*uses.get(&id)?, asks(workload).memory_bytes);
-            let beyond = used.checked_sub(asked).filter(|beyond| *beyond > 0 && runs(&id))?;
-            Some((workload.spec.priority, Reverse(beyond), id, used, asked))
+            let due = match of {
+                Scarce::Memory => asks(workload).memory_bytes,
+                Scarce::Processes => average,
+            };
+            let used = *uses.get(&id)?;
+            let beyond = used.checked_sub(due).filter(|beyond| *beyond > 0 && runs(&id))?;
+            Some((workload.spec.priority, Reverse(beyond), id, used, due))
         };
-        let Some((priority, _, id, used, asked)) = wanted.iter().filter_map(one).min() else { return };
-        let reason = format!(
-            "made room when the memory of its machine was short: it used {} MiB, asks for {}, and has priority {priority}",
-            used / MIB,
-            asked / MIB
-        );
+        let Some((priority, _, id, used, due)) = wanted.iter().filter_map(one).min() else { return };
+        let reason = match of {
+            Scarce::Memory => format!(
+                "made room when the memory of its machine was short: it used {} MiB, asks for {}, and has priority {priority}",
+                used / MIB,
+                due / MIB
+            ),
+            Scarce::Processes => format!(
+                "made room when its machine was short of processes: it had {used}, and has priority {priority}"
+            ),
+        };
         self.evicted.insert(id, reason);
     }
 }

@@ -1,4 +1,4 @@
-//! Replicas that make room when memory is short.
+//! Replicas that make room when memory or processes are short.
 
 use super::*;
 
@@ -28,7 +28,7 @@ impl Bench {
     /// Memory is short, and so much is used.
     fn short(&mut self, uses: &[(&str, u64)]) {
         let uses = uses.iter().map(|(name, mib)| (self.id(name), mib * MIB)).collect();
-        self.replicas.memory_short(uses);
+        self.replicas.short(Scarce::Memory, uses);
         self.step();
     }
 
@@ -105,4 +105,21 @@ fn who_makes_room_has_little_time_for_it_and_starts_again_later_each_time() {
     bench.settle();
     bench.observe();
     assert!(again(&bench) > first);
+}
+
+#[test]
+fn when_processes_are_short_the_lowest_priority_that_has_more_than_its_share_makes_room() {
+    let mut bench = running(&[("db", 10, 100), ("web", 0, 200), ("bomb", 0, 50), ("batch", -5, 0)]);
+    let uses = [("db", 3000), ("web", 1100), ("bomb", 20_000), ("batch", 1)];
+    let short = |bench: &mut Bench| {
+        let uses = uses.iter().map(|(name, count)| (bench.id(name), *count)).collect();
+        bench.replicas.short(Scarce::Processes, uses);
+        bench.step();
+    };
+    short(&mut bench);
+    assert_eq!(bench.stopped(), ["bomb"], "not the one that has a single process");
+    bench.settle();
+    bench.observe();
+    let reason = &bench.plan.statuses[&replica_id("bomb", 0)].reason;
+    assert!(reason.contains("short of processes: it had 20000, and has priority 0"), "{reason}");
 }
