@@ -73,6 +73,7 @@ pub(crate) fn node(n: u8) -> Node {
             capacity: Capacity { cpu_millis: 4000, memory_bytes: 1024 * MIB },
             problems: Vec::new(),
             started_ms: 0,
+            outdated: false,
         }),
         intent: None,
         intended_ms: 0,

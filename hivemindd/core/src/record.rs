@@ -333,6 +333,8 @@ pub struct NodeStatus {
     pub problems: Vec<String>,
     /// When its agent started, wall milliseconds.
     pub started_ms: u64,
+    /// Whether its release cannot read all documents that count: it takes part in rollouts although it is not ready.
+    pub outdated: bool,
 }
 
 /// How a replica is, in its node's words.

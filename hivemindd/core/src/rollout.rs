@@ -124,13 +124,18 @@ fn advance(
     }
     let is_proven = all.iter().any(|(id, standing)| *standing == Standing::Done && live(id));
     let limit = if is_proven { (all.len() / BATCHES).max(1) } else { 1 };
-    let ready = |id: &NodeId| live(id) && cluster.nodes.get(id).is_some_and(Node::is_ready);
-    let waiting = all.iter().filter(|(id, standing)| **standing == Standing::Before && ready(id));
+    let may_take_it = |id: &NodeId| live(id) && cluster.nodes.get(id).is_some_and(may_take_it);
+    let waiting = all.iter().filter(|(id, standing)| **standing == Standing::Before && may_take_it(id));
     let mut waiting: Vec<NodeId> = waiting.map(|(id, _)| *id).filter(|id| !turns.contains(id)).collect();
     waiting.sort_by_key(|id| (*id == leader, *id));
     let free = limit.saturating_sub(turns.len());
     turns.extend(waiting.into_iter().take(free));
     Rollout { turns, ..none }
+}
+
+/// A node with a fault might not come back from it; one that only is too old has no other way out.
+fn may_take_it(node: &Node) -> bool {
+    node.is_ready() || node.status.as_ref().is_some_and(|status| status.outdated)
 }
 
 /// How each node that can take a release stands to it: of its architecture, started from a boot menu, not revoked.
@@ -311,6 +316,16 @@ mod tests {
         assert_eq!(stopped, "hive-2: it runs the release, but there is no disk");
         status(cluster.nodes.get_mut(&node_id(2)).unwrap()).problems.clear();
         assert_eq!(look(&mut cluster, &liveness), [node_id(3)]);
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_gets_no_turn_unless_its_release_is_what_is_wrong_with_it() {
+        let (mut cluster, liveness) = updating(3);
+        let unready = status(cluster.nodes.get_mut(&node_id(2)).unwrap());
+        unready.problems = vec!["its release is too old".to_owned()];
+        assert_eq!(look(&mut cluster.clone(), &liveness), [node_id(3)]);
+        status(cluster.nodes.get_mut(&node_id(2)).unwrap()).outdated = true;
+        assert_eq!(look(&mut cluster, &liveness), [node_id(2)]);
     }
 
     #[test]

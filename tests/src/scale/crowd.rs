@@ -619,6 +619,7 @@ fn status(person: &Person) -> Observation {
         capacity: CAPACITY,
         problems: Vec::new(),
         started_ms: START_MS,
+        outdated: false,
     })
 }
 

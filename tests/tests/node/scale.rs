@@ -39,6 +39,7 @@ fn node(number: u16) -> Node {
         capacity: Capacity { cpu_millis: 64_000, memory_bytes: 256 << 30 },
         problems: Vec::new(),
         started_ms: 0,
+        outdated: false,
     };
     let (chain, token) = (Vec::new(), TokenId::of(b"t"));
     let enrolment = Enrolment { chain, token, enrolled_ms: 0, subnet: Some(number) };

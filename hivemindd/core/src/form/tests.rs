@@ -132,6 +132,7 @@ fn observations() -> Vec<Sample> {
         capacity: Capacity { cpu_millis: 2000, memory_bytes: 1 << 30 },
         problems: vec!["no network".into()],
         started_ms: 5,
+        outdated: true,
     };
     let running = ReplicaStatus {
         template: digest,

@@ -157,6 +157,7 @@ impl Node {
             capacity: facts.capacity,
             problems: facts.problems.iter().cloned().chain(refuses).chain(unread).collect(),
             started_ms: self.started_ms,
+            outdated: !self.cluster.unread.is_empty(),
         })
     }
 
