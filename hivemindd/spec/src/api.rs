@@ -239,6 +239,9 @@ pub enum UpdatePhase {
     Failed,
     /// It has the files from a stick, for itself and for others, and it is not its turn yet.
     Brought,
+    /// Something that only a later release does.
+    #[serde(other)]
+    Later,
 }
 
 /// One item of `GET /v1/volumes`.
@@ -486,6 +489,9 @@ pub enum Phase {
     Completed,
     /// Ended and will not be started again, with failure.
     Failed,
+    /// Somewhere that only a later release knows.
+    #[serde(other)]
+    Later,
 }
 
 /// One item of `GET /v1/replicas?namespace=…&workload=…`.

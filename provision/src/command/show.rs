@@ -50,7 +50,12 @@ fn phase_style(phase: Phase) -> Style {
     match phase {
         Phase::Running | Phase::Completed => GOOD,
         Phase::Failed | Phase::Unhealthy | Phase::Backoff => BAD,
-        Phase::Pending | Phase::Assigned | Phase::Pulling | Phase::Starting | Phase::Stopping => CHANGING,
+        Phase::Pending
+        | Phase::Assigned
+        | Phase::Pulling
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Later => CHANGING,
     }
 }
 
@@ -122,6 +127,7 @@ fn update_note(update: &Update) -> String {
         UpdatePhase::Ready => format!("is about to start release {release}"),
         UpdatePhase::Failed => format!("cannot take release {release}"),
         UpdatePhase::Brought => format!("has release {release} from a stick"),
+        UpdatePhase::Later => format!("is busy with release {release}"),
     };
     if update.reason.is_empty() { text } else { format!("{text}: {}", update.reason) }
 }

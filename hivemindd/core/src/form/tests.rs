@@ -353,6 +353,13 @@ fn what_a_later_release_says_otherwise_is_known_to_be_said() {
 }
 
 #[test]
+fn a_word_for_how_something_is_that_a_later_release_uses_does_not_hide_the_rest() {
+    assert_eq!(read::<Phase>(&write(&"thawing")).unwrap(), Phase::Later);
+    assert_eq!(read::<UpdatePhase>(&write(&"verifying")).unwrap(), UpdatePhase::Later);
+    assert_eq!(read::<Phase>(&write(&Phase::Running)).unwrap(), Phase::Running);
+}
+
+#[test]
 fn messages_of_a_later_release_are_told_from_damaged_ones() {
     assert_eq!(Message::read(&encode(&Message::Stored { ack: 1 })), Ok(Some(Message::Stored { ack: 1 })));
     assert_eq!(Message::read(&encode(&(10u32, "anything"))), Ok(None));

@@ -542,7 +542,7 @@ fn told(replica: &ReplicaId, before: Option<&ReplicaStatus>, status: &ReplicaSta
         Phase::Failed => (Severity::Warning, "replica-failed", "has failed"),
         Phase::Pulling => (Severity::Info, "replica-pulls", "waits for its image"),
         Phase::Stopping => (Severity::Info, "replica-stops", "stops"),
-        Phase::Pending | Phase::Assigned | Phase::Starting => return None,
+        Phase::Pending | Phase::Assigned | Phase::Starting | Phase::Later => return None,
     };
     let reason = if status.reason.is_empty() { String::new() } else { format!(": {}", status.reason) };
     Some((level, code, format!("{replica} {state}{reason}")))
