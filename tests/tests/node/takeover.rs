@@ -1,5 +1,7 @@
 //! Who may start the replicas of machines that vanished, rule by rule.
 
+use std::collections::BTreeSet;
+
 use hivemind_core::mutation::{self, Mutation};
 use hivemind_spec::workload::{Exclusive, Takeover};
 use hivemind_tests::sim::cast::*;
@@ -282,11 +284,12 @@ fn a_machine_that_returns_gets_its_share_back_with_one_replica_at_a_time_away() 
     let mut fewest = 6;
     let even = (0..3000).any(|_| {
         world.run(20);
-        fewest = fewest.min(running(&world).len());
+        let replicas: BTreeSet<String> = running(&world).into_iter().map(|(_, replica)| replica).collect();
+        fewest = fewest.min(replicas.len());
         (0..3).all(|machine| runs_on(&world, |index| index == machine) == 2)
     });
     assert!(even, "{:?}", running(&world));
-    assert_eq!(fewest, 5, "no more than one at a time");
+    assert!(fewest >= 5, "no more than one at a time is away: {fewest}");
     let settled = running(&world);
     world.run(60_000);
     assert_eq!(running(&world), settled, "it has come to rest");
