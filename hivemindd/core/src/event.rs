@@ -338,19 +338,9 @@ impl Message {
     /// How many kinds there are.
     const KINDS: u32 = 10;
 
-    /// Reads a message from exactly these bytes; `None` where it is of a kind that a later release knows.
-    ///
-    /// # Errors
-    /// When they are no message.
-    pub fn read(bytes: &[u8]) -> Result<Option<Self>, postcard::Error> {
-        match postcard::take_from_bytes(bytes) {
-            Ok((message, [])) => Ok(Some(message)),
-            Ok(_) => Err(postcard::Error::SerdeDeCustom),
-            Err(error) => match postcard::take_from_bytes::<u32>(bytes) {
-                Ok((kind, _)) if kind >= Self::KINDS => Ok(None),
-                _ => Err(error),
-            },
-        }
+    /// Whether these bytes are of a kind of message that only a later release knows.
+    pub fn is_later(bytes: &[u8]) -> bool {
+        postcard::take_from_bytes(bytes).is_ok_and(|(kind, _): (u32, _)| kind >= Self::KINDS)
     }
 
     /// Whether the message may be lost or overtaken: it then travels as a datagram if it fits.

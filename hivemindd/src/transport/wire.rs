@@ -79,6 +79,8 @@ pub(super) enum WireError {
     TooLong,
     #[error("bytes that are no message ({0})")]
     Malformed(postcard::Error),
+    #[error("bytes after the end of a message")]
+    Trailing,
     /// Nobody is at fault: it is a later release's.
     #[error("a stream of the unknown kind {0}")]
     UnknownKind(u8),
@@ -104,7 +106,12 @@ pub(super) fn encode(message: &Message) -> Result<Vec<u8>, postcard::Error> {
 
 /// Reads a message from exactly these bytes.
 pub(super) fn decode(bytes: &[u8]) -> Result<Message, WireError> {
-    Message::read(bytes).map_err(WireError::Malformed)?.ok_or(WireError::Later)
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok(_) => Err(WireError::Trailing),
+        Err(_) if Message::is_later(bytes) => Err(WireError::Later),
+        Err(error) => Err(WireError::Malformed(error)),
+    }
 }
 
 /// Reads the first byte of a stream.
@@ -154,9 +161,10 @@ mod tests {
         assert_eq!(frame[0], MESSAGE);
         assert_eq!(decode(&frame[1..]).unwrap(), message);
         let long = [&frame[1..], &[0]].concat();
-        assert!(matches!(decode(&long), Err(WireError::Malformed(_))));
+        assert!(matches!(decode(&long), Err(WireError::Trailing)));
         assert!(matches!(decode(&[0xff; 40]), Err(WireError::Malformed(_))));
         assert!(matches!(decode(&[10, 1, 2, 3]), Err(WireError::Later)));
+        assert!(matches!(decode(&[9, 200]), Err(WireError::Malformed(_))));
         assert!(matches!(decode(&[]), Err(WireError::Malformed(_))));
     }
 
