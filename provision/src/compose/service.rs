@@ -13,7 +13,9 @@ use super::reader::{Reader, fitted};
 use super::secrets::{self, Secrets};
 use super::volumes::{self, Volumes};
 use super::yaml::{Key, Mark, Node, Value};
-use super::{PullPolicy, container, environment, health, job, keys, machine, pull, update};
+use super::{PullPolicy, container, environment, health, keys, machine, pull, update};
+
+mod extension;
 
 /// The process limit accepted at most: the kernel's own limit on 64-bit machines.
 const MAX_PIDS: i64 = 4_194_304;
@@ -125,7 +127,7 @@ pub(super) fn service(
         }
     }
     if let Some((_, extension)) = reader.mapping(node)?.iter().find(|(key, _)| key.text == "x-hivemind") {
-        hivemind_extension(reader, &mut draft, extension);
+        extension::read(reader, &mut draft, extension);
     }
     let Some(image) = draft.image.take() else {
         reader.fault(name.mark, format!("service {} has no `image`; name the one to run", name.text));
@@ -602,32 +604,6 @@ fn restart(reader: &Reader<'_>, node: &Node) -> Option<RestartPolicy> {
         }
     };
     Some(RestartPolicy { condition, max_attempts, ..RestartPolicy::default() })
-}
-
-fn hivemind_extension(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
-    let takeovers =
-        [("majority", Takeover::Majority), ("always", Takeover::Always), ("never", Takeover::Never)];
-    for (key, value) in reader.entries(node, keys::EXTENSION)? {
-        match key.text.as_str() {
-            "exclusive" => draft.exclusive = Some((value.mark, reader.boolean(value)?)),
-            "health" => {
-                let question = reader.ok(value.mark, health::question(&reader.text(value)?))?;
-                draft.question = Some((value.mark, question));
-            }
-            "job" => draft.job = Some((value.mark, job::job(reader, value)?)),
-            "rebalance" => {
-                let most = reader.integer(value, 1, MAX_REPLICAS.into())?;
-                draft.rebalance =
-                    u32::try_from(most).ok().and_then(NonZeroU32::new).map(|most| (value.mark, most));
-            }
-            "takeover" => draft.takeover = reader.word(value, &takeovers)?,
-            _ => {
-                let priority = reader.integer(value, i32::MIN.into(), i32::MAX.into())?;
-                draft.priority = i32::try_from(priority).unwrap_or_default();
-            }
-        }
-    }
-    Some(())
 }
 
 fn deploy(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()> {
