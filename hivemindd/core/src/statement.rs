@@ -85,7 +85,11 @@ impl Frame {
 
 /// Signs what `writer` says.
 pub fn sign(writer: NodeId, key: &SigningKey, body: &Body) -> Statement {
-    let body = encode(&Frame::around(body));
+    sign_bytes(writer, key, encode(&Frame::around(body)))
+}
+
+/// Signs a body that is written already, whatever release can read it.
+pub fn sign_bytes(writer: NodeId, key: &SigningKey, body: Vec<u8>) -> Statement {
     let signature = key.sign(&message(writer, &body));
     Statement { writer, body, signature }
 }

@@ -191,7 +191,10 @@ mod tests {
     use super::*;
 
     fn value(memory: u64, group: &str, file: &str) -> u64 {
-        let plan = plan(memory, 32768);
+        value_in(&plan(memory, 32768), group, file)
+    }
+
+    fn value_in(plan: &[(&str, Settings)], group: &str, file: &str) -> u64 {
         let (_, settings) = plan.iter().find(|(name, _)| *name == group).unwrap();
         settings.iter().find(|(name, _)| *name == file).unwrap().1.parse().unwrap()
     }
@@ -206,10 +209,7 @@ mod tests {
             assert!(mark < workloads && mark >= workloads - workloads / 16, "{memory}");
         }
         for pids in [2000, 4000, 32768, 4_194_304] {
-            let plan = plan(1024 * MIB, pids);
-            let (_, settings) = plan.iter().find(|(name, _)| *name == "hivemind/workloads").unwrap();
-            let (_, workloads) = settings.iter().find(|(name, _)| *name == "pids.max").unwrap();
-            let workloads: u64 = workloads.parse().unwrap();
+            let workloads = value_in(&plan(1024 * MIB, pids), "hivemind/workloads", "pids.max");
             assert!(pids - workloads >= 4096.min(pids / 4) && workloads >= pids / 2, "{pids}: {workloads}");
         }
     }

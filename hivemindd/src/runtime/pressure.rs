@@ -50,7 +50,7 @@ const PROCESSES: Mark = Mark {
     // Of this group alone: a container that comes to its own limit is no shortage of all.
     events: "pids.events.local",
     limit: "pids.max",
-    uses: |group| number(&group.join("pids.current")),
+    uses: |group| fs::read_to_string(group.join("pids.current"))?.trim().parse().map_err(io::Error::other),
 };
 
 impl Runtime {
@@ -101,10 +101,10 @@ impl Mark {
     /// What each container uses, if it is too much together.
     fn short(&self) -> io::Result<Option<BTreeMap<ContainerId, u64>>> {
         let all = cgroup::workloads();
-        if fs::read_to_string(all.join(self.limit))?.trim() == "max" {
-            return Ok(None);
-        }
-        let limit = number(&all.join(self.limit))?;
+        let limit: u64 = match fs::read_to_string(all.join(self.limit))?.trim() {
+            "max" => return Ok(None),
+            text => text.parse().map_err(io::Error::other)?,
+        };
         if (self.uses)(&all)?.saturating_mul(100) < limit.saturating_mul(SHORT_PERCENT) {
             return Ok(None);
         }
@@ -118,10 +118,6 @@ impl Mark {
         }
         Ok(Some(uses))
     }
-}
-
-fn number(path: &Path) -> io::Result<u64> {
-    fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
 
 /// What cannot be taken back, bytes: what programs made, what they share, and what the kernel keeps for them.

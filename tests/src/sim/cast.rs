@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use hivemind_core::record::{Record, RecordKey, Statement, Topic, WorkloadId};
+use hivemind_core::record::{Record, RecordKey, Topic, WorkloadId};
 use hivemind_core::state::encode;
+use hivemind_core::statement;
 use hivemind_spec::certificate::{CertificateError, NodeIdentity};
 use hivemind_spec::document::{DEFAULT_NAMESPACE, Document, Kind, Role, Spec, SpecKey, TokenSpec};
 use hivemind_spec::dsse::Envelope;
@@ -286,9 +287,6 @@ pub fn named(json: &str, name: &str) -> Document {
 pub fn of_later_topic(writer: NodeId, key: &SigningKey, said: &[u8]) -> (RecordKey, Record) {
     let topic = [9, 0, 255];
     let body = encode(&(0u32, 1u64, 1_000_000u64, topic.to_vec(), said.to_vec()));
-    let mut signed = b"hivemind statement v1\0".to_vec();
-    signed.extend(writer.0);
-    signed.extend(&body);
-    let statement = Statement { writer, signature: key.sign(&signed), body };
-    (RecordKey::Observation(writer, Topic::Unknown(topic.to_vec())), Record::Statement(statement))
+    let record = Record::Statement(statement::sign_bytes(writer, key, body));
+    (RecordKey::Observation(writer, Topic::Unknown(topic.to_vec())), record)
 }

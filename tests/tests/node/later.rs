@@ -1,28 +1,19 @@
 //! Machines of this release among those of a later one: what it does not understand it keeps and passes on.
 
-use hivemind_core::event::{Event, Message};
+use hivemind_core::event::Message;
 use hivemind_core::record::{Record, RecordKey};
 use hivemind_spec::document::{Kind, SpecKey};
 use hivemind_spec::dsse::Envelope;
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
-use super::{running, runs_everywhere_once};
-
-fn cluster(seed: u64) -> World {
-    let mut world = World::with_machines(seed, 3);
-    assert!(world.run_until(8000, World::agrees));
-    world.push(0, workload("web", 5, 3, &root_key())).expect("it is accepted");
-    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 3)));
-    world.run(3000);
-    world
-}
+use super::{from_member, running, runs_everywhere_once, serving};
 
 /// Machine 1 tells machine 0 of a record.
 fn tell(world: &mut World, key: &RecordKey, record: Record) {
-    let (from, address) = (world.machines[1].id, world.machines[1].address);
     let message = Message::Records { records: vec![(key.clone(), record)], ack: None };
-    world.deliver(0, Event::Received { from, address, message });
+    let told = from_member(world, 1, message);
+    world.deliver(0, told);
 }
 
 fn all_hold(world: &World, key: &RecordKey) -> bool {
@@ -36,7 +27,7 @@ fn document(json: &str) -> (Envelope, Record) {
 
 #[test]
 fn what_a_later_release_says_reaches_all_outlives_power_and_disturbs_nothing() {
-    let mut world = cluster(90);
+    let mut world = serving(90, 3);
     let before = running(&world);
     let (writer, key) = (world.machines[1].id, world.machines[1].record_key());
     let (name, record) = of_later_topic(writer, &key, b"in a form of its own");
@@ -64,7 +55,7 @@ fn what_a_later_release_says_reaches_all_outlives_power_and_disturbs_nothing() {
 
 #[test]
 fn a_document_that_only_a_later_release_reads_is_kept_and_what_runs_is_left_alone_until_it_is_replaced() {
-    let mut world = cluster(91);
+    let mut world = serving(91, 3);
     let before = running(&world);
     let mut json: serde_json::Value =
         serde_json::from_slice(&workload("web", 6, 9, &root_key()).payload().unwrap()).unwrap();
@@ -99,7 +90,7 @@ fn a_document_that_only_a_later_release_reads_is_kept_and_what_runs_is_left_alon
 
 #[test]
 fn a_kind_of_documents_of_a_later_release_spreads_and_a_signature_of_nobody_is_refused() {
-    let mut world = cluster(92);
+    let mut world = serving(92, 3);
     let json = r#"{"apiVersion":"hivemind/v1","kind":"Ingress","metadata":{"name":"front","revision":6,"novelty":1}}"#;
     let (_, record) = document(json);
     let name =

@@ -14,6 +14,8 @@ use hivemind_spec::problem::Code;
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
+use super::from_member;
+
 fn formed(seed: u64, machines: usize) -> World {
     let mut world = World::with_machines(seed, machines);
     assert!(world.run_until(10_000, World::agrees));
@@ -37,11 +39,6 @@ fn steps(world: &mut World, index: usize, events: impl IntoIterator<Item = Event
 
 fn count(actions: &Actions, which: impl Fn(&Action) -> bool) -> usize {
     actions.iter().filter(|action| which(action)).count()
-}
-
-fn from_member(world: &World, member: usize, message: Message) -> Event {
-    let machine = &world.machines[member];
-    Event::Received { from: machine.id, address: machine.address, message }
 }
 
 /// The certificates of a machine that nobody has seen.

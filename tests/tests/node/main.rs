@@ -458,6 +458,22 @@ fn the_same_events_give_the_same_actions() {
     assert_eq!(run(), run());
 }
 
+/// Machines that run a workload.
+fn serving(seed: u64, machines: usize) -> World {
+    let mut world = World::with_machines(seed, machines);
+    assert!(world.run_until(8000, World::agrees));
+    world.push(0, workload("web", 5, 3, &root_key())).expect("it is accepted");
+    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 3)));
+    world.run(3000);
+    world
+}
+
+/// What a member sends.
+fn from_member(world: &World, member: usize, message: Message) -> Event {
+    let machine = &world.machines[member];
+    Event::Received { from: machine.id, address: machine.address, message }
+}
+
 /// Which machines run which replicas.
 fn running(world: &World) -> Vec<(usize, String)> {
     let runs = world.machines.iter().enumerate();

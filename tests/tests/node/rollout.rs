@@ -11,23 +11,13 @@ use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::machine::FIRST_RELEASE;
 use hivemind_tests::sim::world::World;
 
-use super::runs_everywhere_once;
+use super::{runs_everywhere_once, serving};
 
 /// Longer than a cluster of five takes for all of it, milliseconds.
 const ALL_MS: u64 = 600_000;
 
 fn new() -> ReleaseId {
     ReleaseId::of(&[7])
-}
-
-/// Machines that run a workload.
-fn cluster(seed: u64, machines: usize) -> World {
-    let mut world = World::with_machines(seed, machines);
-    assert!(world.run_until(8000, World::agrees));
-    world.push(0, workload("web", 5, 3, &root_key())).expect("it is accepted");
-    assert!(world.run_until(10_000, |world| runs_everywhere_once(world, 3)));
-    world.run(3000);
-    world
 }
 
 fn on_it(world: &World) -> usize {
@@ -53,7 +43,7 @@ fn roll_out(world: &mut World, at_a_time: usize) {
 #[test]
 fn a_release_goes_to_one_node_and_then_to_the_others_and_what_runs_leaves_before() {
     for seed in 80..83 {
-        let mut world = cluster(seed, 5);
+        let mut world = serving(seed, 5);
         world.push(0, release(7, 5, false)).expect("it is accepted");
         roll_out(&mut world, 1);
         assert!(world.run_until(60_000, |world| runs_everywhere_once(world, 3)), "seed {seed}");
@@ -65,7 +55,7 @@ fn a_release_goes_to_one_node_and_then_to_the_others_and_what_runs_leaves_before
 #[test]
 fn a_release_that_does_not_do_well_stops_at_the_first_node_which_goes_back_and_does_not_try_it_again() {
     for seed in 83..86 {
-        let mut world = cluster(seed, 3);
+        let mut world = serving(seed, 3);
         for machine in &mut world.machines {
             machine.unfit.insert(new());
         }
@@ -85,7 +75,7 @@ fn a_release_that_does_not_do_well_stops_at_the_first_node_which_goes_back_and_d
 
 #[test]
 fn a_rollout_that_is_paused_or_taken_back_goes_no_further_and_goes_on_when_it_is_let() {
-    let mut world = cluster(86, 3);
+    let mut world = serving(86, 3);
     world.push(0, release(7, 5, true)).expect("it is accepted");
     world.run(120_000);
     assert_eq!(on_it(&world), 0, "paused");
@@ -103,7 +93,7 @@ fn a_rollout_that_is_paused_or_taken_back_goes_no_further_and_goes_on_when_it_is
 
 #[test]
 fn the_next_leader_goes_on_with_a_rollout_and_a_machine_that_was_away_gets_it_when_it_is_back() {
-    let mut world = cluster(87, 5);
+    let mut world = serving(87, 5);
     world.power_off(4);
     world.push(0, release(7, 5, false)).expect("it is accepted");
     assert!(world.run_until(ALL_MS, |world| on_it(world) >= 2));
@@ -122,7 +112,7 @@ fn the_next_leader_goes_on_with_a_rollout_and_a_machine_that_was_away_gets_it_wh
 
 #[test]
 fn a_release_from_a_stick_is_had_from_the_machine_it_was_plugged_into() {
-    let mut world = cluster(89, 3);
+    let mut world = serving(89, 3);
     let id = world.node(0).leader().expect("there is one");
     let leader = world.machines.iter().position(|machine| machine.id == id).expect("it is one of them");
     let phase = |world: &World| {
@@ -145,7 +135,7 @@ fn a_release_from_a_stick_is_had_from_the_machine_it_was_plugged_into() {
 
 #[test]
 fn a_release_that_no_node_can_take_is_refused_with_the_reason() {
-    let mut world = cluster(88, 3);
+    let mut world = serving(88, 3);
     let mut wrong = |change: &dyn Fn(&mut hivemind_spec::release::OsReleaseSpec), place: &str| {
         let (document, key) = (release(7, 5, false), root_key());
         let mut document = hivemind_spec::document::Document::parse(&document.payload().unwrap()).unwrap();
