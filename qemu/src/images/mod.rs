@@ -8,6 +8,7 @@
 //! | `misbehave:1`, `misbehave:2` | fails in every way when told to (see `misbehave --help`); port 8080 |
 //! | `nginx:1`, `nginx:2` | a web server on port 80, which says its version at `/` and its host name at `/hostname` |
 //! | `skopeo:1` | copies images, beside a shell |
+//! | `restic:1`, `rclone:1` | make backups and keep them, each beside a shell |
 //! | `redis:1` | a database on port 6379, as user `redis` |
 //! | `prometheus:1`, `node-exporter:1` | monitoring, as user `nobody`: ports 9090 and 9100 |
 //! | `postgres:1` | a database on port 5432, as user `postgres`, with its client and a shell; made ready by the variables of Docker's image |

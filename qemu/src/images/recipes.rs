@@ -63,8 +63,10 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
         layers: vec![busybox.clone()],
     });
     recipes.push(layers(busybox.clone()));
-    say("skopeo");
-    recipes.push(skopeo(work, busybox.clone())?);
+    for name in ["skopeo", "restic", "rclone"] {
+        say(name);
+        recipes.push(tool(work, name, busybox.clone())?);
+    }
     say("mosquitto");
     recipes.push(mosquitto(work, busybox.clone())?);
     say("postgres");
@@ -170,15 +172,15 @@ fn nginx(work: &Path) -> Result<Vec<Recipe>> {
     Ok(vec![image("1"), image("2")])
 }
 
-/// Copies images, for benchmarks.
-fn skopeo(work: &Path, busybox: Layer) -> Result<Recipe> {
-    let unpacked = Unpacked::fetch(&["skopeo"], &work.join("debs"), &work.join("skopeo"))?;
+/// One program of the package's name, beside a shell.
+fn tool(work: &Path, name: &'static str, busybox: Layer) -> Result<Recipe> {
+    let unpacked = Unpacked::fetch(&[name], &work.join("debs"), &work.join(name))?;
     let (mut libraries, mut program) = (Layer::default(), Layer::default());
-    unpacked.add_program(&mut program, &mut libraries, "usr/bin/skopeo")?;
+    unpacked.add_program(&mut program, &mut libraries, &format!("usr/bin/{name}"))?;
     program.folder("var/tmp", 0o1777, 0);
-    let config = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["skopeo", "--version"] });
+    let config = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": [name, "--version"] });
     let layers = vec![busybox, libraries, program];
-    Ok(Recipe { name: "skopeo", tag: "1", vocabulary: &OCI, config, layers })
+    Ok(Recipe { name, tag: "1", vocabulary: &OCI, config, layers })
 }
 
 /// Where it has its files is as in the image that its makers give out.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use hivemind_tests::cluster::{Cluster, STARTING};
+use hivemind_tests::command::Run;
 use hivemind_tests::wait;
 use serde_json::Value;
 
@@ -13,6 +14,7 @@ fn applications_run_as_people_write_them() {
     let cluster = Cluster::formed("examples", 2);
     monitoring_finds_an_exporter_on_every_machine_which_sees_all_of_it(&cluster);
     a_web_application_has_its_database_and_its_cache(&cluster);
+    files_are_backed_up_at_set_times_and_come_back(&cluster);
     home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network(&cluster);
 }
 
@@ -70,6 +72,66 @@ fn a_web_application_has_its_database_and_its_cache(cluster: &Cluster) {
     let page = read().unwrap();
     assert!(page.contains("1. Nice machines.\n2. They still know me.") && page.contains("miss"), "{page}");
     cluster.hivemind(["remove", "--file", file, "--yes"]).ok();
+}
+
+/// Keeps backups as an object store does: pieces by their names, which say nothing.
+const STORE: &str = "
+services:
+  store:
+    image: registry.lab:5000/rclone:1
+    command: rclone serve restic --addr :8000 /store
+    stop_grace_period: 0s
+    volumes: ['store:/store']
+    x-hivemind: {health: 'tcp://:8000'}
+volumes:
+  store: {}
+";
+
+fn files_are_backed_up_at_set_times_and_come_back(cluster: &Cluster) {
+    cluster.push(STORE).ok();
+    let file = &cluster.folder().join("backup.yaml").to_string_lossy().into_owned();
+    fs::copy(format!("{FOLDER}/backup.yaml"), file).unwrap();
+    let refused = cluster.hivemind(["push", file]).failed().stderr();
+    assert!(refused.contains("say where backups go"), "{refused}");
+    let push = |more: &[&str]| {
+        let mut command = cluster.command([&["push", file.as_str(), "--wait"], more].concat());
+        command.env("BACKUP_TO", "rest:http://store:8000/");
+        Run::of(command)
+    };
+    let refused = push(&[]).failed().stderr();
+    assert!(refused.contains("backup-passphrase.txt"), "{refused}");
+    fs::write(cluster.folder().join("backup-passphrase.txt"), "a long one\n").unwrap();
+    fs::write(cluster.folder().join("backup-account.txt"), "[default]\naws_access_key_id=a\n").unwrap();
+    push(&[]).ok();
+    cluster.wait_for_running("store", 1, STARTING);
+    let shell = |workload: &str, script: &str| cluster.hivemind(["exec", workload, "--", "sh", "-c", script]);
+    let page = || cluster.get(&format!("http://{}:8080/page", cluster.machines[0].address()));
+    let backed_up = |times: usize| {
+        cluster.hivemind(["jobs", "run", "backup"]).ok();
+        wait::until("it is backed up and checked", STARTING, || {
+            let said = cluster.hivemind(["logs", "backup"]).stdout();
+            if said.matches("no errors were found").count() >= times { Ok(()) } else { Err(said) }
+        });
+    };
+
+    shell("pages", "echo first words >/srv/page; chown 7:8 /srv/page; echo other >/srv/other").ok();
+    backed_up(1);
+    shell("pages", "echo second words >>/srv/page").ok();
+    backed_up(2);
+    let found = shell("store", "ls /store/snapshots; grep -rl words /store || echo no words").ok().stdout();
+    // Of one day the last is kept, and midnight may be between the two.
+    let (snapshots, rest) = found.trim().rsplit_once('\n').unwrap();
+    assert!((1..=2).contains(&snapshots.lines().count()) && rest == "no words", "{found}");
+    shell("pages", "rm /srv/page; echo overwritten >/srv/other").ok();
+    page().unwrap_err();
+    push(&["--profile", "restore"]).ok();
+    wait::until("it is as it was", STARTING, || {
+        let said = page()?;
+        if said == "first words\nsecond words\n" { Ok(()) } else { Err(said) }
+    });
+    let found = shell("pages", "stat -c %u:%g /srv/page; cat /srv/other").ok().stdout();
+    assert_eq!(found.trim(), "7:8\nother");
+    cluster.hivemind(["remove", "pages", "backup", "restore", "store", "--yes"]).ok();
 }
 
 fn home_automation_runs_with_a_broker_a_device_and_a_hub_on_the_machines_network(cluster: &Cluster) {
