@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
-use crate::agent::AgentHandle;
+use crate::agent::{AgentHandle, Happened};
 use crate::clock::Clock;
 use crate::release::Brought;
 use crate::runtime::Runtime;
@@ -63,6 +63,7 @@ pub(crate) async fn keep(
     clock: Arc<Clock>,
     brought: Brought,
     events: mpsc::Sender<Event>,
+    happened: Arc<Happened>,
     mut hardware: watch::Receiver<()>,
 ) {
     let mut seen = BTreeSet::new();
@@ -73,20 +74,30 @@ pub(crate) async fn keep(
         for (stick, purpose) in sticks.difference(&seen) {
             let path = stick.display();
             let done = match purpose {
-                Purpose::Support => fill(&agent, &clock, stick.clone()).await.map(|folder| {
-                    tracing::info!(stick = %path, folder, "the stick has what helps, and can be pulled out");
-                }),
+                Purpose::Support => fill(&agent, &clock, stick.clone())
+                    .await
+                    .map(|folder| format!("the stick has what helps ({folder}), and can be pulled out")),
                 Purpose::Images => take(&agent, &runtime, stick.clone()).await.map(|images| {
                     let images = images.join(", ");
-                    tracing::info!(stick = %path, images, "the images of the stick are here, and it can be pulled out");
+                    format!("the images of the stick are here ({images}), and it can be pulled out")
                 }),
-                Purpose::Release => release::take(&agent, &brought, &events, stick.clone()).await.map(|release| {
-                    tracing::info!(stick = %path, release, "the release of the stick is here, and it can be pulled out");
-                }),
+                Purpose::Release => {
+                    release::take(&agent, &brought, &events, stick.clone()).await.map(|release| {
+                        format!("the release of the stick is here ({release}), and it can be pulled out")
+                    })
+                }
             };
-            if let Err(error) = done {
-                let error = format!("{error:#}");
-                tracing::error!(stick = %path, error, "the stick did not do what it is for");
+            match done {
+                Ok(what) => {
+                    tracing::info!(stick = %path, "{what}");
+                    happened.told(clock.now(), "stick", None, what);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(stick = %path, error, "the stick did not do what it is for");
+                    let what = format!("the stick did not do what it is for: {error}");
+                    happened.told(clock.now(), "stick-failed", None, what);
+                }
             }
         }
         seen = sticks;

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use hivemind_core::event::Note;
+use hivemind_core::record::WorkloadId;
 use hivemind_core::time::Time;
-use hivemind_spec::api::Event;
+use hivemind_spec::api::{Event, Severity};
 use hivemind_spec::id::NodeId;
 
 /// Notes kept: a day of a busy node, some 200 KiB at most.
@@ -31,6 +32,11 @@ impl Happened {
     /// Nothing yet. `boot` counts the agent's starts.
     pub fn new(node: NodeId, boot: u64) -> Self {
         Self { node, boot, notes: Mutex::default() }
+    }
+
+    /// Takes note of what was done here by an operator or with a stick, which the core has no part in.
+    pub fn told(&self, now: Time, code: &str, workload: Option<WorkloadId>, text: String) {
+        self.add(Note { level: Severity::Info, code: code.to_owned(), text, workload, time: now });
     }
 
     pub(super) fn add(&self, note: Note) {
@@ -65,8 +71,6 @@ impl Happened {
 
 #[cfg(test)]
 mod tests {
-    use hivemind_spec::api::Severity;
-
     use super::*;
 
     fn at(seconds: u64) -> Time {

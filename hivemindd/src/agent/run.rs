@@ -164,7 +164,15 @@ async fn serve() -> anyhow::Result<()> {
     tasks.spawn(hardware::keep(hardware_tx));
     tasks.spawn(screen::keep(agent.clone(), config.network.clone(), underlay.clone()));
     let plugged = hardware.clone();
-    tasks.spawn(stick::keep(agent.clone(), runtime.clone(), clock.clone(), brought, events.clone(), plugged));
+    tasks.spawn(stick::keep(
+        agent.clone(),
+        runtime.clone(),
+        clock.clone(),
+        brought,
+        events.clone(),
+        Arc::clone(&happened),
+        plugged,
+    ));
     tasks.spawn(runtime::device::watch(devices, hardware, events.clone()));
     tasks.spawn(taking.clone().run());
     tasks.spawn({

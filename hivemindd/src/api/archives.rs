@@ -59,7 +59,7 @@ pub(super) async fn read(
     if let Some(answer) = session::elsewhere(&context, node, &mut parts).await? {
         return Ok(answer);
     }
-    tracing::info!(code = "volume-read", %key, "volume {part} is read");
+    context.told("volume-read", key, None, &format!("volume {part} is read"));
     let runtime = context.runtime.clone();
     let work = async move |other| runtime.read_volume(part, other).await.map(|()| 0).map_err(failed);
     Ok(session::open(&context, right, &mut parts, work).await?)
@@ -103,7 +103,7 @@ pub(super) async fn fill(
         return Ok(answer);
     }
     is_free(&context, &part).await?;
-    tracing::info!(code = "volume-fill", %key, "volume {part} is filled from a backup");
+    context.told("volume-fill", key, None, &format!("volume {part} is filled from a backup"));
     let mine = context.clone();
     let work = async move |other| {
         let is_free = async {

@@ -35,7 +35,7 @@ pub(super) async fn attach(
         Found::Here(replica, container) => (replica, container),
         Found::Elsewhere(answer) => return Ok(answer),
     };
-    tracing::info!(code = "attach", %key, "somebody is at {replica}");
+    context.told("attach", key, Some(&replica.workload), &format!("somebody is at {replica}"));
     let runtime = context.runtime.clone();
     let work = async move |other| {
         runtime

@@ -38,7 +38,8 @@ pub(super) async fn debug(
         Found::Here(replica, container) => (replica, container),
         Found::Elsewhere(answer) => return Ok(answer),
     };
-    tracing::info!(code = "debug", %key, image = wanted.image, "tools are run beside {replica}");
+    let what = format!("tools of {} are run beside {replica}", wanted.image);
+    context.told("debug", key, Some(&replica.workload), &what);
     let runtime = context.runtime.clone();
     let work = async move |other| {
         runtime.debug(&container, &wanted, other).await.map_err(|error| {

@@ -56,7 +56,7 @@ pub(super) async fn exec(
         Found::Elsewhere(answer) => return Ok(answer),
     };
     let program = wanted.command.first().map(String::as_str).unwrap_or_default();
-    tracing::info!(code = "exec", %key, program, "a command is run in {replica}");
+    context.told("exec", key, Some(&replica.workload), &format!("{program:?} is run in {replica}"));
     let runtime = context.runtime.clone();
     let work = async move |other| {
         runtime.run_session(&container, &wanted, other).await.map_err(|error| {

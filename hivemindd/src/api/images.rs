@@ -66,7 +66,7 @@ pub(super) async fn give(
     {
         return Ok(answer);
     }
-    tracing::info!(code = "image-given", %key, image = name, "an operator gives an image");
+    context.told("image-given", key, None, &format!("image {name} is given to this machine"));
     let mine = context.clone();
     let work = async move |other| {
         let taken = mine.runtime.take_image(&name, digest, manifest_bytes, other).await;
@@ -116,7 +116,7 @@ pub(super) async fn take_back(
         Problem::new(Code::Internal, error.text)
             .advice("try again; `hivemind status` tells what is wrong with the machine")
     })?;
-    tracing::info!(code = "image-taken-back", %key, image = name, "an operator takes an image back");
+    context.told("image-taken-back", key, None, &format!("image {name} is taken back from this machine"));
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -33,6 +33,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
+use hivemind_core::record::WorkloadId;
+use hivemind_spec::id::KeyId;
 use hivemind_spec::problem::{Code, Problem};
 use tokio::sync::Semaphore;
 
@@ -71,6 +73,15 @@ pub struct Context {
     pub bodies: Arc<Bodies>,
     /// Room for conversations: commands that people run in containers, copies of volumes.
     pub sessions: Arc<Semaphore>,
+}
+
+impl Context {
+    /// Tells what the holder of a key does here: in the machine's log, and among what has happened.
+    fn told(&self, code: &'static str, key: KeyId, workload: Option<&WorkloadId>, what: &str) {
+        tracing::info!(code, %key, "{what}");
+        let text = format!("{what}, by key {key}");
+        self.happened.told(self.clock.now(), code, workload.cloned(), text);
+    }
 }
 
 /// Every path of the API.

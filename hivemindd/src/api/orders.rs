@@ -70,7 +70,7 @@ pub(super) async fn order(
                 .advice("`hivemind status` tells what is wrong with the machine's disk")
         })?;
     }
-    tracing::warn!(code = "ordered", ?action, %key, "an operator's order is carried out");
+    context.told("ordered", key, None, &format!("an order is carried out: {action:?}"));
     tokio::spawn(async move {
         tokio::time::sleep(BEFORE).await;
         let asked = match action {

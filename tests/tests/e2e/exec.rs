@@ -9,7 +9,7 @@ use std::time::Duration;
 use hivemind_spec::exec::PING_EVERY;
 use hivemind_spec::machine::API_PORT;
 use hivemind_tests::cluster::{Cluster, STARTING};
-use hivemind_tests::command::Run;
+use hivemind_tests::command::{Run, items};
 use hivemind_tests::{probe, wait};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
@@ -81,6 +81,15 @@ fn a_command_runs_in_the_container_it_is_meant_for_asked_through_any_node_and_en
             assert_eq!(name.stdout().trim(), format!("web-{slot}"));
         }
     }
+
+    // Who did what is told among what has happened.
+    let events = items(&cluster.json(&["events", "web"]).unwrap());
+    let runs: Vec<_> = events.iter().filter(|event| event["code"] == "exec").collect();
+    let words = ["\"hostname\" is run in default/web-", ", by key "];
+    let told = |event: &&serde_json::Value| {
+        words.iter().all(|word| event["text"].as_str().is_some_and(|text| text.contains(word)))
+    };
+    assert!(runs.len() == 4 && runs.iter().all(told), "{events:#?}");
 
     let script = "echo $COLOUR $SIZE $PWD; echo complaint >&2; exit 7";
     let ended = cluster.hivemind(["exec", "-e", "SIZE=big", "web", "sh", "-c", script]).failed();
