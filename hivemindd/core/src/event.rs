@@ -273,6 +273,8 @@ pub enum Scarce {
     Memory,
     /// Processes and threads, by number.
     Processes,
+    /// Room on the disk, bytes: what each wrote beside its volumes.
+    Disk,
 }
 
 /// Where `Node::step` puts what it wants done.

@@ -170,7 +170,7 @@ impl Runtime {
         let (mounts, ()) =
             tokio::try_join!(self.prepare_snapshot(&recorded, &image.chain), self.networks.create(plan))?;
 
-        self.limit_root(plan, &mounts).await?;
+        self.count_root(plan, &mounts).await?;
         self.provide_volumes(plan, &mounts).await?;
         let files = self.files(id);
         write_files(&files, plan)
@@ -210,19 +210,19 @@ impl Runtime {
             .map_err(|error| transient(format!("what it does on the disk cannot be limited: {error}")))
     }
 
-    /// Limits what the container may write beside its volumes, if it is to be.
-    async fn limit_root(&self, plan: &ContainerPlan, layers: &[Mount]) -> Result<(), OperationError> {
-        let Some(bytes) = plan.spec.root_size_bytes else { return Ok(()) };
+    /// Has the kernel count what the container writes beside its volumes, and limit it if it is to be.
+    async fn count_root(&self, plan: &ContainerPlan, layers: &[Mount]) -> Result<(), OperationError> {
         // What overlayfs makes it makes in its work folder, and renames it within one project.
         let options = layers.iter().flat_map(|mount| &mount.options);
         let pairs = options.filter_map(|option| option.split_once('='));
         let own = pairs.filter(|(name, _)| OWN_FILES.contains(name));
         let folders: Vec<PathBuf> = own.map(|(_, folder)| folder.into()).collect();
-        if folders.len() != OWN_FILES.len() {
+        let most = plan.spec.root_size_bytes;
+        if folders.len() != OWN_FILES.len() && most.is_some() {
             return Err(permanent("the snapshotter has no layer to limit"));
         }
         let id = plan.id.0.clone();
-        on_disk("limiting its own files", move || quota::limit_folders(&folders, &id, bytes)).await
+        on_disk("counting its own files", move || quota::count_folders(&folders, &id, most)).await
     }
 
     /// Makes the container's volumes that are not there yet.

@@ -1,11 +1,12 @@
-//! When containers are short of memory or of processes. The kernel tells that they have come to the mark that PID 1 set for
-//! all of them together: `memory.high`, where it slows down whoever wants more, and `pids.max`, where nobody gets more. So it
-//! is chosen who makes room, before the kernel would choose for itself, or everybody stands still.
+//! When containers are short of memory, of processes, or of room on the disk. The kernel tells that they have come to the mark
+//! that PID 1 set for all of them together: `memory.high`, where it slows down whoever wants more, and `pids.max`, where nobody
+//! gets more. So it is chosen who makes room, before the kernel would choose for itself, or everybody stands still. Of the disk
+//! it tells nothing: that is looked at.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hivemind_core::event::{ContainerId, Scarce};
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::watch::Seen;
-use super::{Runtime, cgroup};
+use super::{Runtime, cgroup, disk_state, quota};
 
 /// From when on something is short, percent of the mark. Of memory, what is left is files that were read, among them the
 /// programs that run; files alone come to the mark whenever they fill what is free, and nobody has to make room for them.
@@ -24,6 +25,12 @@ const SHORT_PERCENT: u64 = 96;
 /// How often is looked while it is short, and how long after the kernel has told so: it tells whenever files fill what is
 /// free, too.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// From when on the disk is short, percent: images that nobody needs have gone since it was at 85.
+const DISK_SHORT_PERCENT: u64 = 95;
+
+/// How often the disk is looked at, which costs a system call. Meanwhile an ordinary one takes a gigabyte.
+const DISK_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How long to wait with what cannot be watched.
 const RETRY: Duration = Duration::from_secs(60);
@@ -56,7 +63,11 @@ const PROCESSES: Mark = Mark {
 impl Runtime {
     /// Tells whenever containers are short of something, and what each uses.
     pub(super) async fn watch_shortages(&self, seen: &mpsc::Sender<Seen>) {
-        tokio::join!(keep_watching(&MEMORY, seen), keep_watching(&PROCESSES, seen));
+        tokio::join!(
+            keep_watching(&MEMORY, seen),
+            keep_watching(&PROCESSES, seen),
+            watch_disk(&self.settings.log_dir, seen)
+        );
     }
 }
 
@@ -71,6 +82,32 @@ async fn keep_watching(mark: &Mark, seen: &mpsc::Sender<Seen>) {
         }
         sleep(RETRY).await;
     }
+}
+
+/// Tells while the disk that a folder is on is nearly full. Ends when nobody hears it any more.
+async fn watch_disk(folder: &Path, seen: &mpsc::Sender<Seen>) {
+    loop {
+        let short = disk_state(folder).is_some_and(|disk| disk.used_percent() >= DISK_SHORT_PERCENT);
+        // Where there are no control groups there are no containers either.
+        if let (true, Ok(uses)) = (short, each(&|_, id| quota::held_by(folder, id)))
+            && seen.send(Seen::Short(Scarce::Disk, uses)).await.is_err()
+        {
+            return;
+        }
+        tokio::select! {
+            () = sleep(DISK_LOOK_EVERY) => {}
+            () = seen.closed() => return,
+        }
+    }
+}
+
+/// What each container that runs uses, by its control group and its name; one that has ended meanwhile uses nothing.
+fn each(uses: &dyn Fn(&Path, &str) -> io::Result<u64>) -> io::Result<BTreeMap<ContainerId, u64>> {
+    let of = |group: &PathBuf| {
+        let name = group.file_name()?.to_str()?;
+        Some((ContainerId(name.to_owned()), uses(group, name).ok()?))
+    };
+    Ok(cgroup::all()?.iter().filter_map(of).collect())
 }
 
 /// Ends when nobody hears it any more.
@@ -108,15 +145,7 @@ impl Mark {
         if (self.uses)(&all)?.saturating_mul(100) < limit.saturating_mul(SHORT_PERCENT) {
             return Ok(None);
         }
-        let mut uses = BTreeMap::new();
-        for group in cgroup::all()? {
-            let Some(name) = group.file_name().and_then(|name| name.to_str()) else { continue };
-            // One that has ended meanwhile uses nothing.
-            if let Ok(used) = (self.uses)(&group) {
-                uses.insert(ContainerId(name.to_owned()), used);
-            }
-        }
-        Ok(Some(uses))
+        each(&|group, _| (self.uses)(group)).map(Some)
     }
 }
 

@@ -85,20 +85,28 @@ pub(super) fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> io::Resu
     call(folder, libc::Q_SETQUOTA, project, &mut values)
 }
 
-/// Limits what is made in empty folders of a container, by a project that is the container's own.
+/// Counts what is made in empty folders of a container, by a project that is the container's own, and limits it to so many
+/// bytes if any are given.
 ///
 /// # Errors
-/// The kernel's, and in words where the file system does not count.
-pub(super) fn limit_folders(folders: &[PathBuf], container: &str, bytes: u64) -> io::Result<()> {
+/// The kernel's, and in words where the file system does not count what is to be limited.
+pub(super) fn count_folders(folders: &[PathBuf], container: &str, most: Option<u64>) -> io::Result<()> {
     let project = project_of(container);
     for folder in folders {
-        if !is_on(folder) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, NOT_COUNTED));
+        match (is_on(folder), most) {
+            (true, Some(_)) => limit(folder, project, most)?,
+            (true, None) => {}
+            (false, Some(_)) => return Err(io::Error::new(io::ErrorKind::Unsupported, NOT_COUNTED)),
+            (false, None) => continue,
         }
-        limit(folder, project, Some(bytes))?;
         count(folder, project)?;
     }
     Ok(())
+}
+
+/// What is in the folders of a container that are counted, bytes.
+pub(super) fn held_by(folder: &Path, container: &str) -> io::Result<u64> {
+    Ok(look(folder, project_of(container))?.used_bytes)
 }
 
 /// Lifts the limit of a container that is gone, so that the kernel remembers nothing of it.

@@ -434,7 +434,7 @@ impl Life {
         match harm {
             20 if self.world.chance(25) => self.world.pass(LONG_MS),
             21 if on => self.update(victim),
-            22 if on => self.run_short_of_memory(victim),
+            22 if on => self.run_short(victim),
             23 => self.world.plug_modem(victim),
             0 | 1 if on => self.world.power_off(victim),
             0..=3 => self.world.power_on(victim),
@@ -508,11 +508,12 @@ impl Life {
         }
     }
 
-    fn run_short_of_memory(&mut self, victim: usize) {
+    fn run_short(&mut self, victim: usize) {
         let containers: Vec<_> =
             self.world.machines[victim].runtime.running().map(|plan| plan.id.clone()).collect();
         let uses = containers.into_iter().map(|id| (id, (self.world.dice(64) as u64) << 20)).collect();
-        self.world.deliver(victim, Event::Short { of: Scarce::Memory, uses });
+        let of = [Scarce::Memory, Scarce::Processes, Scarce::Disk][self.world.dice(3)];
+        self.world.deliver(victim, Event::Short { of, uses });
     }
 
     /// A member in the wrong hands sends what nobody with the right to it signed.

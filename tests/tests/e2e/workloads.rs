@@ -201,7 +201,7 @@ fn containers_that_misbehave_are_contained_restarted_and_explained() {
 }
 
 #[test]
-fn when_memory_or_processes_are_short_the_lowest_priority_makes_room_and_the_others_go_on() {
+fn when_memory_processes_or_disk_are_short_the_lowest_priority_makes_room_and_the_others_go_on() {
     let cluster = Cluster::formed("short", 1);
     let nodes = items(&cluster.json(&["nodes"]).unwrap());
     let all_mib = nodes[0]["capacity"]["memoryBytes"].as_u64().unwrap() >> 20;
@@ -245,6 +245,25 @@ fn when_memory_or_processes_are_short_the_lowest_priority_makes_room_and_the_oth
         let told = replicas.iter().find(|r| r.reason.contains("short of processes") && r.phase == "backoff");
         told.map(drop).ok_or_else(|| format!("{replicas:#?}"))
     });
+    assert_eq!(cluster.replicas("precious").unwrap(), before, "it goes on");
+    cluster.hivemind(["remove", "many", "--yes"]).ok();
+    // All of the disk that a container can have, in one go.
+    cluster
+        .push(
+            "services:\n  hoarder:\n    image: registry.lab:5000/busybox:1\n    stop_grace_period: 0s\n    \
+             command: [sh, -c, 'n=1; while fallocate -l 64M /much-$$n; do n=$$((n + 1)); done; exec sleep 100000']\n    \
+             x-hivemind: {priority: 0}\n",
+        )
+        .ok();
+    wait::until("hoarder makes room, and says why", STARTING, || {
+        let replicas = cluster.replicas("hoarder")?;
+        let words = ["the disk of its machine was full", "MiB beside its volumes, and has priority 0"];
+        let told = replicas.iter().find(|r| words.iter().all(|word| r.reason.contains(word)));
+        told.map(drop).ok_or_else(|| format!("{replicas:#?}"))
+    });
+    cluster.push("services:\n  modest:\n    image: registry.lab:5000/busybox:1\n    command: [sh, -c, 'dd if=/dev/zero of=/some bs=1M count=64 && echo wrote && exec sleep 100000']\n    stop_grace_period: 0s\n").ok();
+    cluster.hivemind(["remove", "hoarder", "--yes"]).ok();
+    cluster.wait_for_words("modest", &["wrote"], STARTING);
     assert_eq!(cluster.replicas("precious").unwrap(), before, "it goes on");
 }
 

@@ -52,6 +52,11 @@ impl Garbage {
         Some((image, since.saturating_add(UNNEEDED_MS)))
     }
 
+    /// Whether there is any, which may go soon.
+    pub(super) fn is_any(&self) -> bool {
+        !self.unneeded_since.is_empty()
+    }
+
     /// Takes note that an image could not be removed: it is tried again after the others.
     pub(super) fn stays(&mut self, now: Time, image: &str) {
         if let Some(since) = self.unneeded_since.get_mut(image) {

@@ -95,6 +95,8 @@ pub(super) struct Life {
     /// Since when this agent has seen the container run, [`Time::mono_ms`].
     running_since_ms: Option<u64>,
     pub(super) stop_cause: Option<StopCause>,
+    /// Whether its container that ended made room for others, and so keeps none.
+    pub(super) made_room: bool,
     pub(super) ended: Option<Ended>,
     /// How the container before this one ended.
     pub(super) last_end: Option<String>,
@@ -113,6 +115,7 @@ impl Life {
             streak: 0,
             running_since_ms: None,
             stop_cause: None,
+            made_room: false,
             ended: None,
             last_end: None,
             ip: previous.and_then(|status| status.ip),
@@ -175,6 +178,7 @@ impl Life {
             self.last_end = Some(ended.reason);
         }
         self.stop_cause = None;
+        self.made_room = false;
         self.running_since_ms = None;
     }
 
@@ -195,7 +199,10 @@ impl Life {
                 let reason = format!("ran longer than its deadline of {}", span(ms));
                 self.end(now, labels.restarts, ago_ms, true, reason);
             }
-            Some(StopCause::Evicted(reason)) => self.end(now, labels.restarts, ago_ms, true, reason),
+            Some(StopCause::Evicted(reason)) => {
+                self.made_room = true;
+                self.end(now, labels.restarts, ago_ms, true, reason);
+            }
             None => self.end(now, labels.restarts, ago_ms, end.code != 0, describe(end)),
         }
     }

@@ -441,7 +441,9 @@ impl Replicas {
                 return Standing::new(Phase::Starting, "the container is being made");
             }
             Some(InFlight::Remove { .. }) => {
-                return Standing::new(Phase::Starting, "the container that ended is being removed");
+                let removed = "the container that ended is being removed";
+                let waits = self.after_end(now, replica, plan);
+                return waits.unwrap_or_else(|| Standing::new(Phase::Starting, removed));
             }
             Some(InFlight::Stop { .. }) => return self.being_stopped(replica),
             Some(InFlight::Pull { .. } | InFlight::RemoveImage { .. } | InFlight::Volume { .. }) | None => {}
@@ -466,8 +468,14 @@ impl Replicas {
                     life.stop_cause = Some(StopCause::LeaseEnded);
                 }
                 life.judge(now, &labels, &end);
+                let made_room = life.made_room;
                 match self.after_end(now, replica, plan) {
-                    Some(standing) => standing,
+                    Some(standing) => {
+                        if made_room {
+                            self.dispose(now, &id, &state, false, plan);
+                        }
+                        standing
+                    }
                     None => self.make_room(now, &id, &state, plan),
                 }
             }

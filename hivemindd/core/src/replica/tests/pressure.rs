@@ -1,6 +1,7 @@
 //! Replicas that make room when memory or processes are short.
 
 use super::*;
+use crate::event::DiskState;
 
 const MIB: u64 = 1 << 20;
 
@@ -105,6 +106,56 @@ fn who_makes_room_has_little_time_for_it_and_starts_again_later_each_time() {
     bench.settle();
     bench.observe();
     assert!(again(&bench) > first);
+}
+
+#[test]
+fn when_the_disk_is_full_who_wrote_much_of_it_makes_room_and_keeps_nothing_while_it_waits() {
+    let mut bench = running(&[("db", 10, 100), ("web", 0, 200), ("log", 0, 50), ("batch", -5, 0)]);
+    bench.inventory.disk = Some(DiskState { used_bytes: 960 * MIB, total_bytes: 1000 * MIB });
+    bench.observe();
+    let short = |bench: &mut Bench, uses: &[(&str, u64)]| {
+        let uses = uses.iter().map(|(name, mib)| (bench.id(name), mib * MIB)).collect();
+        bench.replicas.short(Scarce::Disk, uses);
+        bench.step();
+    };
+    let uses = [("db", 500), ("web", 51), ("log", 300), ("batch", 50)];
+    bench.inventory.images.insert("registry.test/unneeded:1".to_owned());
+    bench.observe();
+    short(&mut bench, &uses);
+    assert_eq!(bench.stopped(), Vec::<String>::new(), "images that nobody needs go first");
+    bench.inventory.images.remove("registry.test/unneeded:1");
+    bench.observe();
+    short(&mut bench, &uses);
+    assert_eq!(bench.stopped(), ["log"], "what batch has makes no difference");
+    let log = bench.id("log");
+    let removed = |bench: &Bench| {
+        bench
+            .log
+            .iter()
+            .any(|op| matches!(op, RuntimeOp::Remove { container, logs: false } if *container == log))
+    };
+    let replica = replica_id("log", 0);
+    while !removed(&bench) {
+        bench.settle();
+        bench.observe();
+        let status = &bench.plan.statuses[&replica];
+        assert_eq!(status.phase, Phase::Backoff, "{}", status.reason);
+    }
+    bench.settle();
+    bench.observe();
+    let status = &bench.plan.statuses[&replica];
+    assert_eq!(status.phase, Phase::Backoff, "it is removed, and still waits");
+    assert!(
+        status.reason.contains("had written 300 MiB beside its volumes, and has priority 0"),
+        "{}",
+        status.reason
+    );
+    let again = bench.plan.wake_at_ms.unwrap() - bench.now.mono_ms;
+    bench.wait(again);
+    bench.settle();
+    bench.observe();
+    let status = &bench.plan.statuses[&replica];
+    assert_eq!((status.phase, status.restarts), (Phase::Running, 1));
 }
 
 #[test]
