@@ -38,7 +38,7 @@ pub(crate) fn volume_id(name: &str) -> VolumeId {
 
 /// A volume in a container.
 pub(crate) fn mount(volume: &str, path: &str) -> VolumeMount {
-    VolumeMount { volume: volume.into(), path: path.into(), read_only: false, no_copy: false }
+    VolumeMount { volume: volume.into(), path: path.into(), read_only: false, no_copy: false, subpath: None }
 }
 
 /// Says that node `n` has a part of a volume.

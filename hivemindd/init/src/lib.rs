@@ -24,6 +24,7 @@ mod early;
 pub mod fence;
 pub mod modules;
 mod mounts;
+pub mod namespaces;
 mod output;
 mod power;
 pub mod pulse;

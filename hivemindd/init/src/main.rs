@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: hivemind-init              process 1 of a Hivemind machine: `/init` of the initramfs
-       hivemind-init reap CMD…    process 1 of a container that runs the command";
+       hivemind-init reap CMD…    process 1 of a container that runs the command
+       hivemind-init hold         a user and a network namespace, for as long as its input is open";
 
 /// Exit status of a wrong command line, as of most programs.
 const USAGE_ERROR: u8 = 2;
@@ -16,6 +17,9 @@ fn main() -> ExitCode {
         && first == "reap"
     {
         return hivemind_init::reaper::run(command);
+    }
+    if std::env::args_os().skip(1).eq(["hold"]) {
+        return hivemind_init::namespaces::hold();
     }
     if std::process::id() == 1 {
         hivemind_init::run();

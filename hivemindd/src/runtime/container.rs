@@ -3,7 +3,7 @@
 //! A container's record in containerd is made first and deleted last, so that whatever a crash
 //! leaves half made can be found by its id and removed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use hivemind_core::event::{ContainerId, ContainerPlan, OperationError, VolumePlan};
 use hivemind_core::record::{ReplicaId, VolumePart};
 use hivemind_init::fence;
-use hivemind_spec::workload::{HOST_GATEWAY, MAX_LOG_BYTES};
+use hivemind_spec::workload::{HOST_GATEWAY, MAX_LOG_BYTES, VolumeMount};
 use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::Any;
@@ -34,6 +34,8 @@ use super::labels::{self, Labels};
 use super::oci::{self, Surroundings};
 use super::output;
 use super::user::Accounts;
+use super::users::Users;
+use super::views::{Views, Volume};
 use super::{Runtime, cgroup, device, host_path, log_files, on_disk, quota, remove_folder, volume, wall_ms};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
@@ -111,10 +113,24 @@ pub(super) fn start_failure(status: &Status) -> OperationError {
     OperationError { text, permanent: missing && !matches!(status.code(), Code::Unavailable) }
 }
 
+/// What a container mounts, and where that is until it has.
+struct Sources {
+    views: Views,
+    /// Its layers, as the shim mounts them.
+    layers: Vec<Mount>,
+    files: PathBuf,
+    volumes: BTreeMap<String, PathBuf>,
+}
+
 impl Runtime {
     /// The directory of a container's files under `/run`.
     pub(super) fn files(&self, id: &ContainerId) -> PathBuf {
         self.settings.run_dir.join(&id.0)
+    }
+
+    /// Where the views of a container are while it starts: not among its files, with all of which a container goes.
+    fn views(&self, id: &ContainerId) -> PathBuf {
+        self.settings.run_dir.join(format!("{}-views", id.0))
     }
 
     /// Where a replica's output goes.
@@ -166,9 +182,13 @@ impl Runtime {
             image.ok_or_else(|| transient(format!("image {} is not on this node", plan.spec.image)))?;
         let stop_signal = image.execution.stop_signal.clone();
         let labels = Labels { container: plan.labels.clone(), stop_signal, log_bytes: plan.spec.log_bytes };
+        let holder = self.settings.init_program.clone();
+        let users = Users::of(plan, self.networks.users_path(id), holder)?;
         let recorded = self.record(id, &plan.spec.image, labels::write(&labels)).await?;
-        let (mounts, ()) =
-            tokio::try_join!(self.prepare_snapshot(&recorded, &image.chain), self.networks.create(plan))?;
+        let (mounts, ()) = tokio::try_join!(
+            self.prepare_snapshot(&recorded, &image.chain),
+            self.networks.create(plan, users.as_ref())
+        )?;
 
         self.count_root(plan, &mounts).await?;
         self.provide_volumes(plan, &mounts).await?;
@@ -179,13 +199,18 @@ impl Runtime {
             .provide(&files, &plan.spec.secrets, &plan.secrets)
             .map_err(|error| transient(format!("writing its secrets: {error}")))?;
         let user = plan.spec.user.as_deref().or(image.execution.user.as_deref()).unwrap_or_default();
+        let identity = Accounts::from_layers(&layer_directories(&mounts)).resolve(user, &plan.spec.groups)?;
+        users.as_ref().map_or(Ok(()), |users| users.include(&identity))?;
+        let Sources { views, layers, files: own, volumes } =
+            self.open_sources(plan, users.as_ref(), mounts, &files).await?;
         let around = Surroundings {
             execution: &image.execution,
-            identity: Accounts::from_layers(&layer_directories(&mounts)).resolve(user, &plan.spec.groups)?,
+            identity,
             init_program: &self.settings.init_program,
             netns: &self.networks.path(id),
-            files: &files,
-            volumes: &|part| self.volumes.data(part),
+            users: users.as_ref(),
+            files: &own,
+            volumes: &volumes,
             disk: self.disk_to_limit(plan)?,
             host_paths: &host_path::of(&plan.spec)?,
             devices: &device::of(plan)?,
@@ -194,7 +219,9 @@ impl Runtime {
             open_files: self.open_files,
         };
         self.specify(recorded, &oci::spec(plan, &around)?).await?;
-        self.run_task(plan, mounts, &files).await?;
+        self.run_task(plan, layers, &files).await?;
+        // All is mounted now.
+        drop(views);
         self.run_hooks(id, "the hook after its start", &plan.spec.post_start, HOOKS_LIMIT).await
     }
 
@@ -237,7 +264,7 @@ impl Runtime {
             let mut image = None;
             for mount in &mounts {
                 let Some(plan) = plans.get(&mount.volume) else { continue };
-                let fills = !mount.no_copy && !volumes.data(&plan.part).exists();
+                let fills = !mount.no_copy && mount.subpath.is_none() && !volumes.data(&plan.part).exists();
                 if fills && image.is_none() {
                     image = Some(volume::Image::open(&layers, &at)?);
                 }
@@ -245,6 +272,30 @@ impl Runtime {
                 volumes.provide(plan, wall_ms(), from)?;
             }
             Ok(())
+        })
+        .await
+    }
+
+    /// Finds what the container is to mount.
+    async fn open_sources(
+        &self,
+        plan: &ContainerPlan,
+        users: Option<&Users>,
+        mut layers: Vec<Mount>,
+        files: &Path,
+    ) -> Result<Sources, OperationError> {
+        let volume = |mount: &VolumeMount| {
+            let data = self.volumes.data(&plan.volumes.get(&mount.volume)?.part);
+            Some(Volume { target: mount.path.clone(), data, subpath: mount.subpath.clone() })
+        };
+        let volumes: Vec<Volume> = plan.spec.volumes.iter().filter_map(volume).collect();
+        let (at, users) = (self.views(&plan.id), users.cloned());
+        let files = files.to_owned();
+        on_disk("opening what it mounts", move || {
+            let mut views = Views::new(at, users)?;
+            views.layers(&mut layers)?;
+            let (files, volumes) = (views.files(&files)?, views.volumes(volumes)?);
+            Ok(Sources { views, layers, files, volumes })
         })
         .await
     }
@@ -455,6 +506,8 @@ impl Runtime {
         self.lift_root_limit(id, container.as_ref());
         self.networks.remove(id).await?;
         cgroup::remove(id);
+        let views = self.views(id);
+        Views::close(&views).map_err(|error| transient(format!("at {}: {error}", views.display())))?;
         let files = self.files(id);
         remove_folder(&files).map_err(|error| transient(format!("removing {}: {error}", files.display())))?;
         if let Some(labels) = container.and_then(|container| labels::read(&container.labels))

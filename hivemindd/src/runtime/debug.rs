@@ -107,9 +107,11 @@ impl Runtime {
             identity: Accounts::from_layers(&layer_directories(&mounts)).resolve("0", &[])?,
             init_program: &self.settings.init_program,
             netns: &self.networks.path(beside),
+            // Who looks into it is the machine's.
+            users: None,
             // Names are resolved as they are there.
             files: &self.files(beside),
-            volumes: &|_| Default::default(),
+            volumes: &Default::default(),
             disk: None,
             host_paths: &[],
             devices: &[],

@@ -55,6 +55,8 @@ pub mod secrets;
 mod session;
 pub mod stream;
 mod user;
+mod users;
+mod views;
 mod volume;
 mod watch;
 

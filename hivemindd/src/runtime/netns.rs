@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::client::transient;
+use super::users::Users;
 use crate::network::{DOCKER_RESOLVER, container_interface};
 
 /// The container's interface, as in every other container system.
@@ -67,17 +68,30 @@ impl Networks {
         self.directory.join(&id.0)
     }
 
-    /// Makes the namespace and joins it to the overlay. What a half-made one left must be removed
-    /// first.
-    pub(super) async fn create(&self, plan: &ContainerPlan) -> Result<(), OperationError> {
+    /// The name of its user namespace, which it need not have.
+    pub(super) fn users_path(&self, id: &ContainerId) -> PathBuf {
+        self.directory.join(format!("{}.users", id.0))
+    }
+
+    /// Makes the namespace, with that of the container's users if it has its own, and joins it to the overlay. What a
+    /// half-made one left must be removed first.
+    pub(super) async fn create(
+        &self,
+        plan: &ContainerPlan,
+        users: Option<&Users>,
+    ) -> Result<(), OperationError> {
         let path = self.path(&plan.id);
         fs::create_dir_all(&self.directory).map_err(failed("making the directory of namespaces"))?;
         if plan.spec.has_host_network() {
             return self.add_to_host(plan, &path).await;
         }
         fs::File::create(&path).map_err(failed("naming the namespace"))?;
-        let target = path.clone();
-        in_thread(move || new_namespace(&target)).await.map_err(failed("making the namespace"))?;
+        let (target, users) = (path.clone(), users.cloned());
+        let make = move || match users {
+            Some(users) => users.make(&target),
+            None => new_namespace(&target),
+        };
+        in_thread(make).await.map_err(failed("making the namespace"))?;
         let (ip, prefix, gateway) = (plan.ip, plan.prefix, plan.gateway);
         let address = (!plan.spec.offline).then_some((ip, prefix, gateway));
         if address.is_some() {
@@ -188,6 +202,7 @@ impl Networks {
             Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
             Err(error) => return Err(failed("removing the namespace")(error)),
         }
+        Users::forget(&self.users_path(id)).map_err(failed("removing the namespace of its users"))?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("removing the namespace's name")(error))

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hivemind_core::event::{ContainerPlan, OperationError};
-use hivemind_core::record::VolumePart;
 use hivemind_spec::workload::{
     CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, HostPath, MAX_OPEN_FILES,
     SECRETS_FOLDER, SecretMount, SystemCalls, Tmpfs, Ulimit, VolumeMount, rights,
@@ -18,6 +17,7 @@ use super::image::Execution;
 use super::seccomp;
 use super::secrets;
 use super::user::Identity;
+use super::users::Users;
 
 /// Docker's default path of executables, for images that set none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -85,10 +85,12 @@ pub(super) struct Surroundings<'a> {
     pub(super) init_program: &'a Path,
     /// Its network namespace.
     pub(super) netns: &'a Path,
+    /// Its users, if they are not the machine's.
+    pub(super) users: Option<&'a Users>,
     /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
     pub(super) files: &'a Path,
-    /// Where the data of its volumes is.
-    pub(super) volumes: &'a (dyn Fn(&VolumePart) -> PathBuf + Sync),
+    /// Where its volumes are, by where they are to be in it.
+    pub(super) volumes: &'a BTreeMap<String, PathBuf>,
     /// The numbers of the machine's disk, where something on it is to be limited.
     pub(super) disk: Option<(u64, u64)>,
     /// The paths of the machine that it is given, and where they lead.
@@ -120,6 +122,10 @@ pub(super) fn spec(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<Va
             "sysctl": sysctls(plan),
         },
     });
+    if let Some(users) = around.users {
+        spec["linux"]["uidMappings"] = users.mappings();
+        spec["linux"]["gidMappings"] = users.mappings();
+    }
     if !access.privileged {
         spec["linux"]["maskedPaths"] = json!(MASKED_PATHS);
         spec["linux"]["readonlyPaths"] = json!(READONLY_PATHS);
@@ -170,7 +176,8 @@ fn namespaces(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
     let own = own.into_iter().filter(|(_, namespace)| !shared.contains(namespace));
     let own = own.map(|(name, _)| json!({ "type": name }));
     let network = (!plan.spec.has_host_network()).then(|| json!({ "type": "network", "path": around.netns }));
-    own.chain([json!({ "type": "mount" })]).chain(network).collect()
+    let users = around.users.map(Users::namespace);
+    own.chain([json!({ "type": "mount" })]).chain(network).chain(users).collect()
 }
 
 fn device_node(device: &Device) -> Value {
@@ -236,8 +243,9 @@ pub(super) fn pre_stop(spec: &Value) -> Vec<Hook> {
 
 /// As Docker does by itself: harmless inside a network namespace of its own, and images expect it.
 fn sysctls(plan: &ContainerPlan) -> BTreeMap<&str, &str> {
-    let of_network =
-        [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    // Groups that are not there cannot be named.
+    let groups = if plan.spec.user_namespace { "0 65535" } else { "0 2147483647" };
+    let of_network = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", groups)];
     // On the machine's network they would be the machine's.
     let mut sysctls: BTreeMap<_, _> =
         of_network.into_iter().filter(|_| !plan.spec.has_host_network()).collect();
@@ -410,7 +418,7 @@ fn volumes(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
     let mut wanted: Vec<_> = plan.spec.volumes.iter().collect();
     wanted.sort_by_key(|mount| mount.path.as_str());
     let mount = |mount: &VolumeMount| {
-        let source = (around.volumes)(&plan.volumes.get(&mount.volume)?.part);
+        let source = around.volumes.get(&mount.path)?;
         let access = if mount.read_only { "ro" } else { "rw" };
         let options = ["bind", "rprivate", access, "nosuid", "nodev"];
         Some(json!({ "destination": mount.path, "type": "bind", "source": source, "options": options }))

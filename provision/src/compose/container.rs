@@ -67,7 +67,7 @@ pub(super) fn key(
         "gpus" => container.machine.devices.push(machine::graphics(reader, node)?),
         "device_cgroup_rules" => container.machine.device_rules = machine::rules(reader, node)?,
         "pid" | "ipc" | "uts" | "cgroup" => machine::shared(reader, container, key, node)?,
-        "userns_mode" => reader.word(node, &[("host", ())])?,
+        "userns_mode" => container.user_namespace = reader.word(node, &[("host", false), ("auto", true)])?,
         "cpu_percent" => {
             container.resources.cpu_limit_percent = u64::try_from(reader.integer(node, 1, 100)?).ok();
         }

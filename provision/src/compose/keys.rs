@@ -212,7 +212,12 @@ pub const SERVICE: &[Row] = &[
     ("tmpfs", Honoured("memory-backed directories")),
     ("tty", Honoured("whether the command has a terminal, which its output goes through")),
     ("ulimits", Honoured("process limits")),
-    ("userns_mode", Honoured("`host` only: users are the machine's, with reduced rights")),
+    (
+        "userns_mode",
+        Honoured(
+            "`host`: users are the machine's, with reduced rights; `auto`: its users are nobody on the machine, its root too",
+        ),
+    ),
     ("uts", Honoured("`host`: it has its machine's name, by leave of the namespace (`host-namespaces`)")),
     ("user", Honoured("the user the container runs as")),
     ("working_dir", Honoured("the directory the command starts in")),
@@ -550,7 +555,12 @@ pub const MOUNT_BIND: &[Row] = &[
 pub const MOUNT_VOLUME: &[Row] = &[
     ("nocopy", Honoured("whether a new volume is empty; else it begins with what the image has there")),
     ("labels", Refused("a volume's labels are under the top level's `volumes`")),
-    ("subpath", LATER),
+    (
+        "subpath",
+        Honoured(
+            "a folder of the volume, which is made if it is not there; it does not begin with what the image has",
+        ),
+    ),
 ];
 
 /// `tmpfs` of such an entry.

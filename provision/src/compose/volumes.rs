@@ -107,6 +107,8 @@ struct Wanted {
     target: Option<String>,
     read_only: bool,
     no_copy: bool,
+    /// The folder of the volume, if it is not all of it.
+    subpath: Option<String>,
     /// Whether it sees what the machine mounts below later.
     follows: bool,
     /// Options of a memory-backed directory.
@@ -130,6 +132,7 @@ impl Wanted {
             target: None,
             read_only: false,
             no_copy: false,
+            subpath: None,
             follows: false,
             options: Vec::new(),
         }
@@ -204,8 +207,11 @@ fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
             "read_only" => wanted.read_only = reader.boolean(value)?,
             "consistency" => drop(reader.text(value)?),
             "volume" => {
-                for (_, value) in reader.entries(value, keys::MOUNT_VOLUME)? {
-                    wanted.no_copy = reader.boolean(value)?;
+                for (key, value) in reader.entries(value, keys::MOUNT_VOLUME)? {
+                    match key.text.as_str() {
+                        "nocopy" => wanted.no_copy = reader.boolean(value)?,
+                        _ => wanted.subpath = Some(subpath(reader, value)?),
+                    }
                 }
             }
             "bind" => {
@@ -238,6 +244,17 @@ fn long(reader: &Reader<'_>, item: &Node) -> Option<Wanted> {
         reader.fault(item.mark, "`type` is missing: volume, bind or tmpfs");
     }
     Some(wanted)
+}
+
+/// A folder within a volume; people write it from the volume's root too.
+fn subpath(reader: &Reader<'_>, node: &Node) -> Option<String> {
+    let text = reader.text(node)?;
+    let path = text.trim_matches('/').trim_start_matches("./");
+    if path.is_empty() {
+        reader.fault(node.mark, format!("{text:?} is all of the volume; remove `subpath`"));
+        return None;
+    }
+    Some(path.to_owned())
 }
 
 fn mount(
@@ -279,8 +296,8 @@ fn mount(
                 },
                 None => nameless(reader, volumes, service, wanted.mark, &path)?,
             };
-            let (read_only, no_copy) = (wanted.read_only, wanted.no_copy);
-            container.volumes.push(VolumeMount { volume, path, read_only, no_copy });
+            let Wanted { read_only, no_copy, subpath, .. } = wanted;
+            container.volumes.push(VolumeMount { volume, path, read_only, no_copy, subpath });
         }
     }
     Some(())

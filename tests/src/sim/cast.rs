@@ -177,7 +177,13 @@ pub fn secret_mount(secret: &str) -> SecretMount {
 
 /// A volume in a container, at `/data`.
 pub fn mount(volume: &str) -> VolumeMount {
-    VolumeMount { volume: volume.to_owned(), path: "/data".to_owned(), read_only: false, no_copy: false }
+    VolumeMount {
+        volume: volume.to_owned(),
+        path: "/data".to_owned(),
+        read_only: false,
+        no_copy: false,
+        subpath: None,
+    }
 }
 
 /// An operator's key, signed by `by`.

@@ -222,6 +222,7 @@ fn compose_files_do_on_real_machines_what_they_ask_for() {
     a_service_without_a_network_has_none(&cluster);
     a_program_provides_a_service_and_tells_those_that_depend_on_it(&cluster);
     a_service_is_given_of_its_machine_what_its_namespace_allows(&cluster);
+    the_root_of_a_service_can_be_nobody_on_its_machine(&cluster);
     a_service_on_the_machines_network_is_reached_there_and_by_its_name(&cluster);
 }
 
@@ -330,6 +331,92 @@ fn a_service_is_given_of_its_machine_what_its_namespace_allows(cluster: &Cluster
         if replicas.iter().any(told) { Ok(()) } else { Err(format!("{replicas:#?}")) }
     });
     assert_eq!(cluster.replicas("given").unwrap(), given, "what is allowed goes on");
+}
+
+/// One that has users of its own, and one that has not: they have a volume in common.
+const USERS: &str = r#"
+configs:
+  page:
+    content: |
+      written in the file
+volumes:
+  common: {}
+services:
+  stranger:
+    image: registry.lab:5000/busybox:1
+    userns_mode: auto
+    command:
+      - sh
+      - -c
+      - |
+        echo "is $$(id -u), on the machine $$(sed 's/  */ /g' /proc/self/uid_map)"
+        touch /own && chown 7:8 /own && echo "owns $$(stat -c %u:%g /own)"
+        touch /common/file && chown 5:6 /common/file && echo "shares $$(stat -c %u:%g /common/file)"
+        echo "has $$(stat -c %a:%u:%g /page) with $$(cat /page)"
+        echo "has $$(stat -c %u /bin/busybox) as its image"
+        echo "in a part" >/part/file && echo "may write to its part of $$(stat -c %u /part)"
+        echo "listens to $$(cat /proc/sys/net/core/somaxconn)"
+        echo "sees $$(ls /sys/class/net | tr '\n' ' ')"
+        echo "writes to what it opens" >/dev/stdout
+        exec sleep 123456
+    init: true
+    stop_grace_period: 0s
+    sysctls: {net.core.somaxconn: 321}
+    configs: [{source: page, target: /page, uid: '5', mode: 0440}]
+    tmpfs: [/scratch]
+    volumes:
+      - common:/common
+      - {type: volume, source: common, target: /part, volume: {subpath: some/part}}
+    healthcheck: {test: '[ "$$(id -u)" = 0 ] && touch /scratch/x', interval: 10m, start_period: 5m, start_interval: 1s}
+  neighbour:
+    image: registry.lab:5000/busybox:1
+    command:
+      - sh
+      - -c
+      - |
+        echo "shares $$(stat -c %u:%g /common/file) and what is $$(cat /common/some/part/file)"
+        echo "has only $$(ls /some)"
+        for process in /proc/[0-9]*; do
+          grep -q 123456 $$process/cmdline 2>/dev/null && echo "sees $$(stat -c %u $$process)"
+        done
+        exec sleep 100000
+    stop_grace_period: 0s
+    pid: host
+    volumes:
+      - common:/common
+      - {type: volume, source: common, target: /some, read_only: true, volume: {subpath: some}}
+    depends_on: {stranger: {condition: service_healthy}}
+"#;
+
+fn the_root_of_a_service_can_be_nobody_on_its_machine(cluster: &Cluster) {
+    let refused = cluster.push(&USERS.replace("userns_mode: auto", "userns_mode: auto\n    pid: host"));
+    let refused = refused.failed().stderr();
+    assert!(refused.contains("cannot have one of the machine's namespaces"), "{refused}");
+    cluster.push(USERS).ok();
+    cluster.wait_for_running("neighbour", 1, STARTING);
+    let words = [
+        "is 0, on the machine",
+        "owns 7:8",
+        "shares 5:6",
+        "has 440:5:0 with written in the file",
+        "has 0 as its image",
+        "may write to its part of 0",
+        "listens to 321",
+        "sees eth0 lo",
+        "writes to what it opens",
+    ];
+    cluster.wait_for_words("stranger", &words, Duration::from_secs(30));
+    let said = cluster.hivemind(["logs", "stranger"]).ok().stdout();
+    let map = said.lines().find_map(|line| line.split_once("on the machine "));
+    let map: Vec<u32> = map.unwrap().1.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let [0, first, 65_536] = map[..] else { panic!("{map:?}") };
+    assert!(first >= 65_536, "{first}");
+    // The one that shares the machine's users sees whose files and processes they are there.
+    let words = ["shares 5:6 and what is in a part", "has only part", &format!("sees {first}\n")];
+    cluster.wait_for_words("neighbour", &words, Duration::from_secs(30));
+    let exec = ["exec", "stranger", "--", "sh", "-c", "id -u; stat -c %u:%g /own"];
+    assert_eq!(cluster.hivemind(exec).ok().stdout(), "0\n7:8\n");
+    cluster.hivemind(["remove", "stranger", "neighbour", "--yes"]).ok();
 }
 
 fn a_command_has_a_terminal_if_it_wants_one(cluster: &Cluster) {

@@ -42,6 +42,9 @@ pub const MAX_LOG_BYTES: u64 = 10 * 1024 * 1024;
 /// The least that can be kept of it, bytes: a fifth, which is a file, holds a line of the longest kind.
 pub const MIN_LOG_BYTES: u64 = 100 * 1024;
 
+/// The highest number of a user or group in a user namespace of a container's own: all that images have.
+pub const MAX_USER: u32 = 65_535;
+
 /// CPU shares: the range of the kernel's control groups, version 1, in which Compose counts them.
 pub const CPU_SHARES: (u64, u64) = (2, 262_144);
 
@@ -118,6 +121,10 @@ pub struct ContainerSpec {
     /// More groups of the container's user, by name or number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// Its users and groups are nobody on the machine, its root too: it has a user namespace, where those from 0 to
+    /// [`MAX_USER`] are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub user_namespace: bool,
     /// Changes to what the container's root may do.
     #[serde(default, skip_serializing_if = "Capabilities::is_unchanged")]
     pub capabilities: Capabilities,
@@ -203,7 +210,20 @@ pub struct VolumeMount {
     /// Whether a new volume is empty; else it begins with what the image has there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_copy: bool,
+    /// The folder of the volume that is mounted, as `app/data`, which is made if it is not there; absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
 }
+
+/// Whether a text names a folder below another one, and no other way to it.
+fn is_below(path: &str) -> bool {
+    path.len() <= MAX_SUBPATH_BYTES
+        && !path.contains('\0')
+        && path.split('/').all(|name| !["", ".", ".."].contains(&name))
+}
+
+/// The longest path within a volume, bytes: what the kernel takes, less what is before it.
+const MAX_SUBPATH_BYTES: usize = 2048;
 
 /// Volumes of a container, at most: more has no use.
 const MAX_VOLUMES: usize = 64;
@@ -448,6 +468,7 @@ impl ContainerSpec {
             secrets: Vec::new(),
             groups: Vec::new(),
             capabilities: Capabilities::default(),
+            user_namespace: false,
             machine: MachineAccess::default(),
             sysctls: BTreeMap::new(),
             ulimits: BTreeMap::new(),
@@ -639,6 +660,9 @@ impl ContainerSpec {
                 return Err(at(format!("{:?} cannot name a volume", mount.volume)));
             }
             absolute(&mount.path).map_err(at)?;
+            if let Some(subpath) = mount.subpath.as_ref().filter(|subpath| !is_below(subpath)) {
+                return Err(at(format!("{subpath:?} is no folder within a volume, as app/data")));
+            }
             if !paths.insert(mount.path.trim_end_matches('/')) {
                 return Err(at(format!("{} is there twice", mount.path)));
             }

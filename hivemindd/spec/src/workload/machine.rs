@@ -155,12 +155,29 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
         let text = "the machine's names are its own; remove the container's host and domain name";
         return fail("hostNamespaces", text.into());
     }
+    if spec.user_namespace
+        && let Some(what) = beyond_own_users(access)
+    {
+        let text = format!("a container with users of its own cannot have {what}: remove one of the two");
+        return Err(DocumentError::new("/spec/container/userNamespace", text));
+    }
     if spec.has_host_network()
         && let Err(text) = on_host_network(spec)
     {
         return fail("hostNamespaces", text);
     }
     Ok(())
+}
+
+/// What only the machine's own root can be given.
+fn beyond_own_users(access: &MachineAccess) -> Option<&'static str> {
+    let refused = [
+        (access.privileged, "all of the machine's rights (`privileged`)"),
+        (!access.host_namespaces.is_empty(), "one of the machine's namespaces"),
+        (!access.device_rules.is_empty(), "devices to make nodes of (`deviceRules`)"),
+        (access.outlasts_memory, "memory that outlasts the machine's"),
+    ];
+    refused.into_iter().find(|(has, _)| *has).map(|(_, what)| what)
 }
 
 /// What cannot be had on the machine's network.
@@ -272,6 +289,18 @@ mod tests {
         on_host_network(&|s| s.resolver.servers = vec!["192.0.2.1".parse().unwrap()]).unwrap_err();
         on_host_network(&|s| s.sysctls = [("net.core.somaxconn".into(), "1".into())].into()).unwrap_err();
         on_host_network(&|s| s.sysctls = [("kernel.shmmax".into(), "1".into())].into()).unwrap();
+        let with_own_users = |change: &dyn Fn(&mut ContainerSpec)| {
+            asks(&|s| {
+                s.user_namespace = true;
+                change(s);
+            })
+        };
+        assert_eq!(with_own_users(&|_| {}).unwrap(), []);
+        with_own_users(&|s| s.machine.privileged = true).unwrap_err();
+        with_own_users(&|s| s.machine.outlasts_memory = true).unwrap_err();
+        with_own_users(&|s| s.machine.device_rules = vec!["c 188:* rw".into()]).unwrap_err();
+        with_own_users(&|s| s.machine.host_namespaces = [HostNamespace::Pid].into()).unwrap_err();
+        with_own_users(&|s| s.machine.devices = vec![device("/dev/fuse", "/dev/fuse", "rw")]).unwrap();
         for (path, target, access) in [
             ("/etc/shadow", "/dev/a", "r"),
             ("/dev/../etc/shadow", "/dev/a", "r"),

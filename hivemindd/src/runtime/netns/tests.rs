@@ -65,11 +65,11 @@ fn a_container_made_anew_is_reached_at_once_though_its_neighbour_keeps_the_bridg
         }
         let other = plan("hm-1000000000000000", Ipv4Addr::new(10, 42, 1, 2));
         let restarted = plan("hm-2000000000000000", Ipv4Addr::new(10, 42, 1, 3));
-        networks.create(&other).await.unwrap();
-        networks.create(&restarted).await.unwrap();
+        networks.create(&other, None).await.unwrap();
+        networks.create(&restarted, None).await.unwrap();
         assert!(answers(&networks, &restarted).await && answers(&networks, &other).await);
         networks.remove(&restarted.id).await.unwrap();
-        networks.create(&restarted).await.unwrap();
+        networks.create(&restarted, None).await.unwrap();
         assert!(answers(&networks, &restarted).await, "{}", output("ip", "neigh show dev hive0"));
         for container in [&other, &restarted] {
             networks.remove(&container.id).await.unwrap();
@@ -87,7 +87,7 @@ fn a_container_that_comes_before_the_bridge_waits_for_it_and_does_not_fail() {
             sleep(5 * BRIDGE_POLL).await;
             output("ip", "link add hive0 type bridge");
         };
-        let (made, ()) = tokio::join!(networks.create(&early), bridge);
+        let (made, ()) = tokio::join!(networks.create(&early, None), bridge);
         made.unwrap();
         networks.remove(&early.id).await.unwrap();
     });
@@ -108,7 +108,7 @@ fn a_container_has_the_hardware_address_it_asks_for_or_no_network_at_all() {
             output("nsenter", &format!("--net={path} ip -o link"))
         };
         for container in [&known, &offline] {
-            networks.create(container).await.unwrap();
+            networks.create(container, None).await.unwrap();
         }
         assert!(inside(&known).contains("02:11:22:33:44:55"), "{}", inside(&known));
         let links = inside(&offline);
@@ -131,10 +131,10 @@ fn a_container_on_the_machines_network_is_reached_at_its_address_which_goes_with
         let other = plan("hm-1000000000000000", Ipv4Addr::new(10, 42, 1, 2));
         let mut host = plan("hm-2000000000000000", Ipv4Addr::new(10, 42, 1, 3));
         host.spec.machine.host_namespaces = [HostNamespace::Network].into();
-        networks.create(&other).await.unwrap();
+        networks.create(&other, None).await.unwrap();
         // Twice, as after a crash in between.
-        networks.create(&host).await.unwrap();
-        networks.create(&host).await.unwrap();
+        networks.create(&host, None).await.unwrap();
+        networks.create(&host, None).await.unwrap();
         let listener = TcpListener::bind(("0.0.0.0", 8123)).unwrap();
         let address = SocketAddr::from((host.ip, 8123));
         let from = networks.path(&other.id);
@@ -165,7 +165,7 @@ fn a_neighbour_of_the_machine_reaches_published_ports_and_no_others() {
         // It sends all that is not on its own network to the node, as somebody who means harm would.
         let neighbour = plan("hm-7000000000000000", Ipv4Addr::new(192, 0, 2, 9));
         outside
-            .create(&ContainerPlan { gateway: Ipv4Addr::new(192, 0, 2, 1), ..neighbour.clone() })
+            .create(&ContainerPlan { gateway: Ipv4Addr::new(192, 0, 2, 1), ..neighbour.clone() }, None)
             .await
             .unwrap();
         // On a busy computer a first packet may be lost, and the next comes after a second.
@@ -179,7 +179,7 @@ fn a_neighbour_of_the_machine_reaches_published_ports_and_no_others() {
         node_with_a_published_port().await;
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         let container = plan("hm-8000000000000000", Ipv4Addr::new(10, 42, 1, 2));
-        node.create(&container).await.unwrap();
+        node.create(&container, None).await.unwrap();
 
         let published = ([192, 0, 2, 1].into(), 8080);
         assert!(reaches(&neighbour, &container, published, open).await, "the published port");
@@ -237,7 +237,7 @@ impl Bridged {
         let mut containers = Vec::new();
         for n in 2..=5 {
             let container = plan(&format!("hm-{n}000000000000000"), Ipv4Addr::new(10, 42, 1, n));
-            networks.create(&container).await.unwrap();
+            networks.create(&container, None).await.unwrap();
             containers.push(container);
         }
         Self { networks, containers, _folder: folder }

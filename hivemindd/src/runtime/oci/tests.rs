@@ -34,22 +34,29 @@ fn strings(words: &[&str]) -> Option<Vec<String>> {
     Some(words.iter().map(|word| (*word).to_owned()).collect())
 }
 
-fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits: bool) -> Value {
-    let around = Surroundings {
+/// Where volumes are, of which there are none.
+static NO_VOLUMES: BTreeMap<String, PathBuf> = BTreeMap::new();
+
+fn around<'a>(execution: &'a Execution, identity: Identity, limits: bool) -> Surroundings<'a> {
+    Surroundings {
         execution,
         identity,
         init_program: Path::new("/opt/hivemind/bin/hivemind-init"),
         netns: Path::new("/run/netns/hm-0123456789abcdef"),
+        users: None,
         files: Path::new("/run/hivemind/containers/hm-0123456789abcdef"),
-        volumes: &|part| PathBuf::from(format!("/volumes/{part}")),
+        volumes: &NO_VOLUMES,
         disk: None,
         host_paths: &[],
         devices: &[],
         cores: 4,
         limits,
         open_files: 4096,
-    };
-    spec(plan, &around).unwrap()
+    }
+}
+
+fn built(plan: &ContainerPlan, execution: &Execution, identity: Identity, limits: bool) -> Value {
+    spec(plan, &around(execution, identity, limits)).unwrap()
 }
 
 fn shell() -> Execution {
@@ -135,6 +142,25 @@ fn limits_reach_the_kernel_in_its_own_units() {
 }
 
 #[test]
+fn a_container_with_users_of_its_own_has_their_namespace_and_their_numbers() {
+    let mut plan = plan();
+    plan.spec.user_namespace = true;
+    let path = PathBuf::from("/run/netns/hm-0123456789abcdef.users");
+    let users = Users::of(&plan, path.clone(), PathBuf::new()).unwrap().unwrap();
+    let shell = shell();
+    let around = Surroundings { users: Some(&users), ..around(&shell, Identity::default(), true) };
+    let spec = spec(&plan, &around).unwrap();
+    let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+    assert!(namespaces.contains(&json!({ "type": "user", "path": path })));
+    let mappings = json!([{ "containerID": 0, "hostID": 8 * 65_536, "size": 65_536 }]);
+    assert_eq!(spec["linux"]["uidMappings"], mappings);
+    assert_eq!(spec["linux"]["gidMappings"], mappings);
+    assert_eq!(spec["linux"]["sysctl"]["net.ipv4.ping_group_range"], "0 65535");
+    // containerd refuses such mounts unless the shim tells it that they are understood, which the Rust shim does not.
+    assert!(spec["mounts"].as_array().unwrap().iter().all(|mount| mount["uidMappings"].is_null()));
+}
+
+#[test]
 fn only_root_gets_capabilities_and_nobody_gains_any() {
     let root = built(&plan(), &shell(), Identity::default(), true);
     assert_eq!(root["process"]["capabilities"]["effective"].as_array().unwrap().len(), 14);
@@ -201,21 +227,7 @@ fn a_working_directory_must_be_absolute() {
     execution.working_dir = Some("/srv".into());
     assert_eq!(built(&plan, &execution, Identity::default(), true)["process"]["cwd"], "/srv");
     plan.spec.working_dir = Some("tmp".into());
-    let around = Surroundings {
-        execution: &execution,
-        identity: Identity::default(),
-        init_program: Path::new("/h"),
-        netns: Path::new("/n"),
-        files: Path::new("/f"),
-        volumes: &|_| PathBuf::new(),
-        disk: None,
-        host_paths: &[],
-        devices: &[],
-        cores: 4,
-        limits: true,
-        open_files: u64::MAX,
-    };
-    assert!(spec(&plan, &around).unwrap_err().permanent);
+    assert!(spec(&plan, &around(&execution, Identity::default(), true)).unwrap_err().permanent);
 }
 
 #[test]

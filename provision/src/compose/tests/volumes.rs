@@ -133,7 +133,8 @@ fn what_is_wrong_with_volumes_is_told_with_its_line() {
         ("[{type: volume, source: data}]", "`target` is missing"),
         ("[{type: bind, target: /a}]", "`source` is missing"),
         ("[{type: tmpfs, source: data, target: /a}]", "no `source`"),
-        ("[{type: volume, source: data, target: /a, volume: {subpath: x}}]", "subpath"),
+        ("[{type: volume, source: data, target: /a, volume: {subpath: /}}]", "all of the volume"),
+        ("[{type: volume, source: data, target: /a, volume: {subpath: a/../../b}}]", "no folder within"),
         ("['/']", "gives no name"),
     ] {
         let text = told(&(service(&format!("volumes: {volumes}")) + more));
