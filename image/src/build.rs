@@ -14,7 +14,7 @@ use semver::Version;
 use crate::apt::{self, Mirrors, hex_sha256};
 use crate::bundle::{self, Names};
 use crate::cache::{Cache, Key};
-use crate::debian::{self, Keep, Parts};
+use crate::debian::{self, Keep, Parts, list};
 use crate::layout::{self, Role};
 use crate::lock::{Lock, Wanted};
 use crate::process::run;
@@ -93,6 +93,11 @@ impl Output {
     #[must_use]
     pub fn bundle(&self) -> PathBuf {
         self.0.join("bundle")
+    }
+    /// Programs that are not in the image, for benchmarks to bring to a machine.
+    #[must_use]
+    pub fn beside(&self) -> PathBuf {
+        self.0.join("beside")
     }
     /// The release's name, 16 hexadecimal digits.
     #[must_use]
@@ -254,6 +259,7 @@ pub fn build(options: &Options) -> Result<Output> {
     let release = progress.step("disk image", || {
         let release =
             Release { version: &version, os_release: &release_text, append: options.append.as_deref() };
+        put_beside(&parts, &output)?;
         Ok((write_disk(&output, &parts, &root, &initrd, &release, lock.as_of)?, Outcome::Done))
     })?;
     progress.step("update bundle", || {
@@ -271,6 +277,15 @@ pub fn build(options: &Options) -> Result<Output> {
     })?;
     report(&output, &root.file, &initrd)?;
     Ok(output)
+}
+
+fn put_beside(parts: &Parts, output: &Output) -> Result<()> {
+    fs::create_dir_all(output.beside())?;
+    for path in list(&parts.beside())? {
+        let name = path.file_name().context("a file without a name")?;
+        replace(&output.beside().join(name), |to| Ok(fs::copy(parts.beside().join(&path), to).map(drop)?))?;
+    }
+    Ok(())
 }
 
 /// A root file system with the tree of its hashes.

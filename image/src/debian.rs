@@ -23,6 +23,8 @@ use crate::process::run;
 pub struct Keep {
     /// Patterns of paths, relative to the root.
     pub files: Vec<String>,
+    /// The same of programs that are put beside the image, for benchmarks to bring to a machine.
+    pub beside: Vec<String>,
     /// Kernel modules.
     pub modules: modules::Wanted,
 }
@@ -40,6 +42,11 @@ impl Parts {
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.0.join("root")
+    }
+    /// The tree of what is put beside the image.
+    #[must_use]
+    pub fn beside(&self) -> PathBuf {
+        self.0.join("beside")
     }
     /// The kernel.
     #[must_use]
@@ -82,6 +89,7 @@ pub fn assemble(lock: &Lock, keep: &Keep, debs: &Path, scratch: &Path, out: &Pat
     unpack(lock, debs, scratch, &unpacked)?;
     let parts = Parts::at(out);
     keep_files(&keep.files, &unpacked, &parts.root())?;
+    keep_files(&keep.beside, &unpacked, &parts.beside())?;
     certificates(&unpacked, &parts.root())?;
     let efi = unpacked.join("usr/lib/systemd/boot/efi");
     copy_file(&efi.join("linuxx64.efi.stub"), &parts.efi_stub())?;

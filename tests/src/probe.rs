@@ -103,12 +103,26 @@ fn archive(name: &str, content: &[u8]) -> Vec<u8> {
 /// # Errors
 /// When it does not answer, or says that it failed, in words.
 pub fn ask(lab: &Lab, machine: &Machine, words: &[&str]) -> Result<String, String> {
+    talk(lab, machine, (words.join("\t") + "\n").as_bytes()).map_err(|error| format!("{words:?}: {error}"))
+}
+
+/// Has the probe make a program of a file's bytes, at a path in the machine.
+///
+/// # Errors
+/// When the file cannot be read, or as [`ask`].
+pub fn put(lab: &Lab, machine: &Machine, file: &Path, path: &str) -> Result<(), String> {
+    let content = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let mut request = format!("put\t{path}\t{}\n", content.len()).into_bytes();
+    request.extend(content);
+    talk(lab, machine, &request).map(drop)
+}
+
+fn talk(lab: &Lab, machine: &Machine, request: &[u8]) -> Result<String, String> {
     let address = (machine.address(), PORT).into();
-    let request = words.join("\t") + "\n";
     let talk = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(request.as_bytes())?;
+        stream.write_all(request)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         Ok(answer)
@@ -117,6 +131,6 @@ pub fn ask(lab: &Lab, machine: &Machine, words: &[&str]) -> Result<String, Strin
     let answer = String::from_utf8_lossy(&answer).into_owned();
     match answer.split_once('\n') {
         Some(("ok", rest)) => Ok(rest.to_owned()),
-        _ => Err(format!("{words:?}: {answer}")),
+        _ => Err(answer),
     }
 }

@@ -14,11 +14,14 @@
 //! | `ticks PATTERN` | CPU time used so far, in clock ticks, all together |
 //! | `threads PATTERN` | `PID TID USER_TICKS SYSTEM_TICKS VOLUNTARY_SWITCHES INVOLUNTARY_SWITCHES NAME` for each of their threads |
 //! | `cat PATH` | a file's content |
+//! | `put PATH BYTES`, then so many bytes | makes a program of them |
 //! | `run PROGRAM ARGUMENT…` | `EXIT_CODE MILLISECONDS`, then its output |
 
 use std::ffi::CString;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -69,9 +72,14 @@ fn serve() -> io::Result<()> {
 
 fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line)?;
+    let mut input = BufReader::new(&stream);
+    input.read_line(&mut line)?;
     let words: Vec<&str> = line.trim_end_matches('\n').split('\t').collect();
-    match carry_out(&words) {
+    let answer = match words[..] {
+        ["put", path, bytes] => put(path, bytes, input),
+        _ => carry_out(&words),
+    };
+    match answer {
         Ok(rest) => {
             stream.write_all(b"ok\n")?;
             stream.write_all(&rest)
@@ -177,6 +185,18 @@ fn processes(pattern: &str) -> io::Result<Vec<Process>> {
 
 fn list(processes: &[Process], line: impl Fn(&Process) -> String) -> Vec<u8> {
     processes.iter().map(|p| format!("{} {}\n", line(p), p.command)).collect::<String>().into_bytes()
+}
+
+/// Makes a program of what comes.
+fn put(path: &str, bytes: &str, input: impl Read) -> io::Result<Vec<u8>> {
+    let bytes: u64 = bytes.parse().map_err(io::Error::other)?;
+    let mut file = File::create(root().join(path.trim_start_matches('/')))?;
+    let came = io::copy(&mut input.take(bytes), &mut file)?;
+    file.set_permissions(fs::Permissions::from_mode(0o755))?;
+    match came == bytes {
+        true => Ok(Vec::new()),
+        false => Err(io::Error::other(format!("{came} of {bytes} bytes came"))),
+    }
 }
 
 /// Runs a program of the image in the image's root.

@@ -44,9 +44,10 @@ fn it_has_a_deadline_from_its_start_on(cluster: &Cluster) {
     let (machine, _) = wait::polling(Duration::from_millis(50), "it starts", STARTING, || {
         started().ok_or("it has not".to_owned())
     });
-    let list = ["run", "/usr/bin/ctr", "--namespace", "hivemind", "containers", "list", "--quiet"];
-    let answer = probe::ask(&cluster.lab, machine, &list).unwrap();
-    let containers: Vec<&str> = answer.lines().skip(1).collect();
+    // Its shim is told its name.
+    let answer = probe::ask(&cluster.lab, machine, &["pids", "containerd-shim-runc-v2"]).unwrap();
+    let named = answer.lines().filter_map(|shim| shim.split_once(" -id ")?.1.split(' ').next());
+    let containers: Vec<&str> = named.collect();
     let [container] = containers[..] else { panic!("{answer}") };
     let fence = format!("/run/hivemind/fences/{container}");
     probe::ask(&cluster.lab, machine, &["cat", &fence]).unwrap_or_else(|error| panic!("{error}"));

@@ -6,7 +6,7 @@ use hivemind_qemu::EmptyRegistry;
 use hivemind_tests::cluster::{Cluster, STARTING};
 use hivemind_tests::{probe, registry, wait};
 
-use super::{START_POLL, TICKS_PER_SECOND, median, number, one_machine, seconds_of, tell};
+use super::{CTR, START_POLL, TICKS_PER_SECOND, median, number, one_machine, seconds_of, tell};
 
 /// Pulls of each kind, in turns; the median counts. Each is of an image of its own, which no machine has.
 const PULLS: usize = 3;
@@ -86,7 +86,7 @@ fn real_seconds(said: &str) -> f64 {
 /// Seconds that containerd's own `ctr` takes to fetch the same and to unpack it.
 fn ctr_pull(cluster: &Cluster, ask: &impl Fn(&[&str]) -> String, image: &str) -> f64 {
     let name = format!("{}:5001/{image}", cluster.lab.gateway());
-    let words = ["run", "/usr/bin/ctr", "-n", "bench", "image", "pull", "--local", "--plain-http", &name];
+    let words = ["run", CTR, "-n", "bench", "image", "pull", "--local", "--plain-http", &name];
     seconds_of(&ask(&words))
 }
 
