@@ -79,7 +79,7 @@ impl Context {
     /// Tells what the holder of a key does here: in the machine's log, and among what has happened.
     fn told(&self, code: &'static str, key: KeyId, workload: Option<&WorkloadId>, what: &str) {
         tracing::info!(code, %key, "{what}");
-        let text = format!("{what}, by key {key}");
+        let text = format!("{what}, by key {}", key.short());
         self.happened.told(self.clock.now(), code, workload.cloned(), text);
     }
 }

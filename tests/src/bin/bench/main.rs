@@ -186,7 +186,7 @@ fn one_machine(name: &str, cpus: u32) -> Cluster {
     cluster.add_with(options);
     power_on(&cluster.machines[0]);
     cluster.wait_for_ready(1);
-    let ctr = cluster.image.disk.with_file_name("beside").join("ctr");
+    let ctr = built().disk.with_file_name("beside").join("ctr");
     let put = probe::put(&cluster.lab, &cluster.machines[0], &ctr, CTR);
     put.unwrap_or_else(|error| panic!("{error}"));
     cluster
