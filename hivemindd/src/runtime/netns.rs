@@ -197,18 +197,20 @@ impl Networks {
         {
             return Err(failed("removing the interface")(error));
         }
-        match umount2(&path, MntFlags::MNT_DETACH) {
-            // Not there, or there but not mounted: half made.
-            Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
-            Err(error) => return Err(failed("removing the namespace")(error)),
-        }
-        Users::forget(&self.users_path(id)).map_err(failed("removing the namespace of its users"))?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("removing the namespace's name")(error))
-            }
-            _ => Ok(()),
-        }
+        unname(&path).map_err(failed("removing the namespace"))?;
+        unname(&self.users_path(id)).map_err(failed("removing the namespace of its users"))
+    }
+}
+
+/// Takes a namespace's name away, which need not be there, or be mounted: half made.
+fn unname(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

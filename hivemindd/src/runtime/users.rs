@@ -17,8 +17,7 @@ use std::process::{Command, Stdio};
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_init::namespaces::THERE;
 use hivemind_spec::workload::MAX_USER;
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use super::client::permanent;
@@ -111,18 +110,6 @@ impl Users {
             mount(Some(namespace.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         }
         Ok(())
-    }
-
-    /// Takes the namespace's name away, which need not be there.
-    pub(super) fn forget(path: &Path) -> io::Result<()> {
-        match umount2(path, MntFlags::MNT_DETACH) {
-            Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
-            Err(error) => return Err(error.into()),
-        }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
     }
 
     /// As the runtime specification has them (OCI runtime specification 1.1, "User namespace mappings").
