@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     {
         return hivemind_init::reaper::run(command);
     }
-    if std::env::args_os().skip(1).eq(["hold"]) {
+    if arguments == ["hold"] {
         return hivemind_init::namespaces::hold();
     }
     if std::process::id() == 1 {

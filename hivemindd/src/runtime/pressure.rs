@@ -89,7 +89,8 @@ async fn watch_disk(folder: &Path, seen: &mpsc::Sender<Seen>) {
     loop {
         let short = disk_state(folder).is_some_and(|disk| disk.used_percent() >= DISK_SHORT_PERCENT);
         // Where there are no control groups there are no containers either.
-        if let (true, Ok(uses)) = (short, each(&|_, id| quota::held_by(folder, id)))
+        if short
+            && let Ok(uses) = each(&|_, id| quota::held_by(folder, id))
             && seen.send(Seen::Short(Scarce::Disk, uses)).await.is_err()
         {
             return;
