@@ -128,6 +128,15 @@ fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     Ok((UdpSocket::from_std(udp.into())?, tcp))
 }
 
+/// Looks a host's address up as a container does, whose name server that is, and whose domain.
+///
+/// # Errors
+/// When there is no such name, or nobody who knows.
+pub async fn address(name: &str, server: IpAddr, domain: &str) -> Result<IpAddr, String> {
+    let found = forward::address(name, SocketAddr::new(server, PORT), domain).await;
+    found.map_err(|error| error.to_string())
+}
+
 /// Name servers by address, on the usual port.
 pub fn on_port(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<SocketAddr> {
     addresses.into_iter().map(|address| SocketAddr::new(address, PORT)).collect()

@@ -10,6 +10,7 @@
 //! in with [`Surroundings`].
 
 mod container;
+mod elsewhere;
 mod environment;
 mod health;
 mod interpolate;
@@ -202,7 +203,10 @@ fn whole(reader: &Reader<'_>, root: &yaml::Node) -> Option<Compiled> {
         let Some(Spec::Workload(workload)) = &mut document.spec else { continue };
         let all = volumes::with_others(reader, &mounts, &document.metadata.name, &mut Vec::new());
         used.extend(all.iter().map(|mount| (mount.volume.clone(), workload.global)));
-        workload.container.volumes = all;
+        let Some(mark) = volumes::give(&shared.volumes, &mut workload.container, all) else { continue };
+        if let Err(error) = Document::parse(&document.to_json()) {
+            reader.fault(mark, format!("service {}: {}", document.metadata.name, error.message));
+        }
     }
     // Volumes first, so that no workload waits for one that is on its way.
     let volumes = volumes::documents(shared.volumes, &used).into_iter().map(|(volume, spec)| {

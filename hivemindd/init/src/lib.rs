@@ -25,6 +25,7 @@ pub mod fence;
 pub mod modules;
 mod mounts;
 pub mod namespaces;
+pub mod nfs;
 mod output;
 mod power;
 pub mod pulse;

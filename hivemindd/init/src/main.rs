@@ -6,7 +6,9 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: hivemind-init              process 1 of a Hivemind machine: `/init` of the initramfs
        hivemind-init reap CMD…    process 1 of a container that runs the command
-       hivemind-init hold         a user and a network namespace, for as long as its input is open";
+       hivemind-init hold         a user and a network namespace, for as long as its input is open
+       hivemind-init nfs SOURCE TARGET OPTIONS
+                                  mounts a folder of an NFS server, or prints why not: a number of errno(3)";
 
 /// Exit status of a wrong command line, as of most programs.
 const USAGE_ERROR: u8 = 2;
@@ -17,6 +19,11 @@ fn main() -> ExitCode {
         && first == "reap"
     {
         return hivemind_init::reaper::run(command);
+    }
+    if let [first, source, target, options] = &arguments[..]
+        && first == "nfs"
+    {
+        return hivemind_init::nfs::run(source, target, options);
     }
     if arguments == ["hold"] {
         return hivemind_init::namespaces::hold();

@@ -36,18 +36,21 @@ pub enum Permission {
     HostNamespaces,
     /// What the machine shows of itself in its files, to read.
     HostPaths,
+    /// Folders of NFS servers, which are asked by the machine.
+    Nfs,
     /// Everything: it is as good as root on the machine.
     Privileged,
 }
 
 impl Permission {
     /// All there are.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Capabilities,
         Self::Devices,
         Self::HostNetwork,
         Self::HostNamespaces,
         Self::HostPaths,
+        Self::Nfs,
         Self::Privileged,
     ];
 
@@ -64,6 +67,7 @@ impl Permission {
             Self::HostNetwork => "host-network",
             Self::HostNamespaces => "host-namespaces",
             Self::HostPaths => "host-paths",
+            Self::Nfs => "nfs",
             Self::Privileged => "privileged",
         }
     }

@@ -6,6 +6,7 @@ mod host_path;
 mod job;
 mod machine;
 mod networks;
+mod nfs;
 pub mod rights;
 mod seccomp;
 mod secrets;
@@ -25,6 +26,7 @@ pub use self::host_path::{HostPath, Reach};
 pub use self::job::{Job, Missed, Overlap, Schedule};
 pub use self::machine::{Device, DeviceRule, HostNamespace, MachineAccess};
 pub use self::networks::{Attachment, DEFAULT_NETWORK};
+pub use self::nfs::{NFS_PORT, NFS_VERSIONS, NfsMount};
 pub use self::seccomp::{
     SeccompAction, SeccompArchitecture, SeccompArgument, SeccompFilter, SeccompOperator, SeccompProfile,
     SeccompRule, SystemCalls, kernel_release,

@@ -117,7 +117,7 @@ impl Forwarder {
         if let Some(resolver) = held.get(&asked) {
             return Some(resolver.clone());
         }
-        match make(&asked) {
+        match make(&asked, Vec::new()) {
             Ok(resolver) => {
                 if held.len() >= MAX_RESOLVERS {
                     held.clear();
@@ -133,7 +133,20 @@ impl Forwarder {
     }
 }
 
-fn make(upstreams: &[SocketAddr]) -> Result<TokioResolver, NetError> {
+/// Looks a host's address up as a container does: at its name server, within its domain too.
+///
+/// # Errors
+/// When there is no such name, or nobody who knows.
+pub(super) async fn address(name: &str, server: SocketAddr, domain: &str) -> Result<IpAddr, NetError> {
+    let domain = Name::from_ascii(domain)?;
+    let found = make(&[server], vec![domain])?.lookup_ip(name).await?;
+    // What asks is IPv4's, unless there is no other way.
+    let mut found: Vec<IpAddr> = found.iter().collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    found.first().copied().ok_or_else(|| NetError::from("it has no address"))
+}
+
+fn make(upstreams: &[SocketAddr], search: Vec<Name>) -> Result<TokioResolver, NetError> {
     let servers = upstreams.iter().map(|upstream| {
         let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
         let on_port = connections.map(|mut connection| {
@@ -153,6 +166,6 @@ fn make(upstreams: &[SocketAddr]) -> Result<TokioResolver, NetError> {
     // Clients follow CNAME chains themselves and need every link.
     options.preserve_intermediates = true;
     options.num_concurrent_reqs = 2;
-    let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+    let config = ResolverConfig::from_parts(None, search, servers.collect());
     Resolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }

@@ -36,7 +36,10 @@ use super::output;
 use super::user::Accounts;
 use super::users::Users;
 use super::views::{Views, Volume};
-use super::{Runtime, cgroup, device, host_path, log_files, on_disk, quota, remove_folder, volume, wall_ms};
+use super::{
+    Runtime, cgroup, device, host_path, layers, log_files, nfs, on_disk, quota, remove_folder, volume,
+    wall_ms,
+};
 
 /// containerd's name of the runtime; its shim is looked up as `containerd-shim-runc-v2`.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -46,9 +49,6 @@ const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the hooks after a start may take together: the start counts as one operation, and others wait for it.
 const HOOKS_LIMIT: Duration = Duration::from_secs(30);
-
-/// Options of an overlay that name the folders with a container's own files.
-const OWN_FILES: [&str; 2] = ["upperdir", "workdir"];
 
 /// The type of a runtime specification.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -92,14 +92,6 @@ pub(super) fn parse_signal(text: &str) -> Result<u32, OperationError> {
     number
         .filter(|number| (1..=LAST_SIGNAL).contains(number))
         .ok_or_else(|| permanent(format!("{text:?} is not a signal; write SIGTERM or a number")))
-}
-
-/// Directories of a snapshot's layers, topmost first.
-pub(super) fn layer_directories(mounts: &[Mount]) -> Vec<PathBuf> {
-    let options = mounts.iter().flat_map(|mount| &mount.options);
-    let layers =
-        options.filter_map(|option| option.strip_prefix("lowerdir=")).flat_map(|list| list.split(':'));
-    layers.map(PathBuf::from).collect()
 }
 
 /// The part of containerd's answer that says why a container does not start.
@@ -199,7 +191,7 @@ impl Runtime {
             .provide(&files, &plan.spec.secrets, &plan.secrets)
             .map_err(|error| transient(format!("writing its secrets: {error}")))?;
         let user = plan.spec.user.as_deref().or(image.execution.user.as_deref()).unwrap_or_default();
-        let identity = Accounts::from_layers(&layer_directories(&mounts)).resolve(user, &plan.spec.groups)?;
+        let identity = Accounts::from_layers(&layers::lower(&mounts)).resolve(user, &plan.spec.groups)?;
         users.as_ref().map_or(Ok(()), |users| users.include(&identity))?;
         let Sources { views, layers, files: own, volumes } =
             self.open_sources(plan, users.as_ref(), mounts, &files).await?;
@@ -239,13 +231,10 @@ impl Runtime {
 
     /// Has the kernel count what the container writes beside its volumes, and limit it if it is to be.
     async fn count_root(&self, plan: &ContainerPlan, layers: &[Mount]) -> Result<(), OperationError> {
-        // What overlayfs makes it makes in its work folder, and renames it within one project.
-        let options = layers.iter().flat_map(|mount| &mount.options);
-        let pairs = options.filter_map(|option| option.split_once('='));
-        let own = pairs.filter(|(name, _)| OWN_FILES.contains(name));
-        let folders: Vec<PathBuf> = own.map(|(_, folder)| folder.into()).collect();
+        let written = layers::written(layers);
+        let folders: Vec<PathBuf> = written.into_iter().flatten().map(Path::to_owned).collect();
         let most = plan.spec.root_size_bytes;
-        if folders.len() != OWN_FILES.len() && most.is_some() {
+        if folders.is_empty() && most.is_some() {
             return Err(permanent("the snapshotter has no layer to limit"));
         }
         let id = plan.id.0.clone();
@@ -290,11 +279,21 @@ impl Runtime {
         };
         let volumes: Vec<Volume> = plan.spec.volumes.iter().filter_map(volume).collect();
         let (at, users) = (self.views(&plan.id), users.cloned());
-        let files = files.to_owned();
+        let (files, helper) = (files.to_owned(), self.settings.init_program.clone());
+        let nfs = nfs::find(plan).await?;
+        let own_name = self.settings.owner.as_ref().map(|(node, _)| node.to_string());
         on_disk("opening what it mounts", move || {
             let mut views = Views::new(at, users)?;
             views.layers(&mut layers)?;
-            let (files, volumes) = (views.files(&files)?, views.volumes(volumes)?);
+            let (files, mut volumes) = (views.files(&files)?, views.volumes(volumes)?);
+            if !nfs.is_empty() {
+                hivemind_init::nfs::prepare(&own_name.unwrap_or_default())?;
+            }
+            for found in nfs {
+                let view = views.place()?;
+                found.mount(&view, &helper)?;
+                volumes.insert(found.target, view);
+            }
             Ok(Sources { views, layers, files, volumes })
         })
         .await
@@ -369,7 +368,7 @@ impl Runtime {
         let asked = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: id.0.clone() };
         let answer = self.containerd.snapshots().mounts(request(asked)).await;
         let mounts = answer.map_err(refused("looking at a snapshot"))?.into_inner().mounts;
-        Ok(Accounts::from_layers(&layer_directories(&mounts)))
+        Ok(Accounts::from_layers(&layers::lower(&mounts)))
     }
 
     async fn run_task(
@@ -586,15 +585,6 @@ mod tests {
             let error = parse_signal(text).unwrap_err();
             assert!(error.permanent && error.text.contains("not a signal"), "{text}");
         }
-    }
-
-    #[test]
-    fn the_layers_of_a_snapshot_are_found_topmost_first() {
-        let mount = Mount {
-            options: vec!["index=off".into(), "upperdir=/u".into(), "lowerdir=/2/fs:/1/fs".into()],
-            ..Default::default()
-        };
-        assert_eq!(layer_directories(&[mount]), [PathBuf::from("/2/fs"), PathBuf::from("/1/fs")]);
     }
 
     #[test]

@@ -15,10 +15,11 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::client::{request, transient};
-use super::container::{layer_directories, start_failure};
+use super::container::start_failure;
 use super::exec::Exec;
 use super::image::LocalImage;
 use super::labels;
+use super::layers;
 use super::oci::{self, Surroundings};
 use super::session::{Pipes, RETRY, attend};
 use super::stream::OtherEnd;
@@ -104,7 +105,7 @@ impl Runtime {
         };
         let around = Surroundings {
             execution: &image.execution,
-            identity: Accounts::from_layers(&layer_directories(&mounts)).resolve("0", &[])?,
+            identity: Accounts::from_layers(&layers::lower(&mounts)).resolve("0", &[])?,
             init_program: &self.settings.init_program,
             netns: &self.networks.path(beside),
             // Who looks into it is the machine's.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hivemind_core::event::{ContainerPlan, OperationError};
 use hivemind_spec::workload::{
     CPU_SHARES, ContainerSpec, DeviceRule, DiskLimits, Hook, HostNamespace, HostPath, MAX_OPEN_FILES,
-    SECRETS_FOLDER, SecretMount, SystemCalls, Tmpfs, Ulimit, VolumeMount, rights,
+    SECRETS_FOLDER, SecretMount, SystemCalls, Tmpfs, Ulimit, rights,
 };
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) users: Option<&'a Users>,
     /// The directory with its `hosts`, `hostname`, `resolv.conf` and files of the document's.
     pub(super) files: &'a Path,
-    /// Where its volumes are, by where they are to be in it.
+    /// Where its volumes are, and what NFS servers have, by where they are to be in it.
     pub(super) volumes: &'a BTreeMap<String, PathBuf>,
     /// The numbers of the machine's disk, where something on it is to be limited.
     pub(super) disk: Option<(u64, u64)>,
@@ -413,15 +413,16 @@ fn host_paths(found: &[(PathBuf, &HostPath)]) -> Vec<Value> {
     found.iter().map(mount).collect()
 }
 
-/// The volumes, those first in which others are mounted.
+/// The volumes and what NFS servers have, those first in which others are mounted.
 fn volumes(plan: &ContainerPlan, around: &Surroundings<'_>) -> Vec<Value> {
-    let mut wanted: Vec<_> = plan.spec.volumes.iter().collect();
-    wanted.sort_by_key(|mount| mount.path.as_str());
-    let mount = |mount: &VolumeMount| {
-        let source = around.volumes.get(&mount.path)?;
-        let access = if mount.read_only { "ro" } else { "rw" };
+    let own = plan.spec.volumes.iter().map(|mount| (mount.path.as_str(), mount.read_only));
+    let nfs = plan.spec.machine.nfs.iter().map(|mount| (mount.target.as_str(), mount.read_only));
+    let wanted: BTreeMap<&str, bool> = own.chain(nfs).collect();
+    let mount = |(path, read_only)| {
+        let source = around.volumes.get(path)?;
+        let access = if read_only { "ro" } else { "rw" };
         let options = ["bind", "rprivate", access, "nosuid", "nodev"];
-        Some(json!({ "destination": mount.path, "type": "bind", "source": source, "options": options }))
+        Some(json!({ "destination": path, "type": "bind", "source": source, "options": options }))
     };
     wanted.into_iter().filter_map(mount).collect()
 }

@@ -4,9 +4,10 @@
 //!   its layers, its files, its volumes ---- open ----> descriptor ---- clone, translate ----> RUN/CONTAINER-views/NUMBER
 //! ```
 //!
-//! There are two reasons for that. Where a container has users of its own, a view translates between them and the disk
+//! There are reasons for that. Where a container has users of its own, a view translates between them and the disk
 //! ([`super::users`]). And a folder of a volume is opened within the volume, because whoever has that can put links into it at
-//! any moment; what was opened is mounted, whatever is there then.
+//! any moment; what was opened is mounted, whatever is there then. And what an NFS server has is mounted there first
+//! ([`super::nfs`]).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,6 +25,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use super::layers;
 use super::users::Users;
 
 /// Rights of a folder of a volume that was not there.
@@ -61,18 +63,14 @@ impl Views {
     /// A view of a snapshot that no container runs on yet: the mount is changed to name the image's layers there. What the
     /// container writes has the numbers that its users have on the machine, and goes with it: the kernel makes an overlay as
     /// the machine's root, who is nobody where it is translated.
-    pub(super) fn layers(&mut self, layers: &mut [Mount]) -> io::Result<()> {
+    pub(super) fn layers(&mut self, mounts: &mut [Mount]) -> io::Result<()> {
         let Some((users, _)) = &self.users else { return Ok(()) };
         let unknown =
             || io::Error::new(io::ErrorKind::InvalidInput, "a snapshot that is no overlay of folders");
-        let [layers] = layers else { return Err(unknown()) };
-        let upper = layers.options.iter().find_map(|option| option.strip_prefix("upperdir="));
-        // `…/snapshots/NUMBER/fs`: all of them are in one folder.
-        let upper = Path::new(upper.ok_or_else(unknown)?);
-        chown(upper, Some(users.root()), Some(users.root()))?;
-        let snapshots = upper.ancestors().nth(2).ok_or_else(unknown)?.to_owned();
+        chown(layers::upper(mounts).ok_or_else(unknown)?, Some(users.root()), Some(users.root()))?;
+        let snapshots = layers::snapshots(mounts).ok_or_else(unknown)?.to_owned();
         let view = self.add(&folder(&snapshots)?)?;
-        for option in &mut layers.options {
+        for option in mounts.iter_mut().flat_map(|mount| &mut mount.options) {
             if let Some(folders) = option.strip_prefix("lowerdir=") {
                 *option = format!("lowerdir={}", moved(folders, &snapshots, &view).ok_or_else(unknown)?);
             }
@@ -103,10 +101,16 @@ impl Views {
         Ok(views)
     }
 
-    fn add(&mut self, folder: &OwnedFd) -> io::Result<PathBuf> {
-        let view = self.at.join(self.count.to_string());
+    /// A place for a mount that somebody else makes.
+    pub(super) fn place(&mut self) -> io::Result<PathBuf> {
+        let place = self.at.join(self.count.to_string());
         self.count += 1;
-        fs::create_dir_all(&view)?;
+        fs::create_dir_all(&place)?;
+        Ok(place)
+    }
+
+    fn add(&mut self, folder: &OwnedFd) -> io::Result<PathBuf> {
+        let view = self.place()?;
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = open_tree(folder, "", flags)?;

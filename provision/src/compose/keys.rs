@@ -2,8 +2,10 @@
 //! reader refuses by this table, `docs/compose.md` is written from it, and a test feeds every key.
 
 mod shown;
+mod volumes;
 
 pub use self::shown::SHOWN;
+pub use self::volumes::*;
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +21,6 @@ use Verdict::{Honoured, Refused};
 /// A key and its verdict.
 pub type Row = (&'static str, Verdict);
 
-const ON_DISK: Verdict = Refused("volumes are on the machines' own disks in this version");
 const ADDRESSES: Verdict = Refused("addresses come from the subnet of each machine; use the service's name");
 const NO_DEVICE: Verdict = Refused("a network is who reaches whom, and has no devices of its own");
 const RIGHTS: Verdict = Refused("containers get no rights over the machine they run on");
@@ -502,71 +503,6 @@ pub const SECRET: &[Row] = &[
     ("template_driver", LATER),
 ];
 
-/// An entry of the top level's `volumes`.
-pub const VOLUME: &[Row] = &[
-    ("driver", Honoured("`local` only: a folder on the disk of a machine")),
-    ("external", Honoured("`true`: it was pushed before, and is as it was pushed")),
-    ("labels", Honoured("the volume's labels")),
-    ("name", Honoured("what it is called in its namespace; the key if not given, with `-` for `_`")),
-    ("driver_opts", ON_DISK),
-];
-
-/// `x-hivemind` of a volume.
-pub const VOLUME_EXTENSION: &[Row] = &[
-    (
-        "per",
-        Honoured(
-            "`cluster`: there is one, and all that use it run where it is; `node`: each machine has its own; `replica`: \
-             each replica has its own, where it stays. `node` if not given and a global service uses it, else `cluster`",
-        ),
-    ),
-    ("size", Honoured("the most that each may hold")),
-];
-
-/// An entry of a service's `volumes` in its long form.
-pub const MOUNT: &[Row] = &[
-    ("bind", Honoured("see below")),
-    ("consistency", Honoured("for macOS; writes are seen by all at once anyway")),
-    ("read_only", Honoured("whether the container may only read it")),
-    (
-        "source",
-        Honoured(
-            "the volume's name, a file or folder of text beside the Compose file, or an absolute path of the machine, by leave of the \
-             namespace: `host-paths` to read what the machine shows of itself (`/sys`, `/dev`, `/etc`, `/usr`), `host-namespaces` for `/proc`, \
-             else `privileged`",
-        ),
-    ),
-    ("target", Honoured("where in the container")),
-    ("tmpfs", Honoured("see below")),
-    ("type", Honoured("`volume`, `bind` or `tmpfs`")),
-    ("volume", Honoured("see below")),
-    ("image", LATER),
-];
-
-/// `bind` of such an entry.
-pub const MOUNT_BIND: &[Row] = &[
-    ("create_host_path", Honoured("without effect: what is mounted must be there")),
-    ("propagation", Honoured("`rslave`: what the machine mounts below later is seen too; else `rprivate`")),
-    ("selinux", Honoured("`z` or `Z`, without effect: machines have no SELinux")),
-    ("recursive", Refused("all that is mounted below comes with it, and to read only where that is")),
-];
-
-/// `volume` of such an entry.
-pub const MOUNT_VOLUME: &[Row] = &[
-    ("nocopy", Honoured("whether a new volume is empty; else it begins with what the image has there")),
-    ("labels", Refused("a volume's labels are under the top level's `volumes`")),
-    (
-        "subpath",
-        Honoured(
-            "a folder of the volume, which is made if it is not there; it does not begin with what the image has",
-        ),
-    ),
-];
-
-/// `tmpfs` of such an entry.
-pub const MOUNT_TMPFS: &[Row] =
-    &[("mode", Honoured("its permissions, octal")), ("size", Honoured("the most it may hold"))];
-
 /// An entry of `depends_on` in its long form.
 pub const DEPENDENCY: &[Row] = &[
     (
@@ -725,6 +661,7 @@ pub const ALL: &[(&str, &[Row])] = &[
     ("networks.NAME", NETWORK),
     ("secrets.NAME", SECRET),
     ("volumes.NAME", VOLUME),
+    ("volumes.NAME.driver_opts", VOLUME_DRIVER),
     ("volumes.NAME.x-hivemind", VOLUME_EXTENSION),
     ("include", INCLUDE),
     ("services.NAME.x-hivemind", EXTENSION),

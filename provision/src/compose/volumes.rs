@@ -7,6 +7,7 @@ use hivemind_spec::document::is_dns_label;
 use hivemind_spec::volume::{Per, VolumeSpec};
 use hivemind_spec::workload::{ContainerSpec, File, HostPath, VolumeMount};
 
+use super::elsewhere::{self, Elsewhere};
 use super::reader::{Reader, fitted};
 use super::yaml::{Key, Mark, Node, Value};
 use super::{keys, service};
@@ -27,6 +28,8 @@ pub(super) struct Declared {
     /// How many there are to be, if the file says it.
     per: Option<Per>,
     size_bytes: Option<u64>,
+    /// Where its data is, if that is not on a machine's disk.
+    elsewhere: Option<Elsewhere>,
     /// Whether it is pushed by others.
     external: bool,
     /// Whether it is a service's that gave it no name.
@@ -58,6 +61,10 @@ fn one(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<Declared> {
             "name" => volume.name = reader.text(value)?,
             "external" => volume.external = reader.boolean(value)?,
             "driver" => reader.word(value, &[("local", ())])?,
+            "driver_opts" => {
+                let options = elsewhere::options(reader, value)?;
+                (volume.elsewhere, volume.size_bytes) = (options.elsewhere, options.size_bytes);
+            }
             _ => service::labels(reader, &mut volume.labels, value)?,
         }
     }
@@ -72,9 +79,13 @@ fn one(reader: &Reader<'_>, name: &Key, node: &Node) -> Option<Declared> {
             }
         }
     }
-    if volume.external && (volume.per.is_some() || volume.size_bytes.is_some() || !volume.labels.is_empty()) {
+    let says_more = volume.per.is_some() || volume.size_bytes.is_some() || !volume.labels.is_empty();
+    if volume.external && (says_more || volume.elsewhere.is_some()) {
         reader
             .fault(name.mark, "an external volume is as whoever pushed it wants it; say no more of it here");
+    } else if volume.elsewhere.is_some() && says_more {
+        let text = "its data is not Hivemind's, so that there is no document with labels, size or how many there are; remove them";
+        reader.fault(name.mark, text);
     }
     Some(named(reader, name.mark, volume))
 }
@@ -83,10 +94,31 @@ fn named(reader: &Reader<'_>, mark: Mark, volume: Declared) -> Declared {
     Declared { name: reader.fitted(mark, &volume.name, "a volume"), ..volume }
 }
 
+/// Gives a container what it mounts. Where some of it is elsewhere, gives where the file says so.
+pub(super) fn give(
+    volumes: &Volumes,
+    container: &mut ContainerSpec,
+    mounts: Vec<VolumeMount>,
+) -> Option<Mark> {
+    container.volumes.clear();
+    let mut mark = None;
+    for mount in mounts {
+        let declared = volumes.values().find(|declared| declared.name == mount.volume);
+        match declared.and_then(|declared| Some((declared, declared.elsewhere.as_ref()?))) {
+            Some((declared, elsewhere)) => {
+                elsewhere::give(container, elsewhere, mount);
+                mark = Some(declared.mark);
+            }
+            None => container.volumes.push(mount),
+        }
+    }
+    mark
+}
+
 /// The documents' contents. `used` are the volumes that services have, each with whether a global one has it.
 pub(super) fn documents(volumes: Volumes, used: &BTreeSet<(String, bool)>) -> Vec<(Declared, VolumeSpec)> {
     let is_used = |volume: &Declared, global| used.contains(&(volume.name.clone(), global));
-    let own = volumes.into_values().filter(|volume| !volume.external);
+    let own = volumes.into_values().filter(|volume| !volume.external && volume.elsewhere.is_none());
     // The service may be left out by its profiles.
     let own = own.filter(|volume| !volume.nameless || is_used(volume, true) || is_used(volume, false));
     let document = move |volume: Declared| {

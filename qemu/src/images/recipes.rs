@@ -50,6 +50,24 @@ http {
 }
 ";
 
+/// Of a server that others outlive: what they held open they may claim again for ten seconds. Users are numbers.
+const GANESHA_CONF: &str = "\
+NFS_CORE_PARAM { Protocols = 4; Enable_NLM = false; Enable_RQUOTA = false; Plugins_Dir = /usr/lib/x86_64-linux-gnu/ganesha; }
+NFSV4 { Lease_Lifetime = 10; Grace_Period = 10; UseGetpwnam = true; Only_Numeric_Owners = true; RecoveryBackend = fs; }
+EXPORT {
+    Export_Id = 1; Path = /export; Pseudo = /export; Access_Type = RW; Squash = None;
+    SecType = sys; Protocols = 4; Transports = TCP; FSAL { Name = VFS; }
+}
+";
+
+/// Which kinds of network there are (netconfig(5)).
+const NETCONFIG: &str = "\
+udp tpi_clts v inet udp - -
+tcp tpi_cots_ord v inet tcp - -
+udp6 tpi_clts v inet6 udp - -
+tcp6 tpi_cots_ord v inet6 tcp - -
+";
+
 /// All images, made from Debian packages in `work` and from this project's own `misbehave`.
 pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
     let mut recipes = Vec::new();
@@ -69,6 +87,8 @@ pub(crate) fn all(work: &Path, say: &dyn Fn(&str)) -> Result<Vec<Recipe>> {
     }
     say("mosquitto");
     recipes.push(mosquitto(work, busybox.clone())?);
+    say("ganesha");
+    recipes.push(ganesha(work, busybox.clone())?);
     say("postgres");
     recipes.push(guestbook::postgres(work, busybox)?);
     say("guestbook");
@@ -204,6 +224,35 @@ fn mosquitto(work: &Path, busybox: Layer) -> Result<Recipe> {
             "Cmd": ["mosquitto", "-c", "/mosquitto/config/mosquitto.conf"],
             "ExposedPorts": { "1883/tcp": {} },
             "Volumes": { "/mosquitto/data": {} },
+        }),
+        layers: vec![busybox, libraries, program],
+    })
+}
+
+/// A server of files by NFS, version 4, which is a program like others and no part of the kernel.
+fn ganesha(work: &Path, busybox: Layer) -> Result<Recipe> {
+    let packages = ["nfs-ganesha", "nfs-ganesha-vfs"];
+    let unpacked = Unpacked::fetch(&packages, &work.join("debs"), &work.join("ganesha"))?;
+    let (mut libraries, mut program) = (Layer::default(), Layer::default());
+    unpacked.add_program(&mut program, &mut libraries, "usr/bin/ganesha.nfsd")?;
+    let kind = "usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so";
+    program.copy(&unpacked.path(kind)?, kind, 0o644)?;
+    program.folder("var/lib/nfs/ganesha", 0o755, 0).folder("export", 0o755, 0);
+    program.file("etc/ganesha/ganesha.conf", 0o644, GANESHA_CONF);
+    // It looks for both, whatever it is told to do.
+    program.file("etc/netconfig", 0o644, NETCONFIG).symlink("etc/mtab", "/proc/self/mounts");
+    let command =
+        ["ganesha.nfsd", "-F", "-f", "/etc/ganesha/ganesha.conf", "-L", "STDOUT", "-p", "/run/ganesha.pid"];
+    program.folder("run", 0o755, 0);
+    Ok(Recipe {
+        name: "ganesha",
+        tag: "1",
+        vocabulary: &OCI,
+        config: json!({
+            "Env": ["PATH=/bin:/usr/bin"],
+            "Cmd": command,
+            "ExposedPorts": { "2049/tcp": {} },
+            "Volumes": { "/export": {}, "/var/lib/nfs/ganesha": {} },
         }),
         layers: vec![busybox, libraries, program],
     })

@@ -22,6 +22,7 @@ mod integrity;
 mod jobs;
 mod joining;
 mod networks;
+mod nfs;
 mod orders;
 mod power;
 mod releases;

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::container::ContainerSpec;
 use super::host_path::{HostPath, Reach, is_plain};
+use super::nfs::NfsMount;
 use super::rights;
 use super::seccomp::SystemCalls;
 use super::tmpfs::may_cover;
@@ -40,6 +41,9 @@ pub struct MachineAccess {
     /// Folders and files of the machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_paths: Vec<HostPath>,
+    /// Folders of NFS servers, which the machine mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nfs: Vec<NfsMount>,
     /// The system calls that it may make; absent: all but those that reach the kernel's rarely used parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_calls: Option<SystemCalls>,
@@ -104,6 +108,7 @@ impl ContainerSpec {
             (Permission::HostNetwork, self.has_host_network()),
             (Permission::HostNamespaces, namespaces || reaches(Reach::Processes)),
             (Permission::HostPaths, reaches(Reach::Shown)),
+            (Permission::Nfs, !access.nfs.is_empty()),
             (Permission::Privileged, everything),
         ];
         asks.into_iter().filter(|(_, asks)| *asks).map(|(permission, _)| permission).collect()
@@ -143,6 +148,17 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), DocumentError> {
             return fail(&format!("hostPaths/{index}"), format!("{} is there twice", host.target));
         }
     }
+    if access.nfs.len() > MAX_DEVICES {
+        return fail("nfs", format!("has more than {MAX_DEVICES} folders"));
+    }
+    for (index, nfs) in access.nfs.iter().enumerate() {
+        nfs.validate().or_else(|text| fail(&format!("nfs/{index}"), text))?;
+        let is_taken = access.nfs[..index].iter().any(|other| other.target == nfs.target)
+            || spec.volumes.iter().any(|mount| mount.path == nfs.target);
+        if is_taken {
+            return fail(&format!("nfs/{index}"), format!("{} is there twice", nfs.target));
+        }
+    }
     if let Some(odd) = access.device_rules.iter().find(|rule| DeviceRule::parse(rule).is_none()) {
         let text = format!("{odd:?} is no rule for devices; write for example \"c 188:* rw\"");
         return fail("deviceRules", text);
@@ -176,6 +192,7 @@ fn beyond_own_users(access: &MachineAccess) -> Option<&'static str> {
         (!access.host_namespaces.is_empty(), "one of the machine's namespaces"),
         (!access.device_rules.is_empty(), "devices to make nodes of (`deviceRules`)"),
         (access.outlasts_memory, "memory that outlasts the machine's"),
+        (!access.nfs.is_empty(), "folders of an NFS server, which knows the machine's users"),
     ];
     refused.into_iter().find(|(has, _)| *has).map(|(_, what)| what)
 }

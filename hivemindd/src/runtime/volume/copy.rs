@@ -13,6 +13,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
+use crate::runtime::layers;
+
 /// Folders within folders that are followed: deeper than any image has, and an end to what was made to have none.
 const MAX_DEPTH: usize = 256;
 
@@ -32,12 +34,13 @@ impl Image {
         let options = layers.options.iter().filter(|option| option.contains('='));
         let options = options.map(String::as_str).collect::<Vec<_>>().join(",");
         // The kernel takes a page of options, and an image may have a hundred layers in one long path.
-        let long = snapshots(&options)
-            .map(|folder| Ok::<_, io::Error>((folder, File::open(folder)?)))
-            .transpose()?;
+        let long = layers::snapshots(mounts).map(|folder| Ok::<_, io::Error>((folder, File::open(folder)?)));
+        let long = long.transpose()?;
         let options = match &long {
-            Some((folder, open)) => options.replace(*folder, &format!("/proc/self/fd/{}", open.as_raw_fd())),
-            None => options.clone(),
+            Some((folder, open)) => {
+                options.replace(&*folder.to_string_lossy(), &format!("/proc/self/fd/{}", open.as_raw_fd()))
+            }
+            None => options,
         };
         let (source, kind) = (Path::new(&layers.source), layers.r#type.as_str());
         mount(Some(source), at, Some(kind), MsFlags::MS_RDONLY, Some(options.as_str()))?;
@@ -67,12 +70,6 @@ impl Image {
         let from = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
         copy_folder(&from, into, &File::from(folder).metadata()?, MAX_DEPTH)
     }
-}
-
-/// The folder that all layers are in, from the options of an overlay: `…/SNAPSHOT/fs`.
-fn snapshots(options: &str) -> Option<&str> {
-    let lower = options.split(',').find_map(|option| option.strip_prefix("lowerdir="))?;
-    lower.split(':').next()?.rsplitn(3, '/').nth(2).filter(|folder| !folder.is_empty())
 }
 
 impl Drop for Image {
@@ -133,13 +130,6 @@ pub(super) fn give(path: &Path, uid: u32, gid: u32, mode: u32) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_folder_of_all_layers_is_found_in_an_overlays_options() {
-        assert_eq!(snapshots("index=off,upperdir=/s/9/fs,lowerdir=/a/s/2/fs:/a/s/1/fs"), Some("/a/s"));
-        assert_eq!(snapshots("index=off,lowerdir=/2/fs"), None);
-        assert_eq!(snapshots("size=1"), None);
-    }
 
     #[test]
     fn a_copy_has_owners_modes_and_links_and_does_not_leave_the_image() {

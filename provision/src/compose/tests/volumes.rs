@@ -2,7 +2,7 @@
 
 use hivemind_spec::namespace::Permission;
 use hivemind_spec::volume::Per;
-use hivemind_spec::workload::HostPath;
+use hivemind_spec::workload::{HostPath, NfsMount};
 
 use super::*;
 
@@ -108,6 +108,63 @@ fn paths_of_the_machine_are_mounted_and_its_time_zone_is_none() {
 }
 
 #[test]
+fn volumes_whose_data_is_elsewhere_are_mounted_from_there_and_have_no_document() {
+    let text = "\
+services:
+  web:
+    image: a
+    volumes:
+      - pages:/srv:ro
+      - {type: volume, source: media, target: /media, volume: {subpath: films/new}}
+      - ports:/serial
+      - cache:/cache
+  backup:
+    image: a
+    volumes_from: ['web:ro']
+volumes:
+  pages:
+    driver_opts: {type: nfs, o: 'addr=10.40.0.199,nolock,soft,rw,timeo=30', device: ':/docker/example'}
+  media:
+    driver: local
+    driver_opts: {type: nfs4, o: nfsvers=4.1, device: 'nas.example.org:/export/media/'}
+  ports:
+    driver_opts: {type: none, o: 'bind,rslave', device: /dev/serial/}
+  cache:
+    driver_opts: {size: 64m}
+";
+    let compiled = compiled(text);
+    let documents: Vec<&str> =
+        compiled.documents.iter().map(|document| document.metadata.name.as_str()).collect();
+    assert_eq!(documents, ["cache", "backup", "web"]);
+    let Some(Spec::Volume(cache)) = &compiled.documents[0].spec else { panic!("{documents:?}") };
+    assert_eq!(cache.size_bytes, Some(64 << 20));
+    let nfs = |server: &str, path: &str, target: &str, read_only, options: &[&str]| NfsMount {
+        server: server.into(),
+        path: path.into(),
+        target: target.into(),
+        read_only,
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+    };
+    for (document, read_only) in [(&compiled.documents[2], false), (&compiled.documents[1], true)] {
+        let container = &document.workload().unwrap().container;
+        let expected = [
+            nfs("10.40.0.199", "/docker/example", "/srv", true, &["soft", "timeo=30"]),
+            nfs("nas.example.org", "/export/media/films/new", "/media", read_only, &["vers=4.1"]),
+        ];
+        assert_eq!(container.machine.nfs, expected);
+        let [host] = &container.machine.host_paths[..] else { panic!("{:?}", container.machine) };
+        assert_eq!((host.path.as_str(), host.target.as_str()), ("/dev/serial", "/serial"));
+        assert_eq!((host.read_only, host.follows), (read_only, true));
+        let volumes: Vec<&str> = container.volumes.iter().map(|mount| mount.volume.as_str()).collect();
+        assert_eq!(volumes, ["cache"]);
+        assert_eq!(container.permissions(), [Permission::HostPaths, Permission::Nfs].into());
+    }
+    // Who its users are only the machine can say.
+    let own = told(&text.replacen("    image: a\n", "    image: a\n    userns_mode: auto\n", 1));
+    assert!(own.contains("cannot have folders of an NFS server"), "{own}");
+}
+
+#[test]
 fn what_is_wrong_with_volumes_is_told_with_its_line() {
     let more = "volumes: {data: {}}\n";
     for (volumes, wanted) in [
@@ -143,7 +200,24 @@ fn what_is_wrong_with_volumes_is_told_with_its_line() {
     for (volumes, wanted) in [
         ("{'a b': {}}", "cannot name a volume"),
         ("{data: {driver: nfs}}", "not one of `local`"),
-        ("{data: {driver_opts: {type: nfs}}}", "machines' own disks"),
+        ("{data: {driver_opts: {type: nfs}}}", "`device` is missing"),
+        ("{data: {driver_opts: {type: nfs, device: ':/a'}}}", "the server is missing"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:a'}}}", "the server is missing"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:/a/../b'}}}", "no path on a server"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:/a', o: nfsvers=3}}}", "4.2, 4.1, 4.0 are"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:/a', o: sec=krb5}}}", "no option for NFS"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:/a', size: 1g}}}", "on the disk of a machine"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:/a'}, labels: {a: b}}}", "not Hivemind's"),
+        ("{data: {driver_opts: {type: nfs, device: 'files:/a'}, external: true}}", "external"),
+        ("{data: {driver_opts: {type: cifs, device: '//files/a'}}}", "not one of"),
+        ("{data: {driver_opts: {device: /srv}}}", "`type` is missing"),
+        ("{data: {driver_opts: {type: none, device: srv, o: bind}}}", "no absolute path"),
+        ("{data: {driver_opts: {type: none, device: /srv}}}", "with `o: bind`"),
+        (
+            "{data: {driver_opts: {type: none, device: /srv, o: 'bind,sync'}}}",
+            "`bind`, `ro` and `rslave` are",
+        ),
+        ("{data: {driver_opts: {mountpoint: /srv}}}", "not a key here"),
         ("{data: {external: true, labels: {a: b}}}", "external"),
         ("{data: {x-hivemind: {per: machine}}}", "not one of"),
         ("{data: {x-hivemind: {size: 1}}}", "at least"),
