@@ -25,6 +25,8 @@ pub(super) const UNNEEDED_MS: u64 = 60_000;
 pub(super) struct Garbage {
     /// Since when, [`Time::mono_ms`].
     unneeded_since: BTreeMap<String, u64>,
+    /// Those of them that could not be removed.
+    stuck: BTreeSet<String>,
     /// Whether the disk was full, and there is not enough room again.
     full: bool,
 }
@@ -32,6 +34,7 @@ pub(super) struct Garbage {
 impl Garbage {
     fn look(&mut self, now: Time, disk: Option<DiskState>, unneeded: &BTreeSet<&String>) {
         self.unneeded_since.retain(|image, _| unneeded.contains(image));
+        self.stuck.retain(|image| unneeded.contains(image));
         for image in unneeded {
             if !self.unneeded_since.contains_key(*image) {
                 self.unneeded_since.insert((*image).clone(), now.mono_ms);
@@ -52,15 +55,16 @@ impl Garbage {
         Some((image, since.saturating_add(UNNEEDED_MS)))
     }
 
-    /// Whether there is any, which may go soon.
+    /// Whether there is any that may go soon.
     pub(super) fn is_any(&self) -> bool {
-        !self.unneeded_since.is_empty()
+        self.unneeded_since.keys().any(|image| !self.stuck.contains(image))
     }
 
     /// Takes note that an image could not be removed: it is tried again after the others.
     pub(super) fn stays(&mut self, now: Time, image: &str) {
         if let Some(since) = self.unneeded_since.get_mut(image) {
             *since = now.mono_ms;
+            self.stuck.insert(image.to_owned());
         }
     }
 }

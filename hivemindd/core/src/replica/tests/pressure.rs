@@ -109,6 +109,25 @@ fn who_makes_room_has_little_time_for_it_and_starts_again_later_each_time() {
 }
 
 #[test]
+fn an_image_that_cannot_be_removed_keeps_nobody_from_making_room() {
+    let mut bench = running(&[("log", 0, 50)]);
+    bench.inventory.images.insert("registry.test/unneeded:1".to_owned());
+    bench.inventory.disk = Some(DiskState { used_bytes: 960 * MIB, total_bytes: 1000 * MIB });
+    bench.observe();
+    let short = |bench: &mut Bench| {
+        let uses = [(bench.id("log"), 300 * MIB)].into();
+        bench.replicas.short(Scarce::Disk, uses);
+        bench.step();
+    };
+    bench.wait(UNNEEDED_MS);
+    short(&mut bench);
+    assert_eq!(bench.stopped(), Vec::<String>::new(), "it goes first");
+    bench.fail_one("in use", false);
+    short(&mut bench);
+    assert_eq!(bench.stopped(), ["log"]);
+}
+
+#[test]
 fn when_the_disk_is_full_who_wrote_much_of_it_makes_room_and_keeps_nothing_while_it_waits() {
     let mut bench = running(&[("db", 10, 100), ("web", 0, 200), ("log", 0, 50), ("batch", -5, 0)]);
     bench.inventory.disk = Some(DiskState { used_bytes: 960 * MIB, total_bytes: 1000 * MIB });
