@@ -176,6 +176,7 @@ impl Bundle {
             node: Node::default(),
             network: Network::default(),
             registries: Registries::default(),
+            install: None,
         }
     }
 

@@ -346,7 +346,7 @@ pub struct TokenCreate {
 pub enum Image {
     /// Write the machine configuration onto an image file or a disk
     #[command(
-        after_help = "Examples:\n  hivemind image configure hivemind.img\n  hivemind image configure /dev/sdx --hostname edge-1 --label site=roof\n  hivemind image configure --output-file node.toml"
+        after_help = "Examples:\n  hivemind image configure hivemind.img\n  hivemind image configure /dev/sdx --hostname edge-1 --label site=roof\n  hivemind image configure /dev/sdx --install\n  hivemind image configure --output-file node.toml"
     )]
     Configure(Box<ImageConfigure>),
 }
@@ -390,6 +390,10 @@ pub struct ImageConfigure {
     /// A time server
     #[arg(long, value_delimiter = ',')]
     pub ntp: Vec<String>,
+    /// Have machines that are started from it install it on another disk and switch themselves off: on that with the serial
+    /// number, whatever it has, or on the only one that is blank and not at the USB
+    #[arg(long, value_name = "SERIAL", num_args = 0..=1, require_equals = true)]
+    pub install: Option<Option<String>>,
     /// Print the configuration instead
     #[arg(long, conflicts_with = "output_file")]
     pub stdout: bool,

@@ -350,6 +350,11 @@ impl Machine {
         self.options().clock_offset_s = offset;
     }
 
+    /// Sets what else QEMU is given, from the next power-on.
+    pub fn set_extra_args(&self, arguments: Vec<OsString>) {
+        self.options().extra_args = arguments;
+    }
+
     /// Whether it has power.
     pub fn is_on(&self) -> bool {
         self.lock().as_mut().is_some_and(|running| running.process.ended().is_none())

@@ -141,6 +141,12 @@ pub(super) fn load(disk: Option<&Disk>) -> Option<MachineConfig> {
     None
 }
 
+/// The configuration on a partition, if there is a valid one.
+pub(super) fn peek(partition: &Path) -> Option<MachineConfig> {
+    let bytes = Source::Partition(partition.to_owned()).read().ok()??;
+    MachineConfig::parse_bytes(&bytes).ok()
+}
+
 /// Looks again, as long as there is none: somebody may have plugged in a stick.
 pub(super) fn load_again_if_missing() {
     if !Path::new(MACHINE).exists() {

@@ -22,6 +22,7 @@ pub mod drivers;
 pub mod durable;
 mod early;
 pub mod fence;
+mod install;
 pub mod modules;
 mod mounts;
 pub mod namespaces;
@@ -87,7 +88,11 @@ pub fn run() -> ! {
 
 /// Supervises in that root until told to stop. A root that cannot be read is what failed, whatever failed for it.
 fn run_from(root: &Root, release: Option<&Release>) -> Result<How, Error> {
-    let supervised = early::enter(root).and_then(|()| Supervisor::new(prepare()?, root, release)?.run());
+    let supervised = early::enter(root).and_then(|()| match prepare(release)? {
+        Some(buttons) => Supervisor::new(buttons, root, release)?.run(),
+        // Installed: what it was started from is to be pulled out.
+        None => Ok(How::PowerOff),
+    });
     supervised.map_err(|error| if root.is_corrupt() { Error::RootCorrupt(Some(error.into())) } else { error })
 }
 
@@ -122,8 +127,8 @@ pub fn request_power_off() -> nix::Result<()> {
 /// Everything up to the first child. Only what makes supervising pointless is an error.
 ///
 /// Returns the power buttons: opened as early as there are any, they keep a press during a long
-/// check of the disk.
-fn prepare() -> Result<Vec<power::Button>, Error> {
+/// check of the disk. None: the machine was installed on another disk, and there is nothing to supervise.
+fn prepare(release: Option<&Release>) -> Result<Option<Vec<power::Button>>, Error> {
     mounts::mount_all()?;
     sys::quiet_kernel();
     line(&format!("hivemindd {} on Linux {}", env!("CARGO_PKG_VERSION"), sys::kernel_release()));
@@ -142,6 +147,9 @@ fn prepare() -> Result<Vec<power::Button>, Error> {
         line(&format!("the loopback interface stays down: {error}"));
     }
     let disk = block::boot_disk()?;
+    if let Some(config) = install::ordered(&disk) {
+        return install::run(&disk, config, release).map(|()| None);
+    }
     let size = state::bring_up(&disk)?;
     line(&format!("state partition mounted ({})", human_size(size)));
     let hostname = config::load(Some(&disk)).and_then(|config| config.node.hostname);
@@ -150,7 +158,7 @@ fn prepare() -> Result<Vec<power::Button>, Error> {
     }
     state::provide_machine_id();
     cgroup::make_tree()?;
-    Ok(buttons)
+    Ok(Some(buttons))
 }
 
 /// `7.5 GiB`.
@@ -214,6 +222,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// The machine cannot be installed as its configuration orders.
+    #[error("install-refused: {0}")]
+    Install(String),
     /// No slot begins as the release's root does.
     #[error("root-corrupt: no slot holds the root of this release")]
     NoRoot,

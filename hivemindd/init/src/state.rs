@@ -25,7 +25,7 @@ use super::console::line;
 use super::{Error, mounts, reset, sys, watchdog};
 
 /// The partition's name in the table.
-const PARTNAME: &str = "state";
+pub(super) const PARTNAME: &str = "state";
 
 const MOUNT_POINT: &str = "/var";
 

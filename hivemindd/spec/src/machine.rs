@@ -51,6 +51,19 @@ pub struct MachineConfig {
     /// Container registries.
     #[serde(default)]
     pub registries: Registries,
+    /// Present when the machine is to be installed on another disk than the one it was started from, and do nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install: Option<Install>,
+}
+
+/// Where a machine is to be installed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Install {
+    /// The disk by its serial number, which is overwritten whatever it has; absent: the only one that is blank and not at the
+    /// USB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
 }
 
 /// Which cluster the machine belongs to.

@@ -38,6 +38,7 @@ impl Operator {
             node: Default::default(),
             network: Default::default(),
             registries: Default::default(),
+            install: None,
         }
     }
 }

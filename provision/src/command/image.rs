@@ -1,6 +1,6 @@
 //! `hivemind image`.
 
-use hivemind_spec::machine::MachineConfig;
+use hivemind_spec::machine::{Install, MachineConfig};
 use serde_json::json;
 
 use crate::bundle::read_config;
@@ -82,6 +82,7 @@ fn machine_config(token: &StoredToken, options: &ImageConfigure) -> Result<Machi
     for (registry, mirror) in &options.mirrors {
         config.registries.mirrors.entry(registry.clone()).or_default().push(mirror.clone());
     }
+    config.install = options.install.clone().map(|disk| Install { disk });
     let network = &mut config.network;
     network.interface = options.interface.clone().or(network.interface.take());
     network.address = options.address.clone().or(network.address.take());

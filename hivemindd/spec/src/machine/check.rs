@@ -73,7 +73,11 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Fault> {
     }
     check_node(&config.node)?;
     check_network(&config.network)?;
-    check_registries(&config.registries)
+    check_registries(&config.registries)?;
+    match config.install.as_ref().and_then(|install| install.disk.as_deref()) {
+        Some("") => Err(fault("install.disk", "is empty; write the disk's serial number, or remove it")),
+        _ => Ok(()),
+    }
 }
 
 fn check_cluster(cluster: &Cluster) -> Result<(), Fault> {
