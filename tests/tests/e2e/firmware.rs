@@ -24,7 +24,8 @@ fn a_stick_installs_itself_on_the_blank_disk_of_a_machine_that_joins_from_there(
     let stick = cluster.image.disk.clone();
     cluster.configure(&stick, &["--install"]);
     let drive = format!("if=none,id=stick,format=raw,file={}", stick.display());
-    let plugged = ["-drive", &drive, "-device", "usb-storage,drive=stick,bootindex=0"].map(Into::into).to_vec();
+    let plugged =
+        ["-drive", &drive, "-device", "usb-storage,drive=stick,bootindex=0"].map(Into::into).to_vec();
     let disk = Disk { base: None, size: Some(4 << 30), cache: Default::default() };
     let options = MachineOptions {
         hardware: Hardware::Nvme,

@@ -135,7 +135,7 @@ volumes:
     let compiled = compiled(text);
     let documents: Vec<&str> =
         compiled.documents.iter().map(|document| document.metadata.name.as_str()).collect();
-    assert_eq!(documents, ["cache", "backup", "web"]);
+    assert_eq!(documents, ["cache", "web", "backup"]);
     let Some(Spec::Volume(cache)) = &compiled.documents[0].spec else { panic!("{documents:?}") };
     assert_eq!(cache.size_bytes, Some(64 << 20));
     let nfs = |server: &str, path: &str, target: &str, read_only, options: &[&str]| NfsMount {
@@ -145,7 +145,7 @@ volumes:
         read_only,
         options: options.iter().map(|option| (*option).to_owned()).collect(),
     };
-    for (document, read_only) in [(&compiled.documents[2], false), (&compiled.documents[1], true)] {
+    for (document, read_only) in [(&compiled.documents[1], false), (&compiled.documents[2], true)] {
         let container = &document.workload().unwrap().container;
         let expected = [
             nfs("10.40.0.199", "/docker/example", "/srv", true, &["soft", "timeo=30"]),
