@@ -12,7 +12,7 @@ use hivemind_spec::dsse::Envelope;
 use hivemind_spec::id::ReleaseId;
 use hivemind_spec::key::SigningKey;
 use hivemind_spec::problem::Code;
-use hivemind_spec::workload::{Exclusive, Job, Resources, RestartCondition, Takeover};
+use hivemind_spec::workload::{Condition, Dependency, Exclusive, Job, Resources, RestartCondition, Takeover};
 
 use super::cast::{self, KeyShape, START_MS, workload_id};
 use super::trace::Trace;
@@ -49,6 +49,9 @@ const STEADY: &str = "steady";
 
 /// Its secret, which more than half of the machines can open: the others are given keys to it.
 const PASSWORD: &str = "password";
+
+/// The workload of which each machine has one.
+const EVERYWHERE: &str = "everywhere";
 
 /// The workload that waits for its nodes.
 const HOMELY: &str = "homely";
@@ -274,6 +277,12 @@ impl Life {
             self.push_now(0, envelope)?;
         }
         let revision = self.next_revision();
+        let everywhere = cast::workload_with(EVERYWHERE, revision, &cast::root_key(), |spec| {
+            (spec.global, spec.priority) = (true, 100);
+            spec.container.resources.cpu_request_millis = Some(100);
+        });
+        self.push_now(0, everywhere)?;
+        let revision = self.next_revision();
         self.push_now(0, cast::namespace_with_devices(revision))?;
         let revision = self.next_revision();
         self.push_now(0, cast::volume(KEEPER, revision))?;
@@ -286,7 +295,7 @@ impl Life {
         self.push_now(0, keeper)?;
         let placed = |world: &World| {
             let runs: BTreeSet<String> = world.machines.iter().flat_map(|m| m.runs()).collect();
-            runs.len() == 2 * count as usize + 1
+            runs.len() == 3 * count as usize + 1
         };
         if !self.world.run_until(HEALING_MS, placed) || !self.world.run_until(FORMING_MS, World::agrees) {
             self.kept()?;
@@ -657,12 +666,14 @@ impl Life {
         let only_scaled = self.world.chance(30);
         let asks_for_modem = self.world.chance(15);
         let ends = self.world.chance(25);
+        let depends_on = self.dependency(name);
         let mut document = cast::workload_document(name, revision, |spec| {
             (spec.replicas, spec.priority, spec.takeover) = (replicas, priority, takeover);
             spec.container.resources = Resources { cpu_request_millis: Some(cpu), ..Resources::default() };
             if ends {
                 spec.restart.condition = RestartCondition::OnFailure;
             }
+            spec.depends_on.extend(depends_on);
             if asks_for_modem {
                 spec.container.machine.devices.push(cast::modem());
             }
@@ -673,6 +684,17 @@ impl Life {
         });
         document.metadata.ancestors = Some(self.lineage(index, name));
         cast::sign(&document, key)
+    }
+
+    /// What a workload of this name may wait for: one of those before it, so that they never wait for each other.
+    fn dependency(&mut self, name: &str) -> Option<Dependency> {
+        let before: Vec<&str> = NAMES.into_iter().take_while(|other| *other != name).collect();
+        if before.is_empty() || !self.world.chance(30) {
+            return None;
+        }
+        let workload = before[self.world.dice(before.len())].to_owned();
+        let condition = [Condition::Started, Condition::Healthy][self.world.dice(2)];
+        Some(Dependency { workload, condition, required: self.world.chance(50) })
     }
 
     /// The root key retires or revokes another.

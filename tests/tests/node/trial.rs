@@ -2,7 +2,8 @@
 
 use hivemind_core::event::Event;
 use hivemind_core::node::STEADY_MS;
-use hivemind_spec::workload::RestartCondition;
+use hivemind_spec::document::{DEFAULT_NAMESPACE, Document, Kind, SpecKey};
+use hivemind_spec::workload::{Condition, Dependency, RestartCondition, WorkloadSpec};
 use hivemind_tests::sim::cast::*;
 use hivemind_tests::sim::world::World;
 
@@ -81,6 +82,45 @@ fn a_release_that_does_not_run_what_ran_before_is_not_good() {
     (0..3).filter(|other| *other != updated).for_each(|other| world.power_on(other));
     world.run(LONG_MS);
     assert!(world.machines[updated].on_trial);
+}
+
+#[test]
+fn what_waits_for_others_or_is_no_longer_allowed_is_no_reason_to_leave_a_release() {
+    let mut world = World::with_machines(80, 3);
+    assert!(world.run_until(8000, World::agrees));
+    world.machines.iter_mut().for_each(|machine| machine.has_modem = true);
+    world.push(0, namespace_with_devices(4)).expect("it is accepted");
+    world.push(0, workload("db", 5, 1, &root_key())).expect("it is accepted");
+    let each = |name, shape: &dyn Fn(&mut WorkloadSpec)| {
+        workload_with(name, 6, &root_key(), |spec| {
+            (spec.replicas, spec.max_per_node) = (3, Some(1));
+            shape(spec);
+        })
+    };
+    let web = each("web", &|spec| {
+        let (workload, condition) = ("db".to_owned(), Condition::Started);
+        spec.depends_on = vec![Dependency { workload, condition, required: true }];
+    });
+    let hub = each("hub", &|spec| spec.container.machine.devices.push(modem()));
+    for envelope in [web, hub] {
+        world.push(0, envelope).expect("it is accepted");
+    }
+    assert!(world.run_until(60_000, |world| running(world).len() == 7));
+    world.run(3000);
+    let has_db = running(&world).into_iter().find(|(_, name)| name.contains("db")).unwrap().0;
+    let updated = (has_db + 1) % 3;
+    world.power_off(updated);
+    world.machines[updated].on_trial = true;
+    for gone in [
+        workload_key("db"),
+        SpecKey { kind: Kind::Namespace, namespace: String::new(), name: DEFAULT_NAMESPACE.into() },
+    ] {
+        world.push(has_db, sign(&Document::tombstone(&gone, 7), &root_key())).expect("it is accepted");
+    }
+    world.run(3000);
+    world.power_on(updated);
+    assert!(world.run_until(LONG_MS, |world| !world.machines[updated].on_trial));
+    assert!(running(&world).iter().all(|(index, _)| *index != updated), "neither runs there");
 }
 
 #[test]

@@ -307,7 +307,7 @@ impl Node {
     }
 
     /// What the workloads of these replicas wait for before they start.
-    fn waits_of<'a>(
+    pub(super) fn waits_of<'a>(
         &self,
         replicas: impl Iterator<Item = (&'a ReplicaId, &'a &'a Workload)>,
     ) -> BTreeMap<WorkloadId, String> {

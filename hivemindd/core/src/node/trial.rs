@@ -13,6 +13,7 @@ use super::replication::SAVE_SEEN_EVERY_MS;
 use crate::cluster::Workload;
 use crate::event::{Action, Actions, NodeFacts};
 use crate::mutation::{Mutation, is_on};
+use crate::permission;
 use crate::record::ReplicaId;
 use crate::time::Time;
 
@@ -84,16 +85,22 @@ impl Node {
         let back = self.trial.met.iter().filter(|id| self.liveness.alive.contains(id)).count();
         let revoked = self.trial.met.iter().filter(|id| self.is_revoked(id)).count();
         let met = self.trial.met.len() - revoked;
+        let wanted = self.cluster.assignments(&self.settings.me);
+        // What is missing then is not this node's to have.
+        let waits = self.waits_of(wanted.iter());
+        let barred = permission::barred(&self.cluster, wanted.iter().map(|(id, w)| (&id.workload, *w)));
         let runs = |(id, workload): (&ReplicaId, &&Workload)| {
             let status = self.cluster.replicas.get(&(id.clone(), self.settings.me));
             status.is_some_and(|status| match status.phase {
                 Phase::Running | Phase::Completed => true,
-                // It has what it needs but for a lease, which others have to give.
-                Phase::Assigned => workload.spec.exclusive.is_some(),
+                // It has what it needs but for a lease, which others have to give, or a leave, which operators do.
+                Phase::Assigned => {
+                    let [waits, barred] = [&waits, &barred].map(|those| those.contains_key(&id.workload));
+                    workload.spec.exclusive.is_some() || waits || barred
+                }
                 _ => false,
             })
         };
-        let wanted = self.cluster.assignments(&self.settings.me);
         facts.problems.is_empty()
             && self.cluster.unread.is_empty()
             && facts.address.is_some()

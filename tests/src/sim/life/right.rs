@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use hivemind_core::cluster::Workload;
 use hivemind_core::event::ContainerPlan;
 use hivemind_core::isolation;
 use hivemind_core::record::{Record, RecordKey, ReplicaStatus, WorkloadId};
@@ -10,6 +11,7 @@ use hivemind_core::state::Map;
 use hivemind_spec::id::NodeId;
 use hivemind_spec::release::Architecture;
 
+use super::super::cast::workload_id;
 use super::{Broken, HOMELY, Life, SINGLE};
 
 impl Life {
@@ -99,6 +101,7 @@ impl Life {
     fn runs_what_it_should(&self, members: &[usize]) -> Broken {
         let cluster = self.world.node(members[0]).cluster();
         let mut found: BTreeMap<WorkloadId, BTreeMap<u32, usize>> = BTreeMap::new();
+        let mut old = Vec::new();
         for (index, machine) in self.world.machines.iter().enumerate() {
             for plan in machine.runtime.running() {
                 let replica = &plan.labels.replica;
@@ -111,7 +114,7 @@ impl Life {
                 if workload.template != plan.labels.template {
                     let status = cluster.replicas.get(&(replica.clone(), machine.id));
                     let reason = status.map(|status| format!("{:?}: {}", status.phase, status.reason));
-                    return Err(format!("m{index} runs another version of {replica} ({reason:?})"));
+                    old.push((workload, format!("m{index} runs another version of {replica} ({reason:?})")));
                 }
                 if !machine.has_modem && !plan.spec.machine.devices.is_empty() {
                     return Err(format!("m{index} runs {replica} without its device"));
@@ -121,6 +124,19 @@ impl Life {
                     return Err(format!("{replica} runs twice, on m{other} and m{index}"));
                 }
             }
+        }
+        let waits = |workload: &Workload| {
+            workload.spec.depends_on.iter().any(|dependency| {
+                let other = workload_id(&dependency.workload);
+                match cluster.workloads.get(&other) {
+                    None => dependency.required,
+                    Some(workload) => cluster.wanted(workload) > 0 && !found.contains_key(&other),
+                }
+            })
+        };
+        // What runs goes on while its next version waits for another workload.
+        if let Some((_, old)) = old.into_iter().find(|(workload, _)| !waits(workload)) {
+            return Err(old);
         }
         for (id, workload) in &cluster.workloads {
             let empty = BTreeMap::new();
@@ -135,8 +151,12 @@ impl Life {
             let machines = self.world.machines.iter().enumerate();
             let unable = machines.filter(|(index, m)| m.damaged_ms.is_some() || self.revoked == Some(*index));
             let homeless = homeless || id.name == SINGLE && 2 * (unable.count() + 1) >= self.count();
-            let left = (workload.spec.replicas as usize).saturating_sub(workload.completed.len());
-            if runs + pending != left && !homeless {
+            let left = (cluster.wanted(workload) as usize).saturating_sub(workload.completed.len());
+            let machines: BTreeSet<&usize> = found.get(id).unwrap_or(&empty).values().collect();
+            if workload.spec.global && machines.len() != runs {
+                return Err(format!("a machine runs {} more than once", id.name));
+            }
+            if runs + pending != left && !homeless && !waits(workload) {
                 let told =
                     |(_, status): (_, &ReplicaStatus)| format!("{:?}: {}", status.phase, status.reason);
                 let statuses = cluster.replicas.iter().filter(|((replica, _), _)| replica.workload == *id);
