@@ -133,8 +133,7 @@ fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 /// # Errors
 /// When there is no such name, or nobody who knows.
 pub async fn address(name: &str, server: IpAddr, domain: &str) -> Result<IpAddr, String> {
-    let found = forward::address(name, SocketAddr::new(server, PORT), domain).await;
-    found.map_err(|error| error.to_string())
+    forward::address(name, SocketAddr::new(server, PORT), domain).await
 }
 
 /// Name servers by address, on the usual port.

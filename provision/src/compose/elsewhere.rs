@@ -7,24 +7,11 @@ use super::keys;
 use super::reader::Reader;
 use super::yaml::{Mark, Node};
 
-/// Options of nfs(5) that say what is so anyway, or what has no meaning for version 4.
-const ANYWAY: [&str; 15] = [
-    "async",
-    "atime",
-    "bg",
-    "defaults",
-    "fg",
-    "intr",
-    "noatime",
-    "nodiratime",
-    "nointr",
-    "nolock",
-    "proto=tcp",
-    "relatime",
-    "rw",
-    "sec=sys",
-    "tcp",
-];
+/// Options of nfs(5) that say what is so anyway.
+const ANYWAY: [&str; 8] = ["async", "bg", "defaults", "fg", "proto=tcp", "rw", "sec=sys", "tcp"];
+
+/// Those that change nothing with version 4 of the protocol, or with any today.
+const WITHOUT_EFFECT: [&str; 7] = ["atime", "intr", "noatime", "nodiratime", "nointr", "nolock", "relatime"];
 
 /// Where the data is.
 #[derive(Debug, Clone)]
@@ -118,6 +105,9 @@ fn nfs(
             ("nfsvers" | "vers", version) => mount.options.push(format!("vers={version}")),
             ("retry", _) => {}
             _ if ANYWAY.contains(option) => {}
+            _ if WITHOUT_EFFECT.contains(option) => {
+                reader.warn(mark, format!("`{option}` changes nothing with version 4 of NFS"));
+            }
             _ => mount.options.push((*option).to_owned()),
         }
     }

@@ -159,6 +159,7 @@ volumes:
         assert_eq!(volumes, ["cache"]);
         assert_eq!(container.permissions(), [Permission::HostPaths, Permission::Nfs].into());
     }
+    assert!(compiled.warnings[0].message.contains("`nolock` changes nothing"), "{:?}", compiled.warnings);
     // Who its users are only the machine can say.
     let own = told(&text.replacen("    image: a\n", "    image: a\n    userns_mode: auto\n", 1));
     assert!(own.contains("cannot have folders of an NFS server"), "{own}");
