@@ -187,8 +187,15 @@ fn is_blank(disk: &mut (impl io::Read + io::Seek), bytes: u64) -> io::Result<boo
 fn copy(from: &Path, to: &Path, config: &str) -> Result<(), Error> {
     let source = File::open(from).map_err(Error::io("opening", from))?;
     let target = OpenOptions::new().read(true).write(true).open(to).map_err(Error::io("opening", to))?;
-    let from_block = sys::device_size(&source).map_err(Error::io("measuring", from))?.1;
-    let (bytes, block) = sys::device_size(&target).map_err(Error::io("measuring", to))?;
+    let block = sys::device_size(&source).map_err(Error::io("measuring", from))?.1;
+    let (bytes, blocks_of_target) = sys::device_size(&target).map_err(Error::io("measuring", to))?;
+    if block != blocks_of_target {
+        let text = format!(
+            "{} has blocks of {blocks_of_target} bytes, and what is copied is made for {block}",
+            to.display()
+        );
+        return Err(Error::Install(text));
+    }
     let mut told = 0;
     let mut progress = |percent: u64| {
         watchdog::feed();
@@ -197,25 +204,24 @@ fn copy(from: &Path, to: &Path, config: &str) -> Result<(), Error> {
             line(&format!("{told} % is copied"));
         }
     };
-    let disks = Disks { source: &source, from_block, target: &target, bytes, block };
+    let disks = Disks { source: &source, target: &target, bytes, block };
     disks.copy(config, &mut progress).map_err(Error::io("installing on", to))
 }
 
 /// The one disk and the other.
 struct Disks<'a> {
     source: &'a File,
-    from_block: u64,
     target: &'a File,
     /// The other one's size.
     bytes: u64,
+    /// The size of a block of both.
     block: u64,
 }
 
 impl Disks<'_> {
     /// Copies what is to be on the other disk, and makes it bootable when all of it is there. `progress` hears percents.
     fn copy(&self, config: &str, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
-        let table =
-            GptConfig::new().logical_block_size(block_size(self.from_block)).open_from_device(self.source);
+        let table = GptConfig::new().logical_block_size(self.block_size()).open_from_device(self.source);
         let table = table.map_err(io::Error::other)?;
         let partitions = table.partitions();
         let mut copied = BTreeMap::new();
@@ -261,7 +267,7 @@ impl Disks<'_> {
 
     /// Where a partition is, bytes from the beginning, which is the same on both.
     fn span(&self, partition: &Partition) -> io::Result<Range<u64>> {
-        let span = partition.first_lba * self.from_block..(partition.last_lba + 1) * self.from_block;
+        let span = partition.first_lba * self.block..(partition.last_lba + 1) * self.block;
         match span.start % MIB == 0 && span.end % MIB == 0 {
             true => Ok(span),
             false => Err(io::Error::other(format!("the partition {} is not aligned", partition.name))),
@@ -310,7 +316,7 @@ impl Disks<'_> {
         });
         let mut table = GptConfig::new()
             .writable(true)
-            .logical_block_size(block_size(self.block))
+            .logical_block_size(self.block_size())
             .create_from_device(self.target, None)
             .map_err(io::Error::other)?;
         table.update_partitions(placed.collect()).map_err(io::Error::other)?;
@@ -323,10 +329,10 @@ impl Disks<'_> {
             .map_err(io::Error::other)?;
         self.target.sync_all()
     }
-}
 
-fn block_size(bytes: u64) -> LogicalBlockSize {
-    if bytes == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 }
+    fn block_size(&self) -> LogicalBlockSize {
+        if self.block == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 }
+    }
 }
 
 #[cfg(test)]

@@ -48,71 +48,53 @@ fn read(file: &File, at: u64) -> u8 {
     byte[0]
 }
 
-fn install(source: &File, target: &File, block: u64, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
+fn install(source: &File, target: &File, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
     let bytes = target.metadata().unwrap().len();
-    Disks { source, from_block: BLOCK, target, bytes, block }.copy("installed", progress)
+    Disks { source, target, bytes, block: BLOCK }.copy("installed", progress)
 }
 
 #[test]
 fn what_is_on_the_one_disk_is_on_the_other_but_for_its_state_and_the_order() {
-    let source = stick();
-    for block in [512, 4096] {
-        let target = file(2048);
-        // What was there before, where the machine's state will be.
-        (&target).seek(SeekFrom::Start(STATE_AT * MIB)).unwrap();
-        (&target).write_all(&vec![5; CHUNK]).unwrap();
-        let mut told = Vec::new();
-        install(&source, &target, block, &mut |percent| told.push(percent)).unwrap();
-        assert!(told.is_sorted() && told.last().is_some_and(|last| *last < 100), "{told:?}");
-        assert_eq!(
-            [ROOT.start * MIB, ROOT.end * MIB - 1, STATE_AT * MIB].map(|at| read(&target, at)),
-            [7, 8, 0]
-        );
-        let table = GptConfig::new().logical_block_size(block_size(block)).open_from_device(&target).unwrap();
-        let before = GptConfig::new().open_from_device(&source).unwrap();
-        let spans: Vec<(String, Range<u64>)> = table
-            .partitions()
-            .values()
-            .filter(|entry| entry.is_used())
-            .map(|entry| {
-                (entry.name.clone(), entry.first_lba * block / MIB..(entry.last_lba + 1) * block / MIB)
-            })
-            .collect();
-        let expected = [("hiveconf", CONFIG), ("root-a", ROOT), ("state", STATE_AT..2047)];
-        assert_eq!(spans, expected.map(|(name, span)| (name.to_owned(), span)));
-        assert_eq!(
-            table.partitions()[&2].part_guid,
-            before.partitions()[&2].part_guid,
-            "it is found as before"
-        );
-        assert_ne!(table.guid(), before.guid());
-        let slice =
-            StreamSlice::new(target.try_clone().unwrap(), CONFIG.start * MIB, CONFIG.end * MIB).unwrap();
-        let volume = FileSystem::new(slice, FsOptions::new()).unwrap();
-        let mut text = String::new();
-        volume.root_dir().open_file(FILE_NAME).unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "installed");
-    }
+    let (source, target) = (stick(), file(2048));
+    // What was there before, where the machine's state will be.
+    (&target).seek(SeekFrom::Start(STATE_AT * MIB)).unwrap();
+    (&target).write_all(&vec![5; CHUNK]).unwrap();
+    let mut told = Vec::new();
+    install(&source, &target, &mut |percent| told.push(percent)).unwrap();
+    assert!(told.is_sorted() && told.last().is_some_and(|last| *last < 100), "{told:?}");
+    assert_eq!([ROOT.start * MIB, ROOT.end * MIB - 1, STATE_AT * MIB].map(|at| read(&target, at)), [7, 8, 0]);
+    let [before, table] = [&source, &target].map(|disk| GptConfig::new().open_from_device(disk).unwrap());
+    let used = table.partitions().values().filter(|entry| entry.is_used());
+    let span = |entry: &Partition| entry.first_lba * BLOCK / MIB..(entry.last_lba + 1) * BLOCK / MIB;
+    let spans: Vec<(&str, Range<u64>)> = used.map(|entry| (entry.name.as_str(), span(entry))).collect();
+    assert_eq!(spans, [("hiveconf", CONFIG), ("root-a", ROOT), ("state", STATE_AT..2047)]);
+    assert_eq!(table.partitions()[&2].part_guid, before.partitions()[&2].part_guid, "it is found as before");
+    assert_ne!(table.guid(), before.guid());
+    let slice = StreamSlice::new(target.try_clone().unwrap(), CONFIG.start * MIB, CONFIG.end * MIB).unwrap();
+    let volume = FileSystem::new(slice, FsOptions::new()).unwrap();
+    let mut text = String::new();
+    volume.root_dir().open_file(FILE_NAME).unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "installed");
 }
 
 #[test]
 fn an_installation_that_breaks_off_leaves_a_blank_disk_and_begins_anew() {
     let (source, target) = (stick(), file(2048));
     source.set_len(11 * MIB).unwrap();
-    install(&source, &target, BLOCK, &mut |_| {}).unwrap_err();
+    install(&source, &target, &mut |_| {}).unwrap_err();
     assert_eq!(read(&target, ROOT.start * MIB), 7, "some of it is there");
     assert!(is_blank(&mut &target, 2048 * MIB).unwrap());
-    install(&stick(), &target, BLOCK, &mut |_| {}).unwrap();
+    install(&stick(), &target, &mut |_| {}).unwrap();
     assert!(!is_blank(&mut &target, 2048 * MIB).unwrap());
 }
 
 #[test]
 fn a_disk_that_is_too_small_or_no_image_of_ours_is_left_as_it_is() {
     let target = file(500);
-    let error = install(&stick(), &target, BLOCK, &mut |_| {}).unwrap_err().to_string();
+    let error = install(&stick(), &target, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("needs a disk of 525 MiB at least"), "{error}");
     assert!(is_blank(&mut &target, 500 * MIB).unwrap());
-    install(&file(20), &target, BLOCK, &mut |_| {}).unwrap_err();
+    install(&file(20), &target, &mut |_| {}).unwrap_err();
     assert!(is_blank(&mut &target, 500 * MIB).unwrap());
 }
 
