@@ -28,6 +28,7 @@ use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::watch;
 
 use forward::Forwarder;
+pub use forward::address;
 use respond::Responder;
 
 /// The port of DNS (RFC 1035, section 4.2).
@@ -126,14 +127,6 @@ fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
         &nix::sys::socket::SockaddrStorage::from(address),
     )?;
     Ok((UdpSocket::from_std(udp.into())?, tcp))
-}
-
-/// Looks a host's address up as a container does, whose name server that is, and whose domain.
-///
-/// # Errors
-/// When there is no such name, or nobody who knows.
-pub async fn address(name: &str, server: IpAddr, domain: &str) -> Result<IpAddr, String> {
-    forward::address(name, SocketAddr::new(server, PORT), domain).await
 }
 
 /// Name servers by address, on the usual port.

@@ -9,7 +9,7 @@ use gpt::disk::LogicalBlockSize;
 
 use super::Error;
 
-const SYS_BLOCK: &str = "/sys/class/block";
+pub(super) const SYS_BLOCK: &str = "/sys/class/block";
 
 /// What the kernel says about a disk or a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,6 +104,11 @@ fn number_of(disk: &Path, partuuid: &str) -> Option<u32> {
     }
     let same = |entry: &gpt::partition::Partition| entry.part_guid.to_string().eq_ignore_ascii_case(partuuid);
     table?.partitions().iter().find(|(_, entry)| entry.is_used() && same(entry)).map(|(&number, _)| number)
+}
+
+/// The unit of a partition table on a disk with blocks of so many bytes.
+pub(super) fn logical_block_size(bytes: u64) -> LogicalBlockSize {
+    if bytes == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 }
 }
 
 /// All disks and partitions there are now.

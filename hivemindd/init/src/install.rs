@@ -18,16 +18,15 @@ use std::time::{Duration, Instant};
 use fatfs::{FileSystem, FsOptions};
 use fscommon::StreamSlice;
 use gpt::GptConfig;
-use gpt::disk::LogicalBlockSize;
 use gpt::partition::Partition;
 use hivemind_spec::machine::{FILE_NAME, Install, MachineConfig, VOLUME_LABEL};
 
-use super::block::{self, Device, Disk};
+use super::block::{self, Device, Disk, SYS_BLOCK, logical_block_size};
 use super::config;
 use super::console::{line, title};
 use super::release::Release;
 use super::screen::Look;
-use super::state::PARTNAME as STATE;
+use super::state::{self, PARTNAME as STATE};
 use super::{Error, human_size, sys, watchdog};
 
 /// The smallest state partition, bytes: with less there is no room for an image of any use.
@@ -91,11 +90,9 @@ pub(super) fn run(from: &Disk, config: MachineConfig, release: Option<&Release>)
     let config = MachineConfig { install: None, ..config };
     let node = Path::new("/dev").join(&chosen.name);
     copy(&from.node(), &node, &config.to_toml())?;
-    title(
-        &format!("is installed on {target}: pull out what it was started from, and switch it on"),
-        Look::Good,
-    );
-    line(&format!("installed on {target}: pull out what it was started from, and switch it on"));
+    let told = format!("installed on {target}: pull out what it was started from, and switch it on");
+    title(&format!("is {told}"), Look::Good);
+    line(&told);
     Ok(())
 }
 
@@ -141,7 +138,7 @@ fn candidates(own: &Disk) -> Vec<Candidate> {
 fn candidate(device: &Device) -> Option<Candidate> {
     let mut file = File::open(device.node()).ok()?;
     let bytes = sys::device_size(&file).ok().map(|(bytes, _)| bytes).filter(|bytes| *bytes > 0)?;
-    let folder = Path::new("/sys/class/block").join(&device.name);
+    let folder = Path::new(SYS_BLOCK).join(&device.name);
     Some(Candidate {
         name: device.name.clone(),
         serial: serial(&folder),
@@ -221,7 +218,8 @@ struct Disks<'a> {
 impl Disks<'_> {
     /// Copies what is to be on the other disk, and makes it bootable when all of it is there. `progress` hears percents.
     fn copy(&self, config: &str, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
-        let table = GptConfig::new().logical_block_size(self.block_size()).open_from_device(self.source);
+        let table =
+            GptConfig::new().logical_block_size(logical_block_size(self.block)).open_from_device(self.source);
         let table = table.map_err(io::Error::other)?;
         let partitions = table.partitions();
         let mut copied = BTreeMap::new();
@@ -237,11 +235,10 @@ impl Disks<'_> {
                 config_at = Some(span);
             }
         }
-        let (Some((state, state_at)), Some(config_at)) = (state_at, config_at) else {
+        let (Some((number, state_at)), Some(config_at)) = (state_at, config_at) else {
             return Err(io::Error::other("the disk that the machine was started from is no image of ours"));
         };
-        // The last MiB is for the table's copy.
-        let end = (self.bytes / MIB).saturating_sub(1) * MIB;
+        let end = state::end_on(self.bytes);
         let last = copied.values().map(|span| span.end).max().unwrap_or(0);
         if last > state_at || end < state_at + MIN_STATE {
             return Err(io::Error::other(format!(
@@ -261,7 +258,7 @@ impl Disks<'_> {
         self.configure(&config_at, config)?;
         // All of it, before the disk says that it is there.
         self.target.sync_all()?;
-        let entries = copied.into_iter().chain([(state, state_at..end)]);
+        let entries = copied.into_iter().chain([(number, state_at..end)]);
         self.write_table(entries.map(|(number, span)| (number, span, partitions[&number].clone())))
     }
 
@@ -316,7 +313,7 @@ impl Disks<'_> {
         });
         let mut table = GptConfig::new()
             .writable(true)
-            .logical_block_size(self.block_size())
+            .logical_block_size(logical_block_size(self.block))
             .create_from_device(self.target, None)
             .map_err(io::Error::other)?;
         table.update_partitions(placed.collect()).map_err(io::Error::other)?;
@@ -328,10 +325,6 @@ impl Disks<'_> {
             .overwrite_lba0(&mut target)
             .map_err(io::Error::other)?;
         self.target.sync_all()
-    }
-
-    fn block_size(&self) -> LogicalBlockSize {
-        if self.block == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 }
     }
 }
 

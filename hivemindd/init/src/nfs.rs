@@ -24,9 +24,7 @@ const OWN_NAME: &str = "/sys/module/nfs/parameters/nfs4_unique_id";
 /// # Errors
 /// When it cannot.
 pub fn prepare(own_name: &str) -> std::io::Result<()> {
-    if !Path::new("/sys/module").join(MODULE).exists() {
-        Drivers::read(Path::new(INDEX))?.load_named(&[MODULE]);
-    }
+    Drivers::read(Path::new(INDEX))?.load_named(&[MODULE]);
     std::fs::write(OWN_NAME, own_name)
 }
 

@@ -15,12 +15,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gpt::GptConfig;
-use gpt::disk::LogicalBlockSize;
 use hivemind_spec::api::Wipe;
 use hivemind_spec::words::chain;
 use nix::mount::{MsFlags, umount};
 
-use super::block::{Device, Disk, counts_by_project, has_ext4, is_blank};
+use super::block::{Device, Disk, counts_by_project, has_ext4, is_blank, logical_block_size};
 use super::console::line;
 use super::{Error, mounts, reset, sys, watchdog};
 
@@ -232,10 +231,9 @@ fn grow_table<D: gpt::DiskDevice>(
     block: u64,
     number: u32,
 ) -> Result<Option<(u64, u64)>, String> {
-    let block_size = if block == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 };
     let mut table = GptConfig::new()
         .writable(true)
-        .logical_block_size(block_size)
+        .logical_block_size(logical_block_size(block))
         .open_from_device(device)
         .map_err(|error| error.to_string())?;
     let mut partitions = table.partitions().clone();
@@ -248,13 +246,17 @@ fn grow_table<D: gpt::DiskDevice>(
     if size.saturating_sub(end) < GROW_FROM {
         return Ok(None);
     }
-    // The last MiB is for the backup table.
-    let new_end = (size / ALIGNMENT - 1) * ALIGNMENT;
+    let new_end = end_on(size);
     entry.last_lba = new_end / block - 1;
     let start = entry.first_lba * block;
     table.update_partitions(partitions).map_err(|error| error.to_string())?;
     table.write_inplace().map_err(|error| error.to_string())?;
     Ok(Some((start, new_end - start)))
+}
+
+/// Where the partition ends on a disk of that size, bytes: what is after it is for the backup table.
+pub(super) fn end_on(size: u64) -> u64 {
+    (size / ALIGNMENT).saturating_sub(1) * ALIGNMENT
 }
 
 fn table_error(disk: &Disk, message: String) -> Error {

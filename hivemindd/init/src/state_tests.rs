@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
+use gpt::disk::LogicalBlockSize;
 use gpt::partition_types;
 
 use super::*;

@@ -137,14 +137,14 @@ impl Forwarder {
 ///
 /// # Errors
 /// When there is no such name, or nobody who knows.
-pub(super) async fn address(name: &str, server: SocketAddr, domain: &str) -> Result<IpAddr, String> {
+pub async fn address(name: &str, server: IpAddr, domain: &str) -> Result<IpAddr, String> {
     let told = |error: NetError| match error {
         NetError::Dns(DnsError::NoRecordsFound(_)) => "there is no such name".to_owned(),
         NetError::Dns(DnsError::ResponseCode(code)) => format!("its name servers say: {code}"),
         other => other.to_string(),
     };
     let domain = Name::from_ascii(domain).map_err(|error| error.to_string())?;
-    let resolver = make(&[server], vec![domain]).map_err(told)?;
+    let resolver = make(&on_port([server]), vec![domain]).map_err(told)?;
     let found = resolver.lookup_ip(name).await.map_err(told)?;
     // What asks is IPv4's, unless there is no other way.
     let mut found: Vec<IpAddr> = found.iter().collect();

@@ -292,7 +292,7 @@ impl Runtime {
             for found in nfs {
                 let view = views.place()?;
                 found.mount(&view, &helper)?;
-                volumes.insert(found.target, view);
+                volumes.insert(found.target().to_owned(), view);
             }
             Ok(Sources { views, layers, files, volumes })
         })

@@ -25,16 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A folder whose server is there.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
-    /// Where in the container.
-    pub(super) target: String,
-    server: String,
-    path: String,
+    wanted: NfsMount,
     address: IpAddr,
     /// This machine's address, as the server sees it.
     own: IpAddr,
     /// The versions to try, in order.
     versions: Vec<&'static str>,
-    options: Vec<String>,
 }
 
 /// The folders that a container is to have.
@@ -50,7 +46,7 @@ pub(super) async fn find(plan: &ContainerPlan) -> Result<Vec<Found>, OperationEr
 }
 
 async fn find_one(plan: &ContainerPlan, wanted: &NfsMount) -> Result<Found, OperationError> {
-    let NfsMount { server, path, target, .. } = wanted;
+    let server = &wanted.server;
     let port = wanted.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(NFS_PORT);
     let address = match server.parse() {
         Ok(address) => address,
@@ -64,18 +60,15 @@ async fn find_one(plan: &ContainerPlan, wanted: &NfsMount) -> Result<Found, Oper
     let own = own.map_err(|error| transient(format!("the NFS server {server}, port {port}: {error}")))?;
     let versions =
         NFS_VERSIONS.into_iter().filter(|known| wanted.version().is_none_or(|asked| asked == *known));
-    Ok(Found {
-        target: target.clone(),
-        server: server.clone(),
-        path: path.clone(),
-        address,
-        own: own.ip(),
-        versions: versions.collect(),
-        options: wanted.options.iter().filter(|option| !option.starts_with("vers=")).cloned().collect(),
-    })
+    Ok(Found { wanted: wanted.clone(), address, own: own.ip(), versions: versions.collect() })
 }
 
 impl Found {
+    /// Where in the container.
+    pub(super) fn target(&self) -> &str {
+        &self.wanted.target
+    }
+
     /// Mounts it at a folder, by `helper`, which is `hivemind-init`.
     pub(super) fn mount(&self, at: &Path, helper: &Path) -> io::Result<()> {
         let mut refused = Errno::EPROTONOSUPPORT;
@@ -103,20 +96,22 @@ impl Found {
 
     /// As the kernel wants it: an IPv6 address in brackets.
     fn source(&self) -> String {
+        let path = &self.wanted.path;
         match self.address {
-            IpAddr::V4(address) => format!("{address}:{}", self.path),
-            IpAddr::V6(address) => format!("[{address}]:{}", self.path),
+            IpAddr::V4(address) => format!("{address}:{path}"),
+            IpAddr::V6(address) => format!("[{address}]:{path}"),
         }
     }
 
     fn options(&self, version: &str) -> String {
-        let Self { address, own, options, .. } = self;
-        let asked: String = options.iter().map(|option| format!(",{option}")).collect();
+        let Self { wanted, address, own, .. } = self;
+        let asked = wanted.options.iter().filter(|option| !option.starts_with("vers="));
+        let asked: String = asked.map(|option| format!(",{option}")).collect();
         format!("vers={version},addr={address},clientaddr={own}{asked}")
     }
 
     fn refusal(&self, error: Errno) -> io::Error {
-        let Self { path, own, versions, .. } = self;
+        let Self { wanted: NfsMount { path, .. }, own, versions, .. } = self;
         match error {
             Errno::EACCES | Errno::EPERM => {
                 self.failed(&format!("does not let this machine have {path}; its exports must name {own}"))
@@ -131,7 +126,7 @@ impl Found {
     }
 
     fn failed(&self, what: &str) -> io::Error {
-        io::Error::other(format!("the NFS server {} {what}", self.server))
+        io::Error::other(format!("the NFS server {} {what}", self.wanted.server))
     }
 }
 
@@ -171,13 +166,10 @@ mod tests {
     #[test]
     fn what_a_server_says_is_told_in_words() {
         let found = Found {
-            target: "/data".into(),
-            server: "files".into(),
-            path: "/export".into(),
+            wanted: plan("files", &[]).spec.machine.nfs.remove(0),
             address: "fd00::5".parse().unwrap(),
             own: "fd00::9".parse().unwrap(),
             versions: vec!["4.2", "4.1"],
-            options: Vec::new(),
         };
         assert_eq!(found.source(), "[fd00::5]:/export");
         for (error, words) in [

@@ -5,6 +5,7 @@ use hivemind_spec::workload::{ContainerSpec, HostPath, NfsMount, VolumeMount};
 
 use super::keys;
 use super::reader::Reader;
+use super::volumes::trimmed;
 use super::yaml::{Mark, Node};
 
 /// Options of nfs(5) that say what is so anyway.
@@ -88,10 +89,9 @@ fn nfs(
         Some(colon) => (&device[..colon], &device[colon + 1..]),
         None => ("", device),
     };
-    let path = if path.len() > 1 { path.trim_end_matches('/') } else { path };
     let mut mount = NfsMount {
         server: server.trim_matches(['[', ']']).to_owned(),
-        path: path.to_owned(),
+        path: trimmed(path).to_owned(),
         target: "/nfs".to_owned(),
         read_only: false,
         options: Vec::new(),
@@ -135,9 +135,8 @@ fn path(
         reader.fault(at, text);
         return None;
     }
-    let path = if device == "/" { device } else { device.trim_end_matches('/') };
-    let mut host =
-        HostPath { path: path.to_owned(), target: String::new(), read_only: false, follows: false };
+    let path = trimmed(device).to_owned();
+    let mut host = HostPath { path, target: String::new(), read_only: false, follows: false };
     for option in options {
         match *option {
             "bind" | "rbind" | "rw" | "private" | "rprivate" | "defaults" => {}
@@ -160,7 +159,7 @@ fn path(
 /// Gives a container what one of its volumes is.
 pub(super) fn give(container: &mut ContainerSpec, elsewhere: &Elsewhere, mount: VolumeMount) {
     let VolumeMount { path, read_only, subpath, .. } = mount;
-    let target = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
+    let target = trimmed(&path).to_owned();
     let within = |path: &str| match &subpath {
         Some(subpath) => format!("{}/{subpath}", path.trim_end_matches('/')),
         None => path.to_owned(),

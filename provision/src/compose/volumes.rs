@@ -431,15 +431,18 @@ fn of_machine(
         reader.warn(wanted.mark, text);
         return Some(());
     }
-    let trimmed =
-        |path: &str| if path == "/" { path.to_owned() } else { path.trim_end_matches('/').to_owned() };
     container.machine.host_paths.push(HostPath {
-        path: trimmed(source),
-        target: trimmed(target),
+        path: trimmed(source).to_owned(),
+        target: trimmed(target).to_owned(),
         read_only: wanted.read_only,
         follows: wanted.follows,
     });
     Some(())
+}
+
+/// A path without the slash at its end that people write for folders.
+pub(super) fn trimmed(path: &str) -> &str {
+    if path == "/" { path } else { path.trim_end_matches('/') }
 }
 
 /// A service whose volumes another one has too: `SERVICE`, `SERVICE:ro` or `SERVICE:rw`.

@@ -62,11 +62,7 @@ fn a_folder_of_an_nfs_server_is_one_on_all_machines_and_waits_for_its_server() {
 
     // What is not there is told, and looked for again.
     cluster.push(WRITERS).ok();
-    wait::until("the server says what it has not", STARTING, || {
-        let replicas = cluster.replicas("writer")?;
-        let told = replicas.iter().all(|r| r.reason.contains("the NFS server files has no /export/shared"));
-        if told && replicas.len() == 2 { Ok(()) } else { Err(format!("{replicas:#?}")) }
-    });
+    both_wait(&cluster, "the NFS server files has no /export/shared");
     cluster
         .hivemind(["exec", "files", "--", "sh", "-c", "mkdir /export/shared; chown 1000 /export/shared"])
         .ok();
@@ -107,9 +103,14 @@ fn a_folder_of_an_nfs_server_is_one_on_all_machines_and_waits_for_its_server() {
     cluster.hivemind(["remove", "writer", "reader", "--yes"]).ok();
     cluster.wait_for_running("writer", 0, STARTING);
     cluster.push(WRITERS).ok();
-    wait::until("nobody finds it", STARTING, || {
+    both_wait(&cluster, "the NFS server files is not found");
+}
+
+/// Waits until both writers say this of why they do not run.
+fn both_wait(cluster: &Cluster, reason: &str) {
+    wait::until(reason, STARTING, || {
         let replicas = cluster.replicas("writer")?;
-        let told = replicas.iter().all(|r| r.reason.contains("the NFS server files is not found"));
+        let told = replicas.iter().all(|r| r.reason.contains(reason));
         if told && replicas.len() == 2 { Ok(()) } else { Err(format!("{replicas:#?}")) }
     });
 }

@@ -95,8 +95,9 @@ impl Node {
                 Phase::Running | Phase::Completed => true,
                 // It has what it needs but for a lease, which others have to give, or a leave, which operators do.
                 Phase::Assigned => {
-                    let [waits, barred] = [&waits, &barred].map(|those| those.contains_key(&id.workload));
-                    workload.spec.exclusive.is_some() || waits || barred
+                    workload.spec.exclusive.is_some()
+                        || waits.contains_key(&id.workload)
+                        || barred.contains_key(&id.workload)
                 }
                 _ => false,
             })

@@ -61,18 +61,30 @@ impl HostPath {
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
-        let is_absolute = |path: &str| path.starts_with('/') && !path.contains('\0') && is_plain(path);
         if !is_absolute(&self.path) || self.path.len() > 1 && self.path.ends_with('/') {
             return Err(format!(
                 "{:?} is no absolute path without `.`, `..` and a slash at its end",
                 self.path
             ));
         }
-        if !is_absolute(&self.target) {
-            return Err(format!("{:?} is no absolute path without `.` and `..`", self.target));
-        }
-        may_cover(&self.target)
+        target(&self.target)
     }
+}
+
+/// Whether something from outside of the container can be mounted there.
+///
+/// # Errors
+/// Why not.
+pub(super) fn target(path: &str) -> Result<(), String> {
+    if !is_absolute(path) {
+        return Err(format!("{path:?} is no absolute path without `.` and `..`"));
+    }
+    may_cover(path)
+}
+
+/// Whether a path leads straight from the root to where it says.
+pub(super) fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0') && is_plain(path)
 }
 
 /// Whether a path leads straight to where it says.

@@ -8,8 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::host_path::is_plain;
-use super::tmpfs::may_cover;
+use super::host_path::{is_absolute, target};
 
 /// The port of NFS (RFC 7530, section 3.1.1).
 pub const NFS_PORT: u16 = 2049;
@@ -122,14 +121,11 @@ impl NfsMount {
             return Err(format!("{:?} is neither an IP address nor the name of a server", self.server));
         }
         let path = &self.path;
-        if !path.starts_with('/') || path.len() > MAX_PATH_BYTES || path.contains('\0') || !is_plain(path) {
+        if path.len() > MAX_PATH_BYTES || !is_absolute(path) {
             return Err(format!("{path:?} is no path on a server, from its root and without `.` and `..`"));
         }
-        if !self.target.starts_with('/') || self.target.contains('\0') || !is_plain(&self.target) {
-            return Err(format!("{:?} is no absolute path without `.` and `..`", self.target));
-        }
         self.options.iter().try_for_each(|option| Self::check_option(option))?;
-        may_cover(&self.target)
+        target(&self.target)
     }
 }
 
