@@ -17,6 +17,7 @@ pub use self::images::{Images, ImagesGive, ImagesStick, ImagesTakeBack};
 pub use self::nodes::{NodeChange, NodeName, NodeNames, Nodes, NodesReset, Support};
 pub use self::volumes::{
     Volume, VolumeName, Volumes, VolumesBackup, VolumesCheck, VolumesList, VolumesRemove, VolumesRestore,
+    VolumesSnapshot, VolumesSnapshots,
 };
 pub use self::workloads::{
     Adjusting, Attach, Chosen, Copy, Debug, EventsOf, Exec, Inspect, Jobs, JobsCommand, JobsRun, Logs,

@@ -28,6 +28,7 @@ mod run;
 mod secrets;
 mod session;
 mod show;
+mod snapshots;
 mod source;
 mod stats;
 mod stick;

@@ -45,12 +45,12 @@ use crate::leader::Leader;
 use crate::lease::Leases;
 use crate::membership::Membership;
 use crate::record::{Record, RecordKey, ReplicaId, Topic, VolumePart, WorkloadId};
-use crate::replica::Replicas;
+use crate::replica::{Replicas, container_id};
 use crate::report::View;
 use crate::state::{Content, Map};
 use crate::time::{HybridClock, Time};
 use crate::trust::{Holder, Trust};
-use crate::volume::Volumes;
+use crate::volume::{self, Volumes};
 
 use deciding::Unplanned;
 use doubles::Doubles;
@@ -565,9 +565,13 @@ impl Node {
         &self.liveness
     }
 
-    /// A replica whose container on this node has a part of a volume, or may have it.
-    pub fn volume_user(&self, part: &VolumePart) -> Option<&ReplicaId> {
-        self.replicas.user_here(part, |replica| self.cluster.workloads.get(&replica.workload))
+    /// The containers on this node that have a part of a volume, or may have it, and whose they are.
+    pub fn volume_users(&self, part: &VolumePart) -> Vec<(ContainerId, &ReplicaId)> {
+        let users = self.replicas.users_here(part, |replica| self.cluster.workloads.get(&replica.workload));
+        let spec = self.cluster.volumes.get(&part.volume);
+        let has = |replica| spec.is_none_or(|spec| volume::part(spec, replica, &part.volume.name) == *part);
+        let users = users.map(|labels| (container_id(&labels.replica, &labels.template), &labels.replica));
+        users.filter(|(_, replica)| has(replica)).collect()
     }
 
     /// The leader in this node's view.

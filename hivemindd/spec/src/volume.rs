@@ -54,6 +54,18 @@ impl Per {
     }
 }
 
+/// What a part of a volume had at a moment, kept on its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Its name, a DNS label.
+    pub name: String,
+    /// When it was whole, milliseconds since 1970 by the clock of its machine.
+    pub made_ms: u64,
+    /// What it takes of the disk.
+    pub bytes: u64,
+}
+
 /// The order to delete a volume's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

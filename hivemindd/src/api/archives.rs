@@ -17,6 +17,7 @@ use super::Context;
 use super::auth::Signer;
 use super::refusal::{Path, Query, Refusal};
 use super::session::{self, Right};
+use super::snapshots;
 
 /// Which of a volume.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
@@ -25,10 +26,10 @@ use super::session::{self, Right};
 pub(super) struct Which {
     /// The number of the part; 0 if not given.
     #[serde(default)]
-    number: u32,
+    pub(super) number: u32,
     /// On which node; the one that has it if not given.
     #[param(value_type = Option<String>)]
-    node: Option<NodeId>,
+    pub(super) node: Option<NodeId>,
 }
 
 /// Reads a part of a volume as a tar archive, by WebSocket, as its containers go on. Whoever may write the volume may.
@@ -65,10 +66,25 @@ pub(super) async fn read(
     Ok(session::open(&context, right, &mut parts, work).await?)
 }
 
-/// Gives a part of a volume what a tar archive has, by WebSocket, instead of what it has; it is made if it is not there.
-/// No container may have it. Whoever may write the volume may.
+/// What a part is filled with, and where.
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Filled {
+    /// The number of the part; 0 if not given.
+    #[serde(default)]
+    number: u32,
+    /// On which node; the one that has it if not given.
+    #[param(value_type = Option<String>)]
+    node: Option<NodeId>,
+    /// With what this snapshot of it has, and not with the input.
+    snapshot: Option<String>,
+}
+
+/// Gives a part of a volume what a tar archive or a snapshot has, by WebSocket, instead of what it has; it is made if it is
+/// not there. No container may have it. Whoever may write the volume may.
 #[utoipa::path(get, path = "/v1/volumes/{namespace}/{volume}/fill",
-    params(("namespace" = String, Path), ("volume" = String, Path), Which),
+    params(("namespace" = String, Path), ("volume" = String, Path), Filled),
     responses((status = 101, description = "a WebSocket: the input is the archive. Until it has ended nothing is changed",
             body = FromNode),
         (status = "4XX", body = Problem, content_type = "application/problem+json"),
@@ -76,7 +92,7 @@ pub(super) async fn read(
 pub(super) async fn fill(
     State(context): State<Context>,
     Path((namespace, name)): Path<(String, String)>,
-    Query(which): Query<Which>,
+    Query(which): Query<Filled>,
     Extension(Signer(key)): Extension<Signer>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -102,30 +118,35 @@ pub(super) async fn fill(
     if let Some(answer) = session::elsewhere(&context, node, &mut parts).await? {
         return Ok(answer);
     }
+    let snapshot = which.snapshot;
+    if let Some(name) = &snapshot {
+        snapshots::exists(&context, &part, name).await?;
+    }
     is_free(&context, &part).await?;
-    context.told("volume-fill", key, None, &format!("volume {part} is filled from a backup"));
+    let source = snapshot.as_ref().map_or("a backup".to_owned(), |name| format!("snapshot {name}"));
+    context.told("volume-fill", key, None, &format!("volume {part} is filled from {source}"));
     let mine = context.clone();
     let work = async move |other| {
         let is_free = async {
             let free = is_free(&mine, &part).await;
             free.map_err(|problem| OperationError { text: problem.detail, permanent: false })
         };
-        mine.runtime.fill_volume(part.clone(), size_bytes, is_free, other).await.map_err(failed)?;
+        mine.runtime.fill_volume(part.clone(), snapshot, size_bytes, is_free, other).await.map_err(failed)?;
         wait_until_told(&mine, &part).await.map(|()| 0)
     };
     Ok(session::open(&context, right, &mut parts, work).await?)
 }
 
-fn right(key: KeyId, part: &VolumePart, doing: &'static str) -> Right {
+pub(super) fn right(key: KeyId, part: &VolumePart, doing: &'static str) -> Right {
     Right { key, kind: Kind::Volume, namespace: part.volume.namespace.clone(), doing }
 }
 
-fn failed(error: OperationError) -> Problem {
+pub(super) fn failed(error: OperationError) -> Problem {
     Problem::new(Code::Storage, error.text).advice("the volume is as it was; see `hivemind volumes`")
 }
 
 /// The node that has a part; None if none has it.
-fn find(core: &Node, part: &VolumePart, on: Option<NodeId>) -> Result<Option<NodeId>, Problem> {
+pub(super) fn find(core: &Node, part: &VolumePart, on: Option<NodeId>) -> Result<Option<NodeId>, Problem> {
     let cluster = core.cluster();
     let holders: Vec<NodeId> = cluster.holders(part).map(|(node, _)| *node).collect();
     match (on, holders.as_slice()) {
@@ -146,14 +167,14 @@ fn find(core: &Node, part: &VolumePart, on: Option<NodeId>) -> Result<Option<Nod
     }
 }
 
-fn absent(part: &VolumePart) -> Problem {
+pub(super) fn absent(part: &VolumePart) -> Problem {
     Problem::new(Code::NotFound, format!("there is no data of volume {part}"))
         .advice("`hivemind volumes` lists them")
 }
 
 /// # Errors
 /// When a volume's data is to be deleted.
-fn is_kept(core: &Node, part: &VolumePart) -> Result<(), Problem> {
+pub(super) fn is_kept(core: &Node, part: &VolumePart) -> Result<(), Problem> {
     let VolumeId { namespace, name } = &part.volume;
     match core.cluster().volumes.get(&part.volume) {
         Some(spec) if spec.discard.is_some() => {
@@ -168,7 +189,8 @@ fn is_kept(core: &Node, part: &VolumePart) -> Result<(), Problem> {
 /// When a container here has the part.
 async fn is_free(context: &Context, part: &VolumePart) -> Result<(), Problem> {
     let wanted = part.clone();
-    match context.agent.read(move |core, _| core.volume_user(&wanted).cloned()).await? {
+    let user = move |core: &Node| core.volume_users(&wanted).first().map(|(_, user)| (*user).clone());
+    match context.agent.read(move |core, _| user(core)).await? {
         None => Ok(()),
         Some(user) => Err(Problem::new(Code::Conflict, format!("{user} has volume {part}")).advice(format!(
             "push {} with `scale: 0`, or remove it, until the volume is filled",

@@ -24,6 +24,7 @@ mod refusal;
 mod releases;
 mod server;
 mod session;
+mod snapshots;
 mod specs;
 mod stats;
 mod support;
@@ -100,6 +101,8 @@ pub fn router(context: Context) -> Router {
         .route("/v1/volumes", get(reads::volumes))
         .route("/v1/volumes/{namespace}/{volume}/archive", get(archives::read))
         .route("/v1/volumes/{namespace}/{volume}/fill", get(archives::fill))
+        .route("/v1/volumes/{namespace}/{volume}/snapshot", get(snapshots::make))
+        .route("/v1/volumes/{namespace}/{volume}/snapshots", get(snapshots::list).delete(snapshots::remove))
         .route("/v1/images", get(images::list).delete(images::take_back))
         .route("/v1/images/give", get(images::give))
         .route("/v1/secrets", get(reads::secrets))

@@ -7,7 +7,8 @@ use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Description;
 
 use super::{
-    archives, attach, debug, devices, events, exec, images, logs, orders, reads, specs, stats, support,
+    archives, attach, debug, devices, events, exec, images, logs, orders, reads, snapshots, specs, stats,
+    support,
 };
 
 #[derive(OpenApi)]
@@ -32,6 +33,9 @@ use super::{
         reads::volumes,
         archives::read,
         archives::fill,
+        snapshots::list,
+        snapshots::make,
+        snapshots::remove,
         images::list,
         images::give,
         images::take_back,

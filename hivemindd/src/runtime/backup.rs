@@ -1,13 +1,15 @@
-//! Volumes read and filled by somebody elsewhere: backups.
+//! Volumes read and filled by somebody elsewhere, and from here: backups and snapshots.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
-use hivemind_core::event::OperationError;
+use hivemind_core::event::{ContainerId, OperationError};
 use hivemind_core::record::VolumePart;
+use hivemind_spec::volume::Snapshot;
 
 use super::stream::{self, OtherEnd};
-use super::{Runtime, on_disk, wall_ms};
+use super::volume::WantedSnapshot;
+use super::{Runtime, cgroup, on_disk, wall_ms};
 
 impl Runtime {
     /// Says what a part of a volume has, as a tar archive, and beside it in words what is not in there as it was.
@@ -25,24 +27,75 @@ impl Runtime {
         .await
     }
 
-    /// Gives a part of a volume what the other end says, a tar archive, instead of what it has; all of it or nothing. No
-    /// container is given it meanwhile; `is_free` is asked whether one has it already.
+    /// Keeps what a part of a volume has now beside it. Its users stand still while it is read, if that is wanted. The other
+    /// end is told the snapshot, in JSON, and beside it in words what is not in there as it was.
+    ///
+    /// # Errors
+    /// When it is not made; then nothing of it stays.
+    pub async fn snapshot_volume(
+        &self,
+        wanted: WantedSnapshot,
+        users: Vec<ContainerId>,
+        other: OtherEnd,
+    ) -> Result<(), OperationError> {
+        let volumes = Arc::clone(&self.volumes);
+        on_disk("making the snapshot", move || {
+            let (_ear, mut mouth, mut beside) = stream::open(other);
+            let told = |what: String| drop(writeln!(beside, "{what}"));
+            // Nobody waits where nobody uses it.
+            let within = wanted.within.filter(|_| !users.is_empty());
+            let still = || within.map(|_| cgroup::Still::hold(&users)).transpose();
+            let made = volumes.snapshot(&WantedSnapshot { within, ..wanted }, still, told)?;
+            // It is made, whether or not anybody hears it.
+            let _ = mouth.write_all(&serde_json::to_vec(&made)?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The snapshots of a part of a volume, oldest first.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn snapshots(&self, part: VolumePart) -> Result<Vec<Snapshot>, OperationError> {
+        let volumes = Arc::clone(&self.volumes);
+        on_disk("looking for snapshots", move || volumes.snapshots(&part)).await
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn remove_snapshot(&self, part: VolumePart, name: String) -> Result<(), OperationError> {
+        let volumes = Arc::clone(&self.volumes);
+        on_disk("removing the snapshot", move || volumes.remove_snapshot(&part, &name)).await
+    }
+
+    /// Gives a part of a volume what a snapshot of it has instead of what it has, or what the other end says, a tar archive;
+    /// all of it or nothing. No container is given it meanwhile; `is_free` is asked whether one has it already.
     ///
     /// # Errors
     /// That of `is_free`, and when the archive breaks off, is none, or does not fit.
     pub async fn fill_volume(
         &self,
         part: VolumePart,
+        snapshot: Option<String>,
         size_bytes: Option<u64>,
         is_free: impl Future<Output = Result<(), OperationError>>,
         other: OtherEnd,
     ) -> Result<(), OperationError> {
         let volumes = Arc::clone(&self.volumes);
-        let filling = on_disk("filling the volume", move || volumes.keep_free(part)).await?;
+        let wanted = part.clone();
+        let filling = on_disk("filling the volume", move || volumes.keep_free(wanted)).await?;
         is_free.await?;
+        let volumes = Arc::clone(&self.volumes);
         on_disk("filling the volume", move || {
             let (ear, ..) = stream::open(other);
-            filling.fill(size_bytes, wall_ms(), std::io::BufReader::with_capacity(64 * 1024, ear))
+            let from: Box<dyn io::Read> = match snapshot {
+                Some(name) => Box::new(volumes.open_snapshot(&part, &name)?),
+                None => Box::new(ear),
+            };
+            filling.fill(size_bytes, wall_ms(), io::BufReader::with_capacity(64 * 1024, from))
         })
         .await?;
         self.look_again.notify_one();

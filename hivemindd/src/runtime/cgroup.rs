@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hivemind_core::event::{ContainerId, Shortage};
 use hivemind_spec::api::{Counters, Process};
@@ -133,6 +135,75 @@ pub(super) fn hold_memory(id: &ContainerId) {
         .and_then(|bytes| fs::write(group.join("memory.max"), bytes.trim()));
     if let Err(error) = held {
         tracing::warn!(container = id.0, %error, "its memory grows on while it makes room for others");
+    }
+}
+
+/// How long processes may take to stand still: one that waits for its disk does when that has answered.
+const STANDS_WITHIN: Duration = Duration::from_secs(2);
+
+const STANDS_POLL: Duration = Duration::from_millis(2);
+
+/// Containers whose processes stand still until this is dropped.
+#[derive(Debug)]
+pub(super) struct Still(Vec<PathBuf>);
+
+impl Still {
+    /// Has them stand still. Those that are gone do.
+    ///
+    /// # Errors
+    /// When they do not in time; they go on then.
+    pub(super) fn hold(ids: &[ContainerId]) -> io::Result<Self> {
+        let groups = ids.iter().map(of).filter(|group| group.exists());
+        let still = Self(groups.collect());
+        still.0.iter().try_for_each(|group| fs::write(group.join(FREEZE), "1"))?;
+        let until = Instant::now() + STANDS_WITHIN;
+        let moves = |group: &&PathBuf| {
+            fs::read_to_string(group.join("cgroup.events"))
+                .is_ok_and(|events| value_of(&events, "frozen") == 0)
+        };
+        while let Some(group) = still.0.iter().find(moves) {
+            if Instant::now() > until {
+                let what = format!("the processes in {} do not stand still", group.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
+            thread::sleep(STANDS_POLL);
+        }
+        Ok(still)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|group| go_on(group));
+    }
+}
+
+/// The file that says whether a group's processes stand still.
+const FREEZE: &str = "cgroup.freeze";
+
+fn go_on(group: &Path) {
+    if let Err(error) = fs::write(group.join(FREEZE), "0")
+        && group.exists()
+    {
+        tracing::error!(group = %group.display(), %error, "its processes stand still");
+    }
+}
+
+/// Whether a container's processes stand still.
+pub(super) fn stands_still(id: &ContainerId) -> bool {
+    is_held(&of(id))
+}
+
+fn is_held(group: &Path) -> bool {
+    fs::read_to_string(group.join(FREEZE)).is_ok_and(|text| text.trim() == "1")
+}
+
+/// Lets all go on that stood still when the agent before this one ended.
+pub(super) fn let_all_go_on() {
+    for group in all().unwrap_or_default() {
+        if is_held(&group) {
+            go_on(&group);
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::client::transient;
 use super::exec::OVERHEAD;
-use super::{Runtime, labels};
+use super::{Runtime, cgroup, labels};
 
 /// Checks that run at a time: each starts a process through the shim, and a node full of
 /// containers must not spend itself on checking them.
@@ -81,8 +81,14 @@ async fn check_one(
     loop {
         tokio::time::sleep_until(next).await;
         let Ok(place) = places.acquire().await else { return };
+        let stood_still = cgroup::stands_still(&container);
         let (healthy, detail) = runtime.check_health(&container, &check).await;
         drop(place);
+        // It answers nobody meanwhile, and that is not its fault.
+        if !healthy && (stood_still || cgroup::stands_still(&container)) {
+            next = Instant::now() + start_interval;
+            continue;
+        }
         passed |= healthy;
         // Until one has passed there are more checks than failures that count.
         if passed || told.elapsed() >= interval {

@@ -63,6 +63,7 @@ mod volume;
 mod watch;
 
 pub use image::{BlobHere, DONE_BYTES};
+pub use volume::WantedSnapshot;
 pub use watch::Seen;
 
 /// Operations other than pulls that run at a time: starting is mostly waiting for containerd and
@@ -181,8 +182,13 @@ impl Runtime {
         let logs = output::Collector::start()
             .map_err(|error| client::permanent(format!("the log collector cannot start: {error}")))?;
         let limits = cgroup::prepare(&settings.shim_cgroup);
+        cgroup::let_all_go_on();
+        let volumes = Arc::new(volume::Volumes::new(settings.volume_dir.clone()));
+        if let Err(error) = volumes.sweep() {
+            tracing::warn!(%error, "what was left of snapshots stays");
+        }
         Ok(Self(Arc::new(Inner {
-            volumes: Arc::new(volume::Volumes::new(settings.volume_dir.clone())),
+            volumes,
             secrets: secrets::Secrets::new(settings.owner.clone()),
             settings,
             containerd,

@@ -5,6 +5,7 @@
 //!                              data          what containers see
 //!                              fill          what is to become `data` and may be half there; or what it was
 //!                              gone          what `data` was, while it is deleted
+//!                              snapshots     what `data` had at moments that somebody chose
 //! ```
 //!
 //! A part exists from when its `data` is there, whole and durable, to when its `gone` is not there any more. Nothing is
@@ -12,16 +13,19 @@
 
 mod archive;
 mod copy;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hivemind_core::event::{VolumePlan, VolumeState};
 use hivemind_core::record::{VolumeId, VolumePart};
 use hivemind_init::durable;
+use hivemind_spec::volume::Snapshot;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +36,7 @@ const ABOUT: &str = "volume.json";
 const DATA: &str = "data";
 const FILL: &str = "fill";
 const GONE: &str = "gone";
+const SNAPSHOTS: &str = "snapshots";
 
 /// The first project of the kernel's quota that is a volume's; others may have use for the low ones.
 const FIRST_PROJECT: u32 = 1000;
@@ -51,7 +56,7 @@ pub(super) struct Volumes {
     folder: PathBuf,
     /// Makes and deletes come one after the other, so that no project is given twice.
     changing: Mutex<()>,
-    /// Parts that are being filled from a backup, or read for one.
+    /// Parts that are being filled or read.
     held: Mutex<BTreeMap<VolumePart, Held>>,
 }
 
@@ -62,6 +67,21 @@ enum Held {
     Filled,
     /// By so many; it is neither filled nor deleted.
     Read(u32),
+    /// For a snapshot; it is neither filled nor deleted, and no other container is given it.
+    Still,
+}
+
+/// A snapshot that is wanted.
+#[derive(Debug, Clone)]
+pub struct WantedSnapshot {
+    /// Of which part.
+    pub part: VolumePart,
+    /// A name that none of it has yet.
+    pub name: String,
+    /// How long the containers that have the part may stand still; none: they go on.
+    pub within: Option<Duration>,
+    /// How many of the part's are kept, with this one; the oldest go. None: all.
+    pub keep: Option<usize>,
 }
 
 /// Keeps a part from being given to containers until this is dropped.
@@ -111,7 +131,7 @@ impl Drop for Filling {
     }
 }
 
-/// Keeps a part from being filled and deleted until this is dropped.
+/// Keeps a part from being filled and deleted, and what [`Held`] says, until this is dropped.
 struct Reading<'a> {
     volumes: &'a Volumes,
     part: &'a VolumePart,
@@ -249,9 +269,94 @@ impl Volumes {
         let mut held = self.held();
         match held.entry(part.clone()).or_insert(Held::Read(0)) {
             Held::Read(readers) => *readers += 1,
-            Held::Filled => return Err(busy(part, Held::Filled)),
+            other => return Err(busy(part, *other)),
         }
         Ok(Reading { volumes: self, part })
+    }
+
+    /// Makes a snapshot of what a part has. From when `still` has answered until its answer is dropped nobody should write
+    /// there.
+    ///
+    /// # Errors
+    /// Those of the file system, and of `still`; [`io::ErrorKind::ResourceBusy`]: it is being filled or read. What there
+    /// was is still there.
+    pub(super) fn snapshot<S>(
+        &self,
+        wanted: &WantedSnapshot,
+        still: impl FnOnce() -> io::Result<S>,
+        told: impl FnMut(String),
+    ) -> io::Result<Snapshot> {
+        let WantedSnapshot { part, name, within, keep } = wanted;
+        let _reading = self.keep_still(part)?;
+        let (place, folder) = (self.place(part), self.snapshot_folder(part));
+        let most = keep.unwrap_or(snapshot::MAX_SNAPSHOTS).clamp(1, snapshot::MAX_SNAPSHOTS);
+        if keep.is_none() && snapshot::list(&folder)?.len() >= most {
+            let what = format!("volume {} has {most} snapshots, the most there may be", part.volume.name);
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, what));
+        }
+        let made = snapshot::make(&place.join(DATA), &folder, name, *within, still, told)?;
+        let all = snapshot::list(&folder)?;
+        let others = all.iter().filter(|snapshot| snapshot.name != *name);
+        for old in others.take(all.len().saturating_sub(most)) {
+            snapshot::remove(&folder, &old.name)?;
+        }
+        Ok(made)
+    }
+
+    fn keep_still<'a>(&'a self, part: &'a VolumePart) -> io::Result<Reading<'a>> {
+        // So that what is being provided is either done or refused.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held();
+        if let Some(held) = held.get(part) {
+            return Err(busy(part, *held));
+        }
+        held.insert(part.clone(), Held::Still);
+        Ok(Reading { volumes: self, part })
+    }
+
+    fn snapshot_folder(&self, part: &VolumePart) -> PathBuf {
+        self.place(part).join(SNAPSHOTS)
+    }
+
+    /// The snapshots of a part, oldest first.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn snapshots(&self, part: &VolumePart) -> io::Result<Vec<Snapshot>> {
+        snapshot::list(&self.snapshot_folder(part))
+    }
+
+    /// What is in a snapshot, as an archive.
+    ///
+    /// # Errors
+    /// Those of the file system; [`io::ErrorKind::NotFound`].
+    pub(super) fn open_snapshot(&self, part: &VolumePart, name: &str) -> io::Result<fs::File> {
+        let file = fs::File::open(snapshot::place(&self.snapshot_folder(part), name));
+        file.map_err(
+            |error| if error.kind() == io::ErrorKind::NotFound { snapshot::absent(name) } else { error },
+        )
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// Those of the file system; [`io::ErrorKind::NotFound`].
+    pub(super) fn remove_snapshot(&self, part: &VolumePart, name: &str) -> io::Result<()> {
+        snapshot::remove(&self.snapshot_folder(part), name)
+    }
+
+    /// Removes what a power cut left of snapshots that were being made.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        for (part, _) in self.places()? {
+            let folder = self.snapshot_folder(&part);
+            if folder.exists() {
+                snapshot::sweep(&folder)?;
+            }
+        }
+        Ok(())
     }
 
     /// From now on no container is given the part. Those that have it already are not seen here.
@@ -284,7 +389,7 @@ impl Volumes {
     /// Whether a container may be given a part.
     fn may_give(&self, part: &VolumePart) -> io::Result<()> {
         match self.held().get(part) {
-            Some(Held::Filled) => Err(busy(part, Held::Filled)),
+            Some(held @ (Held::Filled | Held::Still)) => Err(busy(part, *held)),
             _ => Ok(()),
         }
     }
@@ -334,8 +439,9 @@ impl Volumes {
 
 fn busy(part: &VolumePart, held: Held) -> io::Error {
     let what = match held {
-        Held::Filled => "is being filled from a backup",
+        Held::Filled => "is being filled",
         Held::Read(_) => "is being read for a backup",
+        Held::Still => "is being read for a snapshot",
     };
     io::Error::new(io::ErrorKind::ResourceBusy, format!("volume {} {what}", part.volume.name))
 }

@@ -30,13 +30,27 @@ pub enum Volumes {
     /// Read a backup to its end, and say what is in it
     #[command(after_help = "Example:\n  hivemind volumes check data.backup --identity key.txt")]
     Check(VolumesCheck),
-    /// Give a volume what a backup has; or take back that its data is deleted
+    /// Keep what is in a volume now on its own machine, in seconds
     #[command(
-        long_about = "With --from, give a volume what a backup has, instead of all that is in it, or make it anew. It has the one or \
-                      the other whatever happens meanwhile. No container may have it: push its workload with `scale: 0` before.\n\n\
+        long_about = "Keep what is in a volume now on its own machine: in seconds, and without a network, as before an upgrade. \
+                      `hivemind volumes restore --snapshot` gives it back. The disk that is lost takes it along: for that there is \
+                      `hivemind volumes backup`.\n\nThe containers that have the volume stand still while it is read, so that all of \
+                      it is of one moment, as after a power cut; what takes longer than --still is given up. With --still 0s they \
+                      go on.\n\nA volume has 32 snapshots at most, and none makes the disk more than 85 % full.",
+        after_help = "Examples:\n  hivemind volumes snapshot data before-upgrade\n  hivemind volumes snapshot data --keep 7\n  hivemind volumes snapshot data before-upgrade --remove --yes"
+    )]
+    Snapshot(VolumesSnapshot),
+    /// List a volume's snapshots
+    #[command(after_help = "Example:\n  hivemind volumes snapshots data")]
+    Snapshots(VolumesSnapshots),
+    /// Give a volume what a backup or a snapshot has; or take back that its data is deleted
+    #[command(
+        long_about = "With --from, give a volume what a backup has, instead of all that is in it, or make it anew; with --snapshot, \
+                      what it had then. It has the one or the other whatever happens meanwhile. No container may have it: push its \
+                      workload with `scale: 0` before.\n\n\
                       Any tar archive will do, plain, or compressed with gzip or Zstandard.\n\n\
-                      Without --from, take back that a volume's data is deleted, where it is not deleted yet.",
-        after_help = "Examples:\n  hivemind volumes restore data --from data.backup\n  hivemind volumes restore data --from data.tar.gz --on edge-2\n  hivemind volumes restore data"
+                      Without either, take back that a volume's data is deleted, where it is not deleted yet.",
+        after_help = "Examples:\n  hivemind volumes restore data --from data.backup\n  hivemind volumes restore data --from data.tar.gz --on edge-2\n  hivemind volumes restore data --snapshot before-upgrade\n  hivemind volumes restore data"
     )]
     Restore(VolumesRestore),
 }
@@ -117,6 +131,37 @@ pub struct VolumesCheck {
     pub identity: Option<PathBuf>,
 }
 
+/// See [`Volumes::Snapshot`].
+#[derive(Debug, Args)]
+pub struct VolumesSnapshot {
+    /// Of which
+    #[command(flatten)]
+    pub volume: Volume,
+    /// What it is called, a name that none of the volume's has yet; after the time if not given
+    #[arg(value_name = "SNAPSHOT")]
+    pub name: Option<String>,
+    /// How long the containers that have the volume may stand still for it, a minute at most
+    #[arg(long, default_value = "10s", value_parser = quantity::duration_ms, conflicts_with = "remove")]
+    pub still: u64,
+    /// How many of the volume's are kept, with this one; the oldest are removed
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "remove")]
+    pub keep: Option<u32>,
+    /// Remove the snapshot of that name, and make none
+    #[arg(long, requires = "name")]
+    pub remove: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// See [`Volumes::Snapshots`].
+#[derive(Debug, Args)]
+pub struct VolumesSnapshots {
+    /// Of which
+    #[command(flatten)]
+    pub volume: Volume,
+}
+
 /// See [`Volumes::Restore`].
 #[derive(Debug, Args)]
 pub struct VolumesRestore {
@@ -126,6 +171,9 @@ pub struct VolumesRestore {
     /// The backup; - is standard input
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+    /// The snapshot
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "from")]
+    pub snapshot: Option<String>,
     /// A file with the private key (AGE-SECRET-KEY-1…) it is encrypted to
     #[arg(long, value_name = "FILE", requires = "from")]
     pub identity: Option<PathBuf>,

@@ -21,24 +21,24 @@ use crate::secret::Passphrase;
 use crate::terminal::{STRONG, caution, confirm, paint, printable, say, say_json};
 
 /// The most that is kept of what a node says beside an archive, bytes: it tells a hundred things at most.
-const MAX_NOTES_BYTES: usize = 64 * 1024;
+pub(super) const MAX_NOTES_BYTES: usize = 64 * 1024;
 
 /// A backup that is not whole is called after it, with this at its end.
 const PARTIAL: &str = ".partial";
 
 /// A part of a volume, and how it is asked for.
-struct Part {
-    name: String,
-    number: u32,
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) number: u32,
     namespace: String,
     /// As a query says it, with its beginning.
     on: String,
     /// How much is in it, as far as the cluster knows; None if there is none.
-    used_bytes: Option<u64>,
+    pub(super) used_bytes: Option<u64>,
 }
 
 impl Part {
-    async fn find(client: &Client, volume: &Volume) -> Result<Self> {
+    pub(super) async fn find(client: &Client, volume: &Volume) -> Result<Self> {
         let (name, number) = match volume.name.split_once('/') {
             None => (volume.name.as_str(), 0),
             Some((name, number)) => {
@@ -64,7 +64,7 @@ impl Part {
         Ok(Self { name: name.to_owned(), number, namespace: volume.namespace.clone(), on, used_bytes })
     }
 
-    fn path(&self, what: &str) -> String {
+    pub(super) fn path(&self, what: &str) -> String {
         let Self { name, number, namespace, on, .. } = self;
         format!("/v1/volumes/{}/{}/{what}?number={number}{on}", percent(namespace), percent(name))
     }

@@ -5,8 +5,8 @@ use hivemind_spec::document::{Document, Kind, Metadata, Spec, SpecKey};
 use hivemind_spec::volume::{Discard, VolumeSpec};
 use serde_json::json;
 
-use super::backup;
 use super::push::{held, send};
+use super::{backup, snapshots};
 use crate::cli::{self, Global, Output, VolumeName, Volumes, VolumesList, VolumesRemove};
 use crate::client::{Client, percent, with_query};
 use crate::deploy;
@@ -23,9 +23,12 @@ pub(super) fn run(global: &Global, command: Option<&Volumes>) -> Result<Exit> {
         Some(Volumes::Remove(options)) => remove(global, options),
         Some(Volumes::Backup(options)) => backup::backup(global, options),
         Some(Volumes::Check(options)) => backup::check(global, options),
-        Some(Volumes::Restore(options)) => match &options.from {
-            Some(file) => backup::restore(global, options, file),
-            None => restore(global, &options.volume),
+        Some(Volumes::Snapshot(options)) => snapshots::snapshot(global, options),
+        Some(Volumes::Snapshots(options)) => snapshots::list(global, options),
+        Some(Volumes::Restore(options)) => match (&options.from, &options.snapshot) {
+            (Some(file), _) => backup::restore(global, options, file),
+            (None, Some(name)) => snapshots::restore(global, options, name),
+            (None, None) => restore(global, &options.volume),
         },
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hivemind_tests::cluster::{Cluster, Replica, STARTING};
 use hivemind_tests::command::{Run, items};
-use hivemind_tests::wait;
+use hivemind_tests::{probe, wait};
 use serde_json::Value;
 
 /// Writes a line at each start, and then more than there is room for.
@@ -248,6 +248,107 @@ fn a_backup_gives_a_volume_back_when_its_machine_is_lost() {
     let second = cluster.wait_for_running("ledger", 1, STARTING).remove(0);
     assert_ne!(second.node, first.node);
     cluster.wait_for_words("ledger", &["starts: 2"], STARTING);
+}
+
+/// Says what it finds, and then writes ever higher numbers into two files, in turns, with a large one between them by name.
+const CLOCKWORK: &str = r#"
+services:
+  clockwork:
+    image: registry.lab:5000/busybox:1
+    scale: 1
+    command:
+      - sh
+      - -c
+      - |
+        echo "finds $$(cat /data/a) $$(cat /data/z)."
+        [ -e /data/m ] || dd if=/dev/zero of=/data/m bs=1M count=24 2>/dev/null
+        i=0
+        while true; do
+          i=$$((i+1))
+          for file in a z; do echo $$i >/data/.new; mv /data/.new /data/$$file; done
+          [ $$i != 20 ] || echo "has begun."
+        done
+    healthcheck: {test: [CMD, 'true'], interval: 1s, timeout: 1s, retries: 1}
+    stop_grace_period: 0s
+    volumes: ['clockwork:/data']
+volumes:
+  clockwork:
+"#;
+
+#[test]
+fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
+    let cluster = Cluster::new("snapshots", 2).with_probe().form(2);
+    let push = |replicas: usize, word: &str| {
+        let text = CLOCKWORK.replace("scale: 1", &format!("scale: {replicas}"));
+        cluster.push(&text.replace("finds", word)).ok();
+        cluster.wait_for_running("clockwork", replicas, STARTING)
+    };
+    let volumes = |arguments: &[&str]| cluster.hivemind(["volumes"].iter().chain(arguments));
+    let there = || -> Vec<String> {
+        let listed = cluster.json(&["volumes", "snapshots", "clockwork"]).unwrap();
+        items(&listed).iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let home = cluster.machine_of(&push(1, "finds")[0]);
+    cluster.wait_for_words("clockwork", &["has begun."], STARTING);
+
+    // What takes longer than its containers may wait is given up.
+    let late = volumes(&["snapshot", "clockwork", "late", "--still", "1ms"]).failed().stderr();
+    assert!(late.contains("stand still for longer"), "{late}");
+    let made = volumes(&["snapshot", "clockwork", "one", "--still", "60s"]).ok().stdout();
+    assert!(made.contains("snapshot one of volume clockwork: 2"), "{made}");
+    let again = volumes(&["snapshot", "clockwork", "one"]).failed().stderr();
+    assert!(again.contains("already"), "{again}");
+    let refused = volumes(&["snapshot", "clockwork", "No Name"]).failed().stderr();
+    assert!(refused.contains("is no name for a snapshot"), "{refused}");
+    assert_eq!(there(), ["one"]);
+    // So many are kept.
+    volumes(&["snapshot", "clockwork", "two", "--still", "0s"]).ok();
+    volumes(&["snapshot", "clockwork", "three", "--keep", "2", "--still", "60s"]).ok();
+    assert_eq!(there(), ["two", "three"]);
+    volumes(&["snapshot", "clockwork", "two", "--remove", "--yes"]).ok();
+    let refused = volumes(&["snapshot", "clockwork", "two", "--remove", "--yes"]).failed().stderr();
+    assert!(refused.contains("has no snapshot two"), "{refused}");
+    let running = cluster.wait_for_running("clockwork", 1, STARTING).remove(0);
+    assert_eq!(running.restarts, 0, "nobody took it for unwell");
+
+    // An agent that is killed meanwhile leaves nobody standing.
+    let ask = |words: &[&str]| probe::ask(&cluster.lab, home, words).unwrap();
+    let pids = ask(&["pids", "has begun"]);
+    let group = ask(&["cat", &format!("/proc/{}/cgroup", pids.lines().next().unwrap())]);
+    let freeze = format!("/sys/fs/cgroup{}/cgroup.freeze", group.trim().trim_start_matches("0::"));
+    assert_eq!(ask(&["cat", &freeze]).trim(), "0");
+    let word = cluster.folder().join("freeze");
+    std::fs::write(&word, "1").unwrap();
+    probe::put(&cluster.lab, home, &word, &freeze).unwrap();
+    assert_eq!(ask(&["cat", &freeze]).trim(), "1");
+    ask(&["kill", "SIGKILL", "hivemindd agent"]);
+    wait::until("it goes on", STARTING, || match probe::ask(&cluster.lab, home, &["cat", &freeze])?.trim() {
+        "0" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+
+    // It outlives power, and is given back where nobody has the volume.
+    let refused = volumes(&["restore", "clockwork", "--snapshot", "three", "--yes"]).failed().stderr();
+    assert!(refused.contains("has volume"), "{refused}");
+    home.power_cut();
+    home.power_on().unwrap();
+    cluster.wait_for_ready(2);
+    push(0, "finds");
+    assert_eq!(there(), ["three"]);
+    let refused = volumes(&["restore", "clockwork", "--snapshot", "two", "--yes"]).failed().stderr();
+    assert!(refused.contains("has no snapshot two"), "{refused}");
+    volumes(&["restore", "clockwork", "--snapshot", "three", "--yes"]).ok();
+    push(1, "is given");
+    let found = || -> Result<(u64, u64), String> {
+        let text = cluster.hivemind(["logs", "clockwork"]).stdout();
+        let (said, _) =
+            text.rsplit("is given ").next().and_then(|rest| rest.split_once('.')).ok_or(text.clone())?;
+        let numbers: Vec<u64> = said.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let [a, z] = numbers[..] else { return Err(text) };
+        Ok((a, z))
+    };
+    let ((a, z), _) = wait::until("it says what it finds", STARTING, found);
+    assert!(a >= 20 && (z == a || z + 1 == a), "of one moment: {a} and {z}");
 }
 
 /// Where the data of a volume is.

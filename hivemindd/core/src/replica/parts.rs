@@ -62,21 +62,21 @@ impl Replicas {
 
     /// Whether a container here may have it: one whose workload does, or whose workload is not known any more.
     fn may_be_in_use(&self, part: &VolumePart, wanted: &BTreeMap<ReplicaId, &Workload>) -> bool {
-        self.user_here(part, |replica| wanted.get(replica).copied()).is_some()
+        self.users_here(part, |replica| wanted.get(replica).copied()).next().is_some()
     }
 
-    /// A replica whose container here may have a part: by its workload, or because what it was made of is not known any
-    /// more.
-    pub fn user_here<'a>(
+    /// What the containers here are that may have a part: by their workload, or because what they were made of is not known
+    /// any more.
+    pub fn users_here<'a>(
         &self,
         part: &VolumePart,
         workload: impl Fn(&ReplicaId) -> Option<&'a Workload>,
-    ) -> Option<&ReplicaId> {
-        let has = |labels: &&ContainerLabels| {
+    ) -> impl Iterator<Item = &ContainerLabels> {
+        let has = move |labels: &&ContainerLabels| {
             let same = labels.replica.workload.namespace == part.volume.namespace;
             let known = workload(&labels.replica).filter(|workload| workload.template == labels.template);
             same && known.is_none_or(|workload| workload.spec.container.mounts(&part.volume.name))
         };
-        self.containers_here().find(has).map(|labels| &labels.replica)
+        self.containers_here().filter(has)
     }
 }

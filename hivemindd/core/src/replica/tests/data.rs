@@ -76,8 +76,9 @@ fn a_container_of_an_older_version_has_its_volumes_until_it_is_gone() {
     let mut bench = Bench::new();
     bench.volumes.insert(replica_id("web", 0), usable());
     let (before, after) = (with_data(), workload(1));
-    let user =
-        |bench: &Bench, known: Option<&Workload>| bench.replicas.user_here(&data(), |_| known).cloned();
+    let user = |bench: &Bench, known: Option<&Workload>| {
+        bench.replicas.users_here(&data(), |_| known).next().map(|labels| labels.replica.clone())
+    };
     assert_eq!(user(&bench, Some(&before)), None);
     bench.want(before.clone(), 1);
     bench.settle();
