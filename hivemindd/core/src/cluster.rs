@@ -422,6 +422,11 @@ impl Cluster {
         }
         assignments
     }
+
+    /// Whether any of a workload's replicas are placed on a node.
+    pub fn is_assigned(&self, workload: &WorkloadId, node: &NodeId) -> bool {
+        self.placements.get(workload).is_some_and(|placed| placed.slots.values().any(|n| n == node))
+    }
 }
 
 /// The index of the first constraint that a node does not meet.

@@ -139,7 +139,7 @@ pub struct VolumesSnapshot {
     pub volume: Volume,
     /// What it is called, a name that none of the volume's has yet; after the time if not given
     #[arg(value_name = "SNAPSHOT")]
-    pub name: Option<String>,
+    pub snapshot: Option<String>,
     /// How long the containers that have the volume may stand still for it, a minute at most
     #[arg(long, default_value = "10s", value_parser = quantity::duration_ms, conflicts_with = "remove")]
     pub still: u64,
@@ -147,7 +147,7 @@ pub struct VolumesSnapshot {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "remove")]
     pub keep: Option<u32>,
     /// Remove the snapshot of that name, and make none
-    #[arg(long, requires = "name")]
+    #[arg(long, requires = "snapshot")]
     pub remove: bool,
     /// Do not ask
     #[arg(long, short)]

@@ -23,9 +23,9 @@ pub(super) fn snapshot(global: &Global, options: &VolumesSnapshot) -> Result<Exi
     let part = super::block_on(UNCHANGED, Part::find(&client, &options.volume))?;
     if options.remove {
         // Only with its name.
-        return remove(global, options, &client, &part, options.name.as_deref().unwrap_or_default());
+        return remove(global, options, &client, &part, options.snapshot.as_deref().unwrap_or_default());
     }
-    let name = options.name.clone().unwrap_or_else(|| named_by_time(client.now_ms()));
+    let name = options.snapshot.clone().unwrap_or_else(|| named_by_time(client.now_ms()));
     let keep = options.keep.map(|keep| format!("&keep={keep}")).unwrap_or_default();
     let path = format!("{}&name={}&stillMs={}{keep}", part.path("snapshot"), percent(&name), options.still);
     let (made, notes) = (Notes::new(MAX_NOTES_BYTES), Notes::new(MAX_NOTES_BYTES));

@@ -338,12 +338,8 @@ impl Node {
         self.share_secrets(now, out);
         self.check_before_first_run(now, out);
         let leases = self.hold_leases(now, out);
-        let wanted: BTreeMap<ReplicaId, &Workload> = self
-            .cluster
-            .assignments(&self.settings.me)
-            .into_iter()
-            .filter(|(_, workload)| self.run_before.contains(&workload.digest))
-            .collect();
+        let mut wanted = self.cluster.assignments(&self.settings.me);
+        wanted.retain(|_, workload| self.run_before.contains(&workload.digest));
         let Some(facts) = &self.facts else { return };
         let waits = self.waits_of(wanted.iter());
         let workloads = wanted.iter().map(|(replica, workload)| (&replica.workload, *workload));
@@ -462,6 +458,9 @@ impl Node {
             self.say(now, Topic::Replica(gone.clone()), None);
         }
         for (replica, status) in statuses {
+            if before.get(&replica) == Some(&status) {
+                continue;
+            }
             let only_progress = before.get(&replica).is_some_and(|said| {
                 said.phase == status.phase && said.template == status.template && status.pull.is_some()
             });
@@ -481,14 +480,13 @@ impl Node {
     /// Verifies documents once more, from the bytes held, immediately before anything of them is
     /// run for the first time. What does not verify is dropped and not run.
     fn check_before_first_run(&mut self, now: Time, out: &mut Actions) {
-        let current: Vec<_> = self.cluster.workloads.values().map(|workload| workload.digest).collect();
-        self.run_before.retain(|digest| current.contains(digest));
-        let new: BTreeMap<_, _> = self
-            .cluster
-            .assignments(&self.settings.me)
-            .into_iter()
+        let workloads = &self.cluster.workloads;
+        self.run_before.retain(|digest| workloads.values().any(|workload| workload.digest == *digest));
+        let new: BTreeMap<_, _> = workloads
+            .iter()
             .filter(|(_, workload)| !self.run_before.contains(&workload.digest))
-            .map(|(replica, workload)| (replica.workload, workload.clone()))
+            .filter(|(id, _)| self.cluster.is_assigned(id, &self.settings.me))
+            .map(|(id, workload)| (id.clone(), workload.clone()))
             .collect();
         for (id, workload) in new {
             let name = SpecKey { kind: Kind::Workload, namespace: id.namespace, name: id.name };

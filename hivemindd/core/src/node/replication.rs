@@ -303,7 +303,8 @@ impl Node {
         let key = RecordKey::Observation(self.settings.me, topic.clone());
         let held = self.map.get(&key).map(|entry| &entry.content);
         let nothing_new = match held {
-            Some(content) => *content == Content::Observation(observation.clone()),
+            Some(Content::Observation(said)) => *said == observation,
+            Some(_) => false,
             None => observation.is_none(),
         };
         if nothing_new || self.disk_pauses(now) {

@@ -6,9 +6,10 @@ use hivemind_spec::api::Phase;
 use hivemind_spec::id::Digest;
 use hivemind_spec::workload::{RestartCondition, RestartPolicy};
 
+use super::container_id;
 use crate::cluster::Workload;
-use crate::event::{ContainerLabels, OperationError, Shortage};
-use crate::record::ReplicaStatus;
+use crate::event::{ContainerId, ContainerLabels, OperationError, Shortage};
+use crate::record::{ReplicaId, ReplicaStatus};
 use crate::time::Time;
 
 /// The longest wait between tries, milliseconds: a cause that lasts longer than five minutes is
@@ -87,6 +88,8 @@ pub(super) struct Ended {
 #[derive(Debug, Clone)]
 pub(super) struct Life {
     template: Digest,
+    /// The name of its container of that template, which is a hash.
+    container: ContainerId,
     policy: RestartPolicy,
     /// Restarts before the container that is, or comes next.
     pub(super) restarts: u32,
@@ -106,10 +109,11 @@ pub(super) struct Life {
 impl Life {
     /// A new life, which goes on where `previous`, the status from before the agent restarted,
     /// left off.
-    pub(super) fn new(workload: &Workload, previous: Option<&ReplicaStatus>) -> Self {
+    pub(super) fn new(replica: &ReplicaId, workload: &Workload, previous: Option<&ReplicaStatus>) -> Self {
         let policy = workload.spec.restart.clone();
         let mut life = Self {
             template: workload.template,
+            container: container_id(replica, &workload.template),
             policy,
             restarts: 0,
             streak: 0,
@@ -139,11 +143,16 @@ impl Life {
     }
 
     /// Begins anew, except for the address, when the template is another one.
-    pub(super) fn take_template(&mut self, workload: &Workload) {
+    pub(super) fn take_template(&mut self, replica: &ReplicaId, workload: &Workload) {
         if self.template != workload.template {
             let ip = self.ip;
-            *self = Self { ip, ..Self::new(workload, None) };
+            *self = Self { ip, ..Self::new(replica, workload, None) };
         }
+    }
+
+    /// The name of its container of this template.
+    pub(super) fn container(&self, replica: &ReplicaId, template: &Digest) -> ContainerId {
+        if self.template == *template { self.container.clone() } else { container_id(replica, template) }
     }
 
     /// Takes note of an existing container: adopts its counts and address.

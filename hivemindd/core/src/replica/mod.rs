@@ -420,7 +420,11 @@ impl Replicas {
         node: Here<'_>,
         plan: &mut Plan,
     ) -> Standing {
-        let id = container_id(replica, &workload.template);
+        let previous = self.previous.get(replica);
+        let new = || Life::new(replica, workload, previous);
+        let life = self.lives.entry(replica.clone()).or_insert_with(new);
+        life.take_template(replica, workload);
+        let id = life.container(replica, &workload.template);
         let container = &workload.spec.container;
         let grace_ms = container.stop_grace_ms;
         let grace_ms = if node.has_lost(replica) { grace_ms.min(LAST_GRACE_MS) } else { grace_ms };
@@ -432,10 +436,6 @@ impl Replicas {
             plan.fences.extend(others.chain([id.clone()]).map(|container| (container, until_ms)));
         }
         self.stopping.insert(id.clone(), stopping);
-        let previous = self.previous.get(replica);
-        let life = self.lives.entry(replica.clone()).or_insert_with(|| Life::new(workload, previous));
-        life.take_template(workload);
-
         match self.in_flight_on(&id) {
             Some(InFlight::Start { .. }) => {
                 return Standing::new(Phase::Starting, "the container is being made");
@@ -462,7 +462,8 @@ impl Replicas {
             TaskState::Running => self.tend(now, &id, &labels, workload, node, plan),
             TaskState::Exited { code, at_ms, oom } => {
                 let end = life::End { code: *code, at_ms: *at_ms, oom: *oom };
-                let life = self.lives.entry(replica.clone()).or_insert_with(|| Life::new(workload, None));
+                let life =
+                    self.lives.entry(replica.clone()).or_insert_with(|| Life::new(replica, workload, None));
                 if *code == KILLED && node.has_lost(replica) {
                     // PID 1 was quicker.
                     life.stop_cause = Some(StopCause::LeaseEnded);
@@ -748,7 +749,8 @@ impl Replicas {
             .map(|labels| labels.template)
             .or(workload.map(|workload| workload.template))
             .unwrap_or_else(|| Digest::of(&[]));
-        let container = container_id(replica, &template);
+        let known = life.map(|life| life.container(replica, &template));
+        let container = known.unwrap_or_else(|| container_id(replica, &template));
         let held = self.observed.inventory().containers.get(&container);
         let held = held.and_then(|state| state.labels.as_ref());
         let labels = held.or_else(|| match self.in_flight_on(&container) {
