@@ -120,7 +120,6 @@ pub(super) async fn make(
     if let Some(answer) = session::elsewhere(&context, node, &mut parts).await? {
         return Ok(answer);
     }
-    context.told("volume-snapshot", key, None, &format!("snapshot {name} of volume {part} is made"));
     let mine = context.clone();
     let work = async move |other| {
         let of = part.clone();
@@ -128,8 +127,11 @@ pub(super) async fn make(
             mine.agent.read(move |core, _| core.volume_users(&of).into_iter().map(|(id, _)| id).collect());
         let users = users.await?;
         let within = (still_ms > 0).then(|| Duration::from_millis(still_ms));
+        let what = format!("snapshot {name} of volume {part} is made");
         let wanted = WantedSnapshot { part, name, within, keep };
-        mine.runtime.snapshot_volume(wanted, users, other).await.map(|()| 0).map_err(failed)
+        mine.runtime.snapshot_volume(wanted, users, other).await.map_err(failed)?;
+        mine.told("volume-snapshot", key, None, &what);
+        Ok(0)
     };
     Ok(session::open(&context, right, &mut parts, work).await?)
 }

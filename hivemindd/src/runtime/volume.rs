@@ -56,6 +56,8 @@ pub(super) struct Volumes {
     folder: PathBuf,
     /// Makes and deletes come one after the other, so that no project is given twice.
     changing: Mutex<()>,
+    /// Snapshots are made one after the other: a container may have several volumes, and would go on under the second.
+    snapshotting: Mutex<()>,
     /// Parts that are being filled or read.
     held: Mutex<BTreeMap<VolumePart, Held>>,
 }
@@ -145,7 +147,7 @@ impl Drop for Reading<'_> {
 
 impl Volumes {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, changing: Mutex::default(), held: Mutex::default() }
+        Self { folder, changing: Mutex::default(), snapshotting: Mutex::default(), held: Mutex::default() }
     }
 
     fn place(&self, part: &VolumePart) -> PathBuf {
@@ -287,6 +289,7 @@ impl Volumes {
         told: impl FnMut(String),
     ) -> io::Result<Snapshot> {
         let WantedSnapshot { part, name, within, keep } = wanted;
+        let _alone = self.snapshotting.lock().unwrap_or_else(PoisonError::into_inner);
         let _reading = self.keep_still(part)?;
         let (place, folder) = (self.place(part), self.snapshot_folder(part));
         let most = keep.unwrap_or(snapshot::MAX_SNAPSHOTS).clamp(1, snapshot::MAX_SNAPSHOTS);
@@ -294,13 +297,22 @@ impl Volumes {
             let what = format!("volume {} has {most} snapshots, the most there may be", part.volume.name);
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, what));
         }
-        let made = snapshot::make(&place.join(DATA), &folder, name, *within, still, told)?;
+        let what = snapshot::What { data: &place.join(DATA), bytes: self.used(&place)?, within: *within };
+        let made = snapshot::make(what, &folder, name, still, told)?;
         let all = snapshot::list(&folder)?;
         let others = all.iter().filter(|snapshot| snapshot.name != *name);
         for old in others.take(all.len().saturating_sub(most)) {
             snapshot::remove(&folder, &old.name)?;
         }
         Ok(made)
+    }
+
+    /// What a part takes of the disk, bytes, as far as that is counted.
+    fn used(&self, place: &Path) -> io::Result<u64> {
+        if !quota::is_on(&self.folder) {
+            return Ok(0);
+        }
+        Ok(quota::look(&self.folder, project(place, about(place)?))?.used_bytes)
     }
 
     fn keep_still<'a>(&'a self, part: &'a VolumePart) -> io::Result<Reading<'a>> {

@@ -284,9 +284,9 @@ fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
         cluster.wait_for_running("clockwork", replicas, STARTING)
     };
     let volumes = |arguments: &[&str]| cluster.hivemind(["volumes"].iter().chain(arguments));
-    let there = || -> Vec<String> {
-        let listed = cluster.json(&["volumes", "snapshots", "clockwork"]).unwrap();
-        items(&listed).iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+    let there = || -> Result<Vec<String>, String> {
+        let listed = cluster.json(&["volumes", "snapshots", "clockwork"])?;
+        Ok(items(&listed).iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect())
     };
     let home = cluster.machine_of(&push(1, "finds")[0]);
     cluster.wait_for_words("clockwork", &["has begun."], STARTING);
@@ -300,11 +300,11 @@ fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
     assert!(again.contains("already"), "{again}");
     let refused = volumes(&["snapshot", "clockwork", "No Name"]).failed().stderr();
     assert!(refused.contains("is no name for a snapshot"), "{refused}");
-    assert_eq!(there(), ["one"]);
+    assert_eq!(there().unwrap(), ["one"]);
     // So many are kept.
     volumes(&["snapshot", "clockwork", "two", "--still", "0s"]).ok();
     volumes(&["snapshot", "clockwork", "three", "--keep", "2", "--still", "60s"]).ok();
-    assert_eq!(there(), ["two", "three"]);
+    assert_eq!(there().unwrap(), ["two", "three"]);
     volumes(&["snapshot", "clockwork", "two", "--remove", "--yes"]).ok();
     let refused = volumes(&["snapshot", "clockwork", "two", "--remove", "--yes"]).failed().stderr();
     assert!(refused.contains("has no snapshot two"), "{refused}");
@@ -314,7 +314,7 @@ fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
     // An agent that is killed meanwhile leaves nobody standing.
     let ask = |words: &[&str]| probe::ask(&cluster.lab, home, words).unwrap();
     let pids = ask(&["pids", "has begun"]);
-    let group = ask(&["cat", &format!("/proc/{}/cgroup", pids.lines().next().unwrap())]);
+    let group = ask(&["cat", &format!("/proc/{}/cgroup", pids.split_whitespace().next().unwrap())]);
     let freeze = format!("/sys/fs/cgroup{}/cgroup.freeze", group.trim().trim_start_matches("0::"));
     assert_eq!(ask(&["cat", &freeze]).trim(), "0");
     let word = cluster.folder().join("freeze");
@@ -332,9 +332,10 @@ fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
     assert!(refused.contains("has volume"), "{refused}");
     home.power_cut();
     home.power_on().unwrap();
-    cluster.wait_for_ready(2);
+    // Not from when it is up, but from when the other has heard of it.
+    let (names, _) = wait::until("its machine answers again", STARTING, there);
+    assert_eq!(names, ["three"]);
     push(0, "finds");
-    assert_eq!(there(), ["three"]);
     let refused = volumes(&["restore", "clockwork", "--snapshot", "two", "--yes"]).failed().stderr();
     assert!(refused.contains("has no snapshot two"), "{refused}");
     volumes(&["restore", "clockwork", "--snapshot", "three", "--yes"]).ok();

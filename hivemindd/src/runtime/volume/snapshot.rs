@@ -7,6 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use hivemind_core::event::DiskState;
 use hivemind_init::durable;
 use hivemind_spec::volume::Snapshot;
 
@@ -57,17 +58,26 @@ pub(super) fn place(folder: &Path, name: &str) -> PathBuf {
     folder.join(name).with_extension(WHOLE)
 }
 
-/// Makes one of what is in `data`. Whoever `still` keeps from writing may go on once all is read; that must not take longer
-/// than `within`. What `still` gives is dropped then.
+/// What is to be kept.
+pub(super) struct What<'a> {
+    /// All that is in this folder.
+    pub(super) data: &'a Path,
+    /// How much that is, as far as it is known.
+    pub(super) bytes: u64,
+    /// How long it may take to read it.
+    pub(super) within: Option<Duration>,
+}
+
+/// Makes one. Whoever `still` keeps from writing may go on once all is read; that must not take longer
+/// than it may. What `still` gives is dropped then.
 ///
 /// # Errors
 /// Those of the file system; [`io::ErrorKind::AlreadyExists`], [`io::ErrorKind::StorageFull`],
 /// [`io::ErrorKind::TimedOut`]. There is none then that was not there before.
 pub(super) fn make<S>(
-    data: &Path,
+    what: What<'_>,
     folder: &Path,
     name: &str,
-    within: Option<Duration>,
     still: impl FnOnce() -> io::Result<S>,
     told: impl FnMut(String),
 ) -> io::Result<Snapshot> {
@@ -81,7 +91,7 @@ pub(super) fn make<S>(
     durable::make_folder(folder)?;
     sweep(folder)?;
     let half = folder.join(name).with_extension(HALF);
-    let made = write(data, &half, within, still, told)
+    let made = write(&what, &half, still, told)
         .and_then(|()| fs::rename(&half, place(folder, name)))
         .and_then(|()| durable::sync_folder(folder));
     if let Err(error) = made {
@@ -93,18 +103,17 @@ pub(super) fn make<S>(
 }
 
 fn write<S>(
-    data: &Path,
+    what: &What<'_>,
     half: &Path,
-    within: Option<Duration>,
     still: impl FnOnce() -> io::Result<S>,
     told: impl FnMut(String),
 ) -> io::Result<()> {
     let mut bounded =
         Bounded { file: File::create_new(half)?, folder: half.to_owned(), until: None, unlooked: 0 };
-    bounded.look()?;
+    bounded.look(what.bytes)?;
     let still = still()?;
-    bounded.until = within.map(|within| (Instant::now() + within, within));
-    archive::pack(data, BufWriter::with_capacity(64 * 1024, &mut bounded), told)?;
+    bounded.until = what.within.map(|within| (Instant::now() + within, within));
+    archive::pack(what.data, BufWriter::with_capacity(64 * 1024, &mut bounded), told)?;
     drop(still);
     bounded.file.sync_all()
 }
@@ -147,16 +156,22 @@ struct Bounded {
 }
 
 impl Bounded {
-    fn look(&mut self) -> io::Result<()> {
+    /// Whether so much more may be written.
+    fn look(&mut self, bytes: u64) -> io::Result<()> {
         self.unlooked = 0;
         match disk_state(&self.folder) {
-            Some(disk) if disk.used_percent() >= MOST_PERCENT => {
+            Some(disk) if with(disk, bytes).used_percent() >= MOST_PERCENT => {
                 let what = format!("the disk would be more than {MOST_PERCENT} % full");
                 Err(io::Error::new(io::ErrorKind::StorageFull, what))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// A disk on which so much more is written.
+fn with(disk: DiskState, bytes: u64) -> DiskState {
+    DiskState { used_bytes: disk.used_bytes.saturating_add(bytes), ..disk }
 }
 
 impl Write for &mut Bounded {
@@ -168,7 +183,7 @@ impl Write for &mut Bounded {
             return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
         if self.unlooked >= LOOK_EVERY_BYTES {
-            self.look()?;
+            self.look(0)?;
         }
         let written = self.file.write(data)?;
         self.unlooked += written;
@@ -190,6 +205,10 @@ mod tests {
         Ok(())
     }
 
+    fn all_of(data: &Path) -> What<'_> {
+        What { data, bytes: 0, within: None }
+    }
+
     #[test]
     fn a_snapshot_has_what_was_there_and_is_whole_or_not_there() {
         let folder = tempfile::tempdir().unwrap();
@@ -197,16 +216,16 @@ mod tests {
         fs::create_dir(&data).unwrap();
         fs::write(data.join("file"), "before").unwrap();
         assert!(list(&kept).unwrap().is_empty());
-        let made = make(&data, &kept, "one", None, nobody, |_| {}).unwrap();
+        let made = make(all_of(&data), &kept, "one", nobody, |_| {}).unwrap();
         fs::write(data.join("file"), "after").unwrap();
-        let second = make(&data, &kept, "another", None, nobody, |_| {}).unwrap();
+        let second = make(all_of(&data), &kept, "another", nobody, |_| {}).unwrap();
         assert_eq!(list(&kept).unwrap(), [made.clone(), second]);
         let into = folder.path().join("into");
         fs::create_dir(&into).unwrap();
         archive::unpack(File::open(place(&kept, "one")).unwrap(), &into).unwrap();
         assert_eq!(fs::read_to_string(into.join("file")).unwrap(), "before");
         // A name is given once.
-        let again = make(&data, &kept, "one", None, nobody, |_| {}).unwrap_err();
+        let again = make(all_of(&data), &kept, "one", nobody, |_| {}).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::metadata(place(&kept, "one")).unwrap().len(), made.bytes);
         remove(&kept, "one").unwrap();
@@ -222,13 +241,19 @@ mod tests {
         fs::write(data.join("file"), vec![7; 1 << 20]).unwrap();
         fs::write(kept.join("cut.new"), "half").unwrap();
         assert!(list(&kept).unwrap().is_empty());
-        let broken = make(&data, &kept, "late", Some(Duration::ZERO), nobody, |_| {}).unwrap_err();
+        let broken =
+            make(What { within: Some(Duration::ZERO), ..all_of(&data) }, &kept, "late", nobody, |_| {})
+                .unwrap_err();
         assert_eq!(broken.kind(), io::ErrorKind::TimedOut);
         let refused = || Err::<(), _>(io::Error::other("they go on"));
         assert_eq!(
-            make(&data, &kept, "moving", None, refused, |_| {}).unwrap_err().to_string(),
+            make(all_of(&data), &kept, "moving", refused, |_| {}).unwrap_err().to_string(),
             "they go on"
         );
+        // Nobody stands still for what cannot be kept.
+        let large = What { bytes: u64::MAX, ..all_of(&data) };
+        let full = make(large, &kept, "large", || -> io::Result<()> { panic!("nobody is asked") }, |_| {});
+        assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
     }
 
@@ -251,9 +276,9 @@ mod tests {
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(data.join("socket")).unwrap();
-        make(&data, &kept, "one", None, still, told).unwrap();
+        make(all_of(&data), &kept, "one", still, told).unwrap();
         assert!(!stands.get());
-        assert!(make(&folder.path().join("gone"), &kept, "two", None, still, |_| {}).is_err());
+        assert!(make(all_of(&folder.path().join("gone")), &kept, "two", still, |_| {}).is_err());
         assert!(!stands.get());
     }
 }
