@@ -269,7 +269,7 @@ fn contents(reader: &Reader<'_>, node: &yaml::Node) -> Option<BTreeMap<String, S
             found.push(match key.text.as_str() {
                 "content" => text,
                 "environment" => {
-                    let content = reader.surroundings.variables.get(&text).cloned();
+                    let content = reader.variables(value.mark).get(&text).cloned();
                     reader.ok(value.mark, content.ok_or_else(|| format!("the variable {text} is not set")))?
                 }
                 _ => {

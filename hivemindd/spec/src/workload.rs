@@ -173,12 +173,16 @@ pub struct RestartPolicy {
     #[serde(default)]
     pub condition: RestartCondition,
     /// First delay, milliseconds; doubles with each restart up to five minutes, and starts anew
-    /// after ten minutes of running.
+    /// after a run of `window_ms`.
     #[serde(default = "half_a_second")]
     pub delay_ms: u64,
     /// Restarts before giving up; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// How long a container must have run to count as started well, milliseconds: restarts are counted anew then.
+    /// Absent: ten minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<u64>,
 }
 
 fn half_a_second() -> u64 {
@@ -187,7 +191,12 @@ fn half_a_second() -> u64 {
 
 impl Default for RestartPolicy {
     fn default() -> Self {
-        Self { condition: RestartCondition::default(), delay_ms: half_a_second(), max_attempts: None }
+        Self {
+            condition: RestartCondition::default(),
+            delay_ms: half_a_second(),
+            max_attempts: None,
+            window_ms: None,
+        }
     }
 }
 

@@ -322,7 +322,12 @@ pub const RESTART_POLICY: &[Row] = &[
     ("condition", Honoured("`any`, `on-failure` or `none`")),
     ("delay", Honoured("first delay; it doubles with each restart")),
     ("max_attempts", Honoured("restarts before giving up")),
-    ("window", Refused("a container that ran for ten minutes counts as started well")),
+    (
+        "window",
+        Honoured(
+            "how long it must run to count as started well, from when on restarts are counted anew; ten minutes if not given, or 0",
+        ),
+    ),
 ];
 
 /// `deploy.update_config`.
@@ -377,8 +382,13 @@ pub const ENV_FILE: &[Row] = &[
 /// An entry of `include` in its long form.
 pub const INCLUDE: &[Row] = &[
     ("path", Honoured("the file, or several, each laid over the ones before it")),
-    ("env_file", Refused("variables are those of the project")),
-    ("project_directory", Refused("paths begin at the folder of the file they stand in")),
+    (
+        "env_file",
+        Honoured(
+            "files with variables for `${NAME}` in it, `.env` of its folder if not given; the project's own go before them",
+        ),
+    ),
+    ("project_directory", Honoured("where the paths in it begin; the folder of the first file if not given")),
 ];
 
 /// `extends` of a service in its long form.

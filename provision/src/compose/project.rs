@@ -2,10 +2,12 @@
 //! extended. What comes out is one tree, in which every value knows its file.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::keys;
 use super::merge::{self, Level};
-use super::reader::Reader;
+use super::reader::{Reader, Scope};
+use super::service;
 use super::yaml::{self, Key, Mark, Node, Overlay, Value};
 
 /// A Compose file that is named on the command line.
@@ -22,14 +24,16 @@ const MAX_FILES: usize = 64;
 
 /// The tree of all inputs, each laid over the ones before it, with what they include and extend.
 pub(super) fn tree(reader: &Reader<'_>, inputs: &[Input]) -> Option<Node> {
-    let trees = inputs.iter().map(|input| parse(reader, Mark::default(), &input.name, "", &input.text));
+    let own = reader.scope(Mark::default());
+    let trees =
+        inputs.iter().map(|input| parse(reader, Mark::default(), &input.name, own.clone(), &input.text));
     let trees: Vec<Node> = trees.collect::<Option<_>>()?;
     let tree = trees.into_iter().reduce(|base, over| merge::lay_over(Level::File, base, over))?;
     completed(reader, tree, &mut Vec::new())
 }
 
-fn parse(reader: &Reader<'_>, at: Mark, name: &str, folder: &str, text: &str) -> Option<Node> {
-    let number = reader.add_file(name, folder);
+fn parse(reader: &Reader<'_>, at: Mark, name: &str, scope: Scope, text: &str) -> Option<Node> {
+    let number = reader.add_file(name, scope);
     if number >= MAX_FILES {
         reader.fault(at, format!("the project has more than {MAX_FILES} files"));
         return None;
@@ -48,17 +52,23 @@ fn parse(reader: &Reader<'_>, at: Mark, name: &str, folder: &str, text: &str) ->
     }
 }
 
-/// Reads the file that a value names.
-fn named(reader: &Reader<'_>, node: &Node) -> Option<Node> {
+/// Reads the file that a value names, with paths beside it and the variables of the file that names it if nothing else is
+/// said.
+fn named(reader: &Reader<'_>, node: &Node, scope: Option<Scope>) -> Option<Node> {
     let path = reader.text(node)?;
     let Some(text) = reader.ok(node.mark, reader.read(node.mark, &path))? else {
         reader.fault(node.mark, format!("there is no file {path}"));
         return None;
     };
     let place = reader.resolve(node.mark, &path);
-    let folder =
-        place.rsplit_once('/').map_or("", |(folder, _)| if folder.is_empty() { "/" } else { folder });
-    parse(reader, node.mark, &place, folder, &text)
+    let beside = || Scope { folder: above(&place).to_owned(), variables: reader.variables(node.mark) };
+    let scope = scope.unwrap_or_else(beside);
+    parse(reader, node.mark, &place, scope, &text)
+}
+
+/// The folder that a file is in; empty: where its path begins.
+fn above(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| if folder.is_empty() { "/" } else { folder })
 }
 
 /// The tree with what it includes, and its services with what they extend. `open` are the files being read.
@@ -78,26 +88,34 @@ fn completed(reader: &Reader<'_>, mut tree: Node, open: &mut Vec<String>) -> Opt
 fn includes(reader: &Reader<'_>, include: &Node, open: &mut Vec<String>) -> Option<Vec<Node>> {
     let mut parts = Vec::new();
     for item in reader.one_or_many(include)? {
-        let mut paths = item;
+        let (mut paths, mut directory, mut env_files) = (None, None, None);
         if let Value::Mapping(_) = item.value {
-            match reader.entries(item, keys::INCLUDE)?.first() {
-                Some((_, path)) => paths = *path,
-                None => {
-                    reader.fault(item.mark, "`path` is missing");
-                    continue;
+            for (key, value) in reader.entries(item, keys::INCLUDE)? {
+                match key.text.as_str() {
+                    "project_directory" => directory = Some(value),
+                    "env_file" => env_files = Some(value),
+                    _ => paths = Some(value),
                 }
             }
+        } else {
+            paths = Some(item);
         }
+        let paths = paths.map_or(Some([].as_slice()), |paths| reader.one_or_many(paths))?;
+        let Some(first) = paths.first() else {
+            reader.fault(item.mark, "`path` is missing");
+            continue;
+        };
+        let scope = scope(reader, first, directory, env_files)?;
         let mut part: Option<Node> = None;
         let depth = open.len();
-        for path in reader.one_or_many(paths)? {
+        for path in paths {
             let place = reader.resolve(path.mark, &reader.text(path)?);
             if open.contains(&place) {
                 reader.fault(path.mark, format!("{place} includes itself"));
                 return None;
             }
             open.push(place);
-            let tree = named(reader, path)?;
+            let tree = named(reader, path, Some(scope.clone()))?;
             part = Some(match part {
                 Some(base) => merge::lay_over(Level::File, base, tree),
                 None => tree,
@@ -109,6 +127,42 @@ fn includes(reader: &Reader<'_>, include: &Node, open: &mut Vec<String>) -> Opti
         open.truncate(depth);
     }
     Some(parts)
+}
+
+/// What included files are read with: paths from `directory`, or the folder of the first of them; and variables from
+/// `env_files`, or `.env` in that folder, where the file that includes them has none.
+fn scope(
+    reader: &Reader<'_>,
+    first: &Node,
+    directory: Option<&Node>,
+    env_files: Option<&Node>,
+) -> Option<Scope> {
+    let mark = first.mark;
+    let directory = match directory {
+        Some(node) => reader.text(node)?.trim_end_matches('/').to_owned(),
+        None => above(&reader.text(first)?).to_owned(),
+    };
+    let directory = if directory == "." { String::new() } else { directory };
+    let (files, required) = match env_files {
+        Some(node) => {
+            let texts = reader.one_or_many(node)?.iter().map(|node| reader.text(node));
+            let mut files = texts.collect::<Option<Vec<_>>>()?;
+            // As people write that there is none.
+            files.retain(|file| file != "/dev/null");
+            (files, true)
+        }
+        // In the same folder it is that of the file which includes these.
+        None if directory.is_empty() => (Vec::new(), false),
+        None => (vec![format!("{directory}/.env")], false),
+    };
+    let mut variables = BTreeMap::new();
+    for file in files {
+        variables.extend(service::variables(reader, mark, &file, required, false)?);
+    }
+    let outside = reader.scope(mark);
+    variables.extend(outside.variables.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let folder = if directory.is_empty() { outside.folder } else { reader.resolve(mark, &directory) };
+    Some(Scope { folder, variables: Rc::new(variables) })
 }
 
 /// Adds what an included file has; two things of one name must be the same.
@@ -210,7 +264,7 @@ fn with_base(
             let place = reader.resolve(file.mark, &reader.text(file)?);
             let other = match others.get(&place) {
                 Some(other) => other.clone(),
-                None => named(reader, file)?,
+                None => named(reader, file, None)?,
             };
             others.insert(place, other.clone());
             with_base(reader, others, &other, &key, chain)?

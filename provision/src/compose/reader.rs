@@ -1,6 +1,8 @@
 //! Reads values of the types a Compose file may have, and collects faults.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use hivemind_spec::document::is_dns_label;
 
@@ -15,38 +17,60 @@ const MAX_FAULTS: usize = 50;
 /// Reads values and remembers what was wrong; a `None` means that a fault was recorded.
 pub(super) struct Reader<'a> {
     pub(super) surroundings: &'a Surroundings<'a>,
+    /// Those of the project.
+    variables: Rc<Variables>,
     files: RefCell<Vec<File>>,
     faults: RefCell<Vec<Fault>>,
     warnings: RefCell<Vec<Fault>>,
 }
 
+/// Values of variables by name.
+pub(super) type Variables = BTreeMap<String, String>;
+
+/// What a file's values are read with.
+#[derive(Debug, Clone)]
+pub(super) struct Scope {
+    /// Where the paths in it begin, from the project's folder; empty: there.
+    pub(super) folder: String,
+    /// What its variables are.
+    pub(super) variables: Rc<Variables>,
+}
+
 /// A file that is read.
 struct File {
     name: String,
-    /// Where the paths in it begin, from the project's folder; empty: there.
-    folder: String,
+    scope: Scope,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(surroundings: &'a Surroundings<'a>) -> Self {
-        let files = RefCell::default();
-        Self { surroundings, files, faults: RefCell::default(), warnings: RefCell::default() }
+        let (files, variables) = (RefCell::default(), Rc::new(surroundings.variables.clone()));
+        Self { surroundings, variables, files, faults: RefCell::default(), warnings: RefCell::default() }
     }
 
     /// Takes note of a file, and gives its number for [`Mark::file`].
-    pub(super) fn add_file(&self, name: &str, folder: &str) -> usize {
+    pub(super) fn add_file(&self, name: &str, scope: Scope) -> usize {
         let mut files = self.files.borrow_mut();
-        files.push(File { name: name.to_owned(), folder: folder.to_owned() });
+        files.push(File { name: name.to_owned(), scope });
         files.len() - 1
+    }
+
+    /// What the file of `mark` is read with; the project's own of no file.
+    pub(super) fn scope(&self, mark: Mark) -> Scope {
+        let own = || Scope { folder: String::new(), variables: Rc::clone(&self.variables) };
+        self.files.borrow().get(mark.file).map_or_else(own, |file| file.scope.clone())
+    }
+
+    /// What the variables are in the file of `mark`.
+    pub(super) fn variables(&self, mark: Mark) -> Rc<Variables> {
+        self.scope(mark).variables
     }
 
     /// A path in the file of `mark`, seen from the project's folder.
     pub(super) fn resolve(&self, mark: Mark, path: &str) -> String {
         let path = path.strip_prefix("./").unwrap_or(path);
-        match self.files.borrow().get(mark.file) {
-            Some(file) if !file.folder.is_empty() && !path.starts_with('/') => {
-                format!("{}/{path}", file.folder)
-            }
+        match self.scope(mark).folder {
+            folder if !folder.is_empty() && !path.starts_with('/') => format!("{folder}/{path}"),
             _ => path.to_owned(),
         }
     }
@@ -152,7 +176,7 @@ impl<'a> Reader<'a> {
     /// A scalar with its variables replaced.
     pub(super) fn scalar(&self, node: &Node, wanted: &str) -> Option<Scalar> {
         let Value::Scalar(scalar) = &node.value else { return self.wrong_type(node, wanted) };
-        let replaced = self.ok(node.mark, interpolate(&scalar.text, &self.surroundings.variables))?;
+        let replaced = self.ok(node.mark, interpolate(&scalar.text, &self.variables(node.mark)))?;
         for name in replaced.unset {
             self.warn(node.mark, format!("the variable {name} is not set and became nothing"));
         }

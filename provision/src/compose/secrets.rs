@@ -56,7 +56,7 @@ fn one(reader: &Reader<'_>, key: &Key, node: &Node) -> Option<Declared> {
             "labels" => service::labels(reader, &mut labels, value)?,
             "environment" => {
                 let variable = reader.text(value)?;
-                let content = reader.surroundings.variables.get(&variable).cloned();
+                let content = reader.variables(value.mark).get(&variable).cloned();
                 let missing = || format!("the variable {variable} is not set");
                 contents.push(reader.ok(value.mark, content.ok_or_else(missing))?);
             }

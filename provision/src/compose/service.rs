@@ -433,7 +433,7 @@ fn variables_of_container(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -
             continue;
         }
         // A name alone takes its value from where the file is pushed, or is not set at all.
-        match value.or_else(|| reader.surroundings.variables.get(&name).cloned()) {
+        match value.or_else(|| reader.variables(mark).get(&name).cloned()) {
             Some(value) => drop(draft.container.env.insert(name, value)),
             None => reader.warn(mark, format!("{name} has no value here and is not set")),
         }
@@ -474,7 +474,13 @@ fn label_files(reader: &Reader<'_>, draft: &mut Draft, node: &Node) -> Option<()
 }
 
 /// Reads a file of `NAME=VALUE` lines.
-fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool, raw: bool) -> Option<Pairs> {
+pub(super) fn variables(
+    reader: &Reader<'_>,
+    mark: Mark,
+    path: &str,
+    required: bool,
+    raw: bool,
+) -> Option<Pairs> {
     let Some(text) = reader.ok(mark, reader.read(mark, path))? else {
         if required {
             reader.fault(mark, format!("there is no file {path}"));
@@ -485,7 +491,7 @@ fn variables(reader: &Reader<'_>, mark: Mark, path: &str, required: bool, raw: b
     if raw {
         return reader.ok(mark, environment::raw(&text).map_err(fault));
     }
-    let read = environment::environment(&text, &reader.surroundings.variables);
+    let read = environment::environment(&text, &reader.variables(mark));
     let read = reader.ok(mark, read.map_err(fault))?;
     for (line, name) in read.unset {
         reader.warn(mark, format!("{path}:{line}: the variable {name} is not set and became nothing"));
@@ -680,6 +686,8 @@ fn restart_policy(reader: &Reader<'_>, node: &Node) -> Option<(RestartPolicy, bo
         match key.text.as_str() {
             "condition" => (policy.condition, said) = (reader.word(value, &conditions)?, true),
             "delay" => policy.delay_ms = reader.duration_ms(value)?,
+            // 0 is none, as Compose has it.
+            "window" => policy.window_ms = Some(reader.duration_ms(value)?).filter(|ms| *ms > 0),
             _ => policy.max_attempts = u32::try_from(reader.integer(value, 0, u32::MAX.into())?).ok(),
         }
     }

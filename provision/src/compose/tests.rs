@@ -22,6 +22,12 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
             "pages/index.html" | "pages/de/index.html" => Some("<p>".to_owned()),
             "parts/db.yaml" => Some(DATABASE.to_owned()),
             "parts/db.env" => Some("PLACE=beside\n".to_owned()),
+            "other/db.env" => Some("PLACE=in the other\n".to_owned()),
+            "parts/shop.yaml" => Some(SHOP.to_owned()),
+            "parts/outer.yaml" => Some("include: [shop.yaml]\n".to_owned()),
+            "parts/.env" => Some("PORT=8080\nTAG=not this\nPASSED=by .env\n".to_owned()),
+            "more.env" => Some("PORT=9000\nPASSED=by more.env\n".to_owned()),
+            "most.env" => Some("PORT=9001\n".to_owned()),
             "parts/circle.yaml" => Some("include: [circle.yaml]\nservices: {a: {image: a}}\n".to_owned()),
             "parts/bad.yaml" => Some("services:\n  bad:\n    image: a\n    comand: b\n".to_owned()),
             _ => None,
@@ -53,6 +59,10 @@ fn try_compile(text: &str) -> Result<Compiled, Vec<Fault>> {
 /// A file in a folder of its own.
 const DATABASE: &str = "name: ignored\nservices:\n  base:\n    image: postgres\n    env_file: db.env\n    expose: [5432]\n  \
                         db:\n    extends: base\n    labels: {part: db}\nconfigs: {a: {content: b}}\n";
+
+/// Another, with variables.
+const SHOP: &str = "services:\n  shop:\n    image: shop\n    env_file: db.env\n    \
+                    environment: {PORT: '$PORT', TAG: '$TAG', PASSED: }\n";
 
 fn compiled(text: &str) -> Compiled {
     try_compile(text).unwrap_or_else(|faults| panic!("{text}\n{faults:#?}"))
@@ -605,12 +615,39 @@ fn included_files_add_their_services_with_paths_beside_themselves() {
         ("include: [parts/circle.yaml]", "parts/circle.yaml", "includes itself"),
         ("include: [parts/bad.yaml]", "parts/bad.yaml", "did you mean `command`?"),
         ("  db: {image: other}\ninclude: [parts/db.yaml]", "parts/db.yaml", "there already"),
-        ("include: [{env_file: a}]", "0.yaml", "variables are those of the project"),
+        ("include: [{env_file: a}]", "0.yaml", "`path` is missing"),
+        ("include: [{path: parts/db.yaml, env_file: nowhere.env}]", "0.yaml", "no file nowhere.env"),
+        ("include: [{path: parts/db.yaml, env_file: bad.env}]", "0.yaml", "bad.env:2:"),
+        ("include: [{path: parts/db.yaml, project_directory: elsewhere}]", "parts/db.yaml", "no file db.env"),
+        ("include: [{path: []}]", "0.yaml", "`path` is missing"),
         ("include: [{}]", "0.yaml", "`path` is missing"),
     ] {
         let found = try_compile(&(service("") + rest + "\n")).unwrap_err();
         assert!(found.iter().any(|f| f.file == file && f.message.contains(wanted)), "{rest}: {found:#?}");
     }
+}
+
+#[test]
+fn included_files_have_variables_and_a_folder_of_their_own() {
+    let of = |include: &str| {
+        let compiled =
+            compiled(&(service("environment: {PORT: '${PORT-none}'}") + "include:\n  - " + include + "\n"));
+        let env = |name: &str| {
+            let found = compiled.documents.iter().find(|document| document.metadata.name == name);
+            found.unwrap().workload().unwrap().container.env.clone()
+        };
+        // What the included file says is not the project's.
+        assert_eq!(env("web")["PORT"], "none");
+        env("shop")
+    };
+    let env = of("parts/shop.yaml");
+    assert_eq!((env["PORT"].as_str(), env["TAG"].as_str(), env["PLACE"].as_str()), ("8080", "1.2", "beside"));
+    assert_eq!(env["PASSED"], "by .env", "one without a value too");
+    let env = of("{path: parts/shop.yaml, env_file: [more.env, most.env]}");
+    assert_eq!((env["PORT"].as_str(), env["PASSED"].as_str()), ("9001", "by more.env"));
+    let env = of("{path: parts/shop.yaml, env_file: /dev/null, project_directory: ./other/}");
+    assert_eq!((env["PORT"].as_str(), env["PLACE"].as_str()), ("", "in the other"));
+    assert_eq!(of("{path: parts/outer.yaml}")["PORT"], "8080", "what they include has theirs");
 }
 
 #[test]

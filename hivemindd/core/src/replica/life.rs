@@ -251,7 +251,7 @@ impl Life {
     fn end(&mut self, now: Time, restarts: u32, ago_ms: u64, failed: bool, reason: String) {
         let ran_ms = self.ran_ms(now);
         self.running_since_ms = None;
-        if ran_ms >= RECOVERED_AFTER_MS {
+        if ran_ms >= self.policy.window_ms.unwrap_or(RECOVERED_AFTER_MS) {
             self.streak = 0;
         }
         let again = match self.policy.condition {

@@ -10,6 +10,9 @@ fn a_service_is_a_job_by_its_mode_or_by_what_is_said_of_the_job() {
     assert_eq!((once.replicas, once.global, once.job), (4, false, Some(Job::default())));
     assert_eq!(once.restart.condition, RestartCondition::OnFailure);
 
+    let policy = |rest: &str| workload(&service(&format!("deploy: {{restart_policy: {{{rest}}}}}"))).restart;
+    assert_eq!(policy("condition: any, window: 120s").window_ms, Some(120_000));
+    assert_eq!(policy("condition: any, window: 0s").window_ms, None);
     let tries = "deploy: {mode: global-job, restart_policy: {max_attempts: 3}}";
     let everywhere = workload(&service(tries));
     assert_eq!((everywhere.global, everywhere.job.is_some()), (true, true));

@@ -100,3 +100,18 @@ fn the_next_run_replaces_the_containers_of_the_last() {
     let removals = bench.log.iter().filter(|op| matches!(op, RuntimeOp::Remove { logs: false, .. }));
     assert_eq!(removals.count(), 1, "what the last one printed is kept");
 }
+
+#[test]
+fn who_ran_for_as_long_as_the_policy_says_has_its_attempts_anew() {
+    let attempts = policy(RestartCondition::Always, Some(1));
+    let mut bench = Bench::running(with_restart(RestartPolicy { window_ms: Some(5000), ..attempts }), 1);
+    for _ in 0..3 {
+        bench.wait(5000);
+        bench.crash(0, 1);
+        assert_eq!(bench.status(0).phase, Phase::Backoff);
+        bench.wait(MAX_WAIT);
+        bench.settle();
+    }
+    bench.crash(0, 1);
+    assert_eq!(bench.status(0).reason, "ended with code 1; gave up after 1 restarts");
+}
