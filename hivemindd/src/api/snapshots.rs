@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
+use hivemind_core::event::OperationError;
 use hivemind_core::record::{VolumeId, VolumePart};
 use hivemind_spec::document::is_dns_label;
 use hivemind_spec::exec::FromNode;
@@ -122,10 +123,12 @@ pub(super) async fn make(
     }
     let mine = context.clone();
     let work = async move |other| {
-        let of = part.clone();
-        let users =
-            mine.agent.read(move |core, _| core.volume_users(&of).into_iter().map(|(id, _)| id).collect());
-        let users = users.await?;
+        let (of, agent) = (part.clone(), mine.agent.clone());
+        let users = async move {
+            let users =
+                agent.read(move |core, _| core.volume_users(&of).into_iter().map(|(id, _)| id).collect());
+            users.await.map_err(|problem| OperationError { text: problem.detail, permanent: false })
+        };
         let within = (still_ms > 0).then(|| Duration::from_millis(still_ms));
         let what = format!("snapshot {name} of volume {part} is made");
         let wanted = WantedSnapshot { part, name, within, keep };

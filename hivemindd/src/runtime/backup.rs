@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hivemind_core::event::{ContainerId, OperationError};
 use hivemind_core::record::VolumePart;
 use hivemind_spec::volume::Snapshot;
+use tokio::runtime::Handle;
 
 use super::stream::{self, OtherEnd};
 use super::volume::WantedSnapshot;
@@ -27,7 +28,8 @@ impl Runtime {
         .await
     }
 
-    /// Keeps what a part of a volume has now beside it. Its users stand still while it is read, if that is wanted. The other
+    /// Keeps what a part of a volume has now beside it. `users` is asked who has it once no other is given it: they stand
+    /// still while it is read, if that is wanted. The other
     /// end is told the snapshot, in JSON, and beside it in words what is not in there as it was.
     ///
     /// # Errors
@@ -35,17 +37,19 @@ impl Runtime {
     pub async fn snapshot_volume(
         &self,
         wanted: WantedSnapshot,
-        users: Vec<ContainerId>,
+        users: impl Future<Output = Result<Vec<ContainerId>, OperationError>> + Send + 'static,
         other: OtherEnd,
     ) -> Result<(), OperationError> {
-        let volumes = Arc::clone(&self.volumes);
+        let (volumes, tokio) = (Arc::clone(&self.volumes), Handle::current());
         on_disk("making the snapshot", move || {
             let (_ear, mut mouth, mut beside) = stream::open(other);
             let told = |what: String| drop(writeln!(beside, "{what}"));
-            // Nobody waits where nobody uses it.
-            let within = wanted.within.filter(|_| !users.is_empty());
-            let still = || within.map(|_| cgroup::Still::hold(&users)).transpose();
-            let made = volumes.snapshot(&WantedSnapshot { within, ..wanted }, still, told)?;
+            let still = || {
+                let users = if wanted.within.is_some() { tokio.block_on(users) } else { Ok(Vec::new()) };
+                let users = users.map_err(|error| io::Error::other(error.text))?;
+                (!users.is_empty()).then(|| cgroup::Still::hold(&users)).transpose()
+            };
+            let made = volumes.snapshot(&wanted, still, told)?;
             // It is made, whether or not anybody hears it.
             let _ = mouth.write_all(&serde_json::to_vec(&made)?);
             Ok(())

@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use hivemind_core::event::{VolumePlan, VolumeState};
 use hivemind_core::record::{VolumeId, VolumePart};
@@ -41,6 +41,9 @@ const SNAPSHOTS: &str = "snapshots";
 /// The first project of the kernel's quota that is a volume's; others may have use for the low ones.
 const FIRST_PROJECT: u32 = 1000;
 
+/// How long a container that is to be given a part waits while others stand still for a snapshot of it: for as long as they may.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What is known of a part beside its data.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,6 +63,8 @@ pub(super) struct Volumes {
     snapshotting: Mutex<()>,
     /// Parts that are being filled or read.
     held: Mutex<BTreeMap<VolumePart, Held>>,
+    /// Something is not held any more.
+    let_go: Condvar,
 }
 
 /// For what a part is held.
@@ -69,7 +74,7 @@ enum Held {
     Filled,
     /// By so many; it is neither filled nor deleted.
     Read(u32),
-    /// For a snapshot; it is neither filled nor deleted, and no other container is given it.
+    /// For a snapshot of one moment; it is neither filled nor deleted, and who is to be given it waits.
     Still,
 }
 
@@ -147,7 +152,13 @@ impl Drop for Reading<'_> {
 
 impl Volumes {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, changing: Mutex::default(), snapshotting: Mutex::default(), held: Mutex::default() }
+        Self {
+            folder,
+            changing: Mutex::default(),
+            snapshotting: Mutex::default(),
+            held: Mutex::default(),
+            let_go: Condvar::new(),
+        }
     }
 
     fn place(&self, part: &VolumePart) -> PathBuf {
@@ -205,7 +216,7 @@ impl Volumes {
         now_ms: u64,
         from: Option<(&Image, &str)>,
     ) -> io::Result<()> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing_once_moving(&plan.part);
         self.may_give(&plan.part)?;
         let (place, about, counted) = self.prepare(plan, now_ms)?;
         if place.join(DATA).exists() {
@@ -276,8 +287,8 @@ impl Volumes {
         Ok(Reading { volumes: self, part })
     }
 
-    /// Makes a snapshot of what a part has. From when `still` has answered until its answer is dropped nobody should write
-    /// there.
+    /// Makes a snapshot of what a part has. If it is to be of one moment, `still` has those who write there stand still until
+    /// its answer is dropped; from before it is asked, no other is given the part. None: there is nobody, who would wait.
     ///
     /// # Errors
     /// Those of the file system, and of `still`; [`io::ErrorKind::ResourceBusy`]: it is being filled or read. What there
@@ -285,12 +296,12 @@ impl Volumes {
     pub(super) fn snapshot<S>(
         &self,
         wanted: &WantedSnapshot,
-        still: impl FnOnce() -> io::Result<S>,
+        still: impl FnOnce() -> io::Result<Option<S>>,
         told: impl FnMut(String),
     ) -> io::Result<Snapshot> {
         let WantedSnapshot { part, name, within, keep } = wanted;
         let _alone = self.snapshotting.lock().unwrap_or_else(PoisonError::into_inner);
-        let _reading = self.keep_still(part)?;
+        let _reading = if within.is_some() { self.keep_still(part)? } else { self.keep(part)? };
         let (place, folder) = (self.place(part), self.snapshot_folder(part));
         let most = keep.unwrap_or(snapshot::MAX_SNAPSHOTS).clamp(1, snapshot::MAX_SNAPSHOTS);
         if keep.is_none() && snapshot::list(&folder)?.len() >= most {
@@ -396,6 +407,23 @@ impl Volumes {
             Some(Held::Read(readers @ 2..)) => *readers -= 1,
             _ => drop(held.remove(part)),
         }
+        self.let_go.notify_all();
+    }
+
+    /// The right to make and delete, once nobody stands still for a part; or after a while.
+    fn changing_once_moving(&self, part: &VolumePart) -> MutexGuard<'_, ()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = self.held();
+            let left = until.saturating_duration_since(Instant::now());
+            if held.get(part) != Some(&Held::Still) || left.is_zero() {
+                return changing;
+            }
+            drop(changing);
+            let still = |held: &mut BTreeMap<_, _>| held.get(part) == Some(&Held::Still);
+            drop(self.let_go.wait_timeout_while(held, left, still));
+        }
     }
 
     /// Whether a container may be given a part.
@@ -452,7 +480,7 @@ impl Volumes {
 fn busy(part: &VolumePart, held: Held) -> io::Error {
     let what = match held {
         Held::Filled => "is being filled",
-        Held::Read(_) => "is being read for a backup",
+        Held::Read(_) => "is being read",
         Held::Still => "is being read for a snapshot",
     };
     io::Error::new(io::ErrorKind::ResourceBusy, format!("volume {} {what}", part.volume.name))
@@ -491,6 +519,8 @@ fn folders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn plan(name: &str, number: u32) -> VolumePlan {
@@ -619,5 +649,46 @@ mod tests {
         }
         volumes.keep_free(data.part.clone()).map(drop).unwrap();
         volumes.delete(&data.part).unwrap();
+    }
+
+    #[test]
+    fn who_is_to_be_given_a_volume_waits_until_its_snapshot_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(folder.path().to_owned());
+        let data = plan("data", 0);
+        volumes.provide(&data, 5, None).unwrap();
+        let wanted = |name: &str, within| WantedSnapshot {
+            part: data.part.clone(),
+            name: name.to_owned(),
+            within,
+            keep: None,
+        };
+        let given = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let still = || {
+                scope.spawn(|| {
+                    volumes.provide(&data, 5, None).unwrap();
+                    given.store(true, Ordering::SeqCst);
+                });
+                std::thread::sleep(Duration::from_millis(100));
+                assert!(!given.load(Ordering::SeqCst));
+                assert_eq!(volumes.delete(&data.part).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+                Ok(Some(()))
+            };
+            volumes.snapshot(&wanted("one", Some(Duration::from_secs(60))), still, |_| {}).unwrap();
+        });
+        assert!(given.load(Ordering::SeqCst));
+        // Not for one that is of no one moment.
+        let goes_on = || {
+            volumes.provide(&data, 5, None)?;
+            Ok(None::<()>)
+        };
+        volumes.snapshot(&wanted("two", None), goes_on, |_| {}).unwrap();
+        let names: Vec<String> =
+            volumes.snapshots(&data.part).unwrap().into_iter().map(|snapshot| snapshot.name).collect();
+        assert_eq!(names, ["one", "two"]);
+        let last = WantedSnapshot { keep: Some(1), ..wanted("three", None) };
+        volumes.snapshot(&last, || Ok(None::<()>), |_| {}).unwrap();
+        assert_eq!(volumes.snapshots(&data.part).unwrap().len(), 1);
     }
 }

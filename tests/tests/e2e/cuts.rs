@@ -1,7 +1,9 @@
 //! Power cuts at any moment, on disks that lose what was not flushed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use hivemind_qemu::{DiskCache, Machine, MachineOptions};
 use hivemind_tests::cluster::{Cluster, STARTING};
@@ -22,7 +24,11 @@ const CUT_AFTER_MS: u64 = 1500;
 /// How long until the next one, milliseconds: into boot, joining, pulling, starting and rest.
 const PAUSE_MS: u64 = 5000;
 
-/// On a slow computer both are so many times longer at most: fifty cuts have to end some day.
+/// How long the operator waits for a push once the power is back, milliseconds: long enough for a machine that went on.
+/// Longer, and machines would be up again before nearly every cut.
+const PATIENCE_MS: u64 = 5000;
+
+/// On a slow computer these are so many times longer at most: fifty cuts have to end some day.
 const SLOWEST: f64 = 2.0;
 
 /// What follows the last cut may take that long: pulls begin anew, and backoffs end.
@@ -51,6 +57,19 @@ fn pushed(cluster: &Cluster, numbers: impl IntoIterator<Item = u64>) -> String {
     });
     let text = format!("services:\n{}", services.collect::<String>());
     compose(cluster.folder(), &text).to_string_lossy().into_owned()
+}
+
+/// Pushes a file until it is acknowledged or refused, or the operator gives up. Returns whether it is acknowledged.
+fn push(cluster: &Cluster, file: &str, gives_up: &AtomicBool) -> bool {
+    let mut push = cluster.command(["push", file]);
+    let mut push = push.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while push.try_wait().unwrap().is_none() {
+        if gives_up.load(Ordering::Relaxed) {
+            push.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    push.wait().unwrap().success()
 }
 
 fn nodes(cluster: &Cluster) -> BTreeSet<String> {
@@ -93,11 +112,17 @@ fn power_cuts_at_any_moment_lose_no_identity_and_no_acknowledged_push() {
             which @ (0 | 1) => vec![&cluster.machines[which]],
             _ => cluster.machines.iter().collect(),
         };
+        let gives_up = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let push = scope.spawn(|| cluster.hivemind(["push", &file]).is_ok());
+            let push = scope.spawn(|| push(&cluster, &file, &gives_up));
             pause(rng.random_range(0..CUT_AFTER_MS));
             victims.iter().for_each(|machine| machine.power_cut());
             victims.iter().for_each(|machine| machine.power_on().unwrap());
+            let patience = Instant::now() + Duration::from_millis(PATIENCE_MS).mul_f64(slowness);
+            while !push.is_finished() && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            gives_up.store(true, Ordering::Relaxed);
             if push.join().unwrap() {
                 acknowledged.insert(this);
             }

@@ -64,12 +64,11 @@ pub(super) struct What<'a> {
     pub(super) data: &'a Path,
     /// How much that is, as far as it is known.
     pub(super) bytes: u64,
-    /// How long it may take to read it.
+    /// How long those may wait who stand still for it.
     pub(super) within: Option<Duration>,
 }
 
-/// Makes one. Whoever `still` keeps from writing may go on once all is read; that must not take longer
-/// than it may. What `still` gives is dropped then.
+/// Makes one. What `still` gives is dropped once all is read: whoever stood still then goes on.
 ///
 /// # Errors
 /// Those of the file system; [`io::ErrorKind::AlreadyExists`], [`io::ErrorKind::StorageFull`],
@@ -78,7 +77,7 @@ pub(super) fn make<S>(
     what: What<'_>,
     folder: &Path,
     name: &str,
-    still: impl FnOnce() -> io::Result<S>,
+    still: impl FnOnce() -> io::Result<Option<S>>,
     told: impl FnMut(String),
 ) -> io::Result<Snapshot> {
     let there = list(folder)?;
@@ -105,14 +104,14 @@ pub(super) fn make<S>(
 fn write<S>(
     what: &What<'_>,
     half: &Path,
-    still: impl FnOnce() -> io::Result<S>,
+    still: impl FnOnce() -> io::Result<Option<S>>,
     told: impl FnMut(String),
 ) -> io::Result<()> {
     let mut bounded =
         Bounded { file: File::create_new(half)?, folder: half.to_owned(), until: None, unlooked: 0 };
     bounded.look(what.bytes)?;
     let still = still()?;
-    bounded.until = what.within.map(|within| (Instant::now() + within, within));
+    bounded.until = what.within.filter(|_| still.is_some()).map(|within| (Instant::now() + within, within));
     archive::pack(what.data, BufWriter::with_capacity(64 * 1024, &mut bounded), told)?;
     drop(still);
     bounded.file.sync_all()
@@ -201,8 +200,8 @@ mod tests {
 
     use super::*;
 
-    fn nobody() -> io::Result<()> {
-        Ok(())
+    fn somebody() -> io::Result<Option<()>> {
+        Ok(Some(()))
     }
 
     fn all_of(data: &Path) -> What<'_> {
@@ -216,16 +215,16 @@ mod tests {
         fs::create_dir(&data).unwrap();
         fs::write(data.join("file"), "before").unwrap();
         assert!(list(&kept).unwrap().is_empty());
-        let made = make(all_of(&data), &kept, "one", nobody, |_| {}).unwrap();
+        let made = make(all_of(&data), &kept, "one", somebody, |_| {}).unwrap();
         fs::write(data.join("file"), "after").unwrap();
-        let second = make(all_of(&data), &kept, "another", nobody, |_| {}).unwrap();
+        let second = make(all_of(&data), &kept, "another", somebody, |_| {}).unwrap();
         assert_eq!(list(&kept).unwrap(), [made.clone(), second]);
         let into = folder.path().join("into");
         fs::create_dir(&into).unwrap();
         archive::unpack(File::open(place(&kept, "one")).unwrap(), &into).unwrap();
         assert_eq!(fs::read_to_string(into.join("file")).unwrap(), "before");
         // A name is given once.
-        let again = make(all_of(&data), &kept, "one", nobody, |_| {}).unwrap_err();
+        let again = make(all_of(&data), &kept, "one", somebody, |_| {}).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::metadata(place(&kept, "one")).unwrap().len(), made.bytes);
         remove(&kept, "one").unwrap();
@@ -242,17 +241,18 @@ mod tests {
         fs::write(kept.join("cut.new"), "half").unwrap();
         assert!(list(&kept).unwrap().is_empty());
         let broken =
-            make(What { within: Some(Duration::ZERO), ..all_of(&data) }, &kept, "late", nobody, |_| {})
+            make(What { within: Some(Duration::ZERO), ..all_of(&data) }, &kept, "late", somebody, |_| {})
                 .unwrap_err();
         assert_eq!(broken.kind(), io::ErrorKind::TimedOut);
-        let refused = || Err::<(), _>(io::Error::other("they go on"));
+        let refused = || Err::<Option<()>, _>(io::Error::other("they go on"));
         assert_eq!(
             make(all_of(&data), &kept, "moving", refused, |_| {}).unwrap_err().to_string(),
             "they go on"
         );
         // Nobody stands still for what cannot be kept.
         let large = What { bytes: u64::MAX, ..all_of(&data) };
-        let full = make(large, &kept, "large", || -> io::Result<()> { panic!("nobody is asked") }, |_| {});
+        let full =
+            make(large, &kept, "large", || -> io::Result<Option<()>> { panic!("nobody is asked") }, |_| {});
         assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
     }
@@ -269,7 +269,7 @@ mod tests {
         let stands = Cell::new(false);
         let still = || {
             stands.set(true);
-            Ok(Standing(&stands))
+            Ok(Some(Standing(&stands)))
         };
         let kept = folder.path().join("snapshots");
         let told = |_| assert!(stands.get(), "it is read while they stand");
