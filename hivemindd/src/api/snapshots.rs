@@ -23,10 +23,7 @@ use super::forward;
 use super::refusal::{Path, Query, Refusal};
 use super::session;
 use super::specs::Items;
-use crate::runtime::WantedSnapshot;
-
-/// The longest that containers may stand still, milliseconds: who asks them waits for about a minute at most.
-const MAX_STILL_MS: u64 = 60_000;
+use crate::runtime::{MAX_STILL, WantedSnapshot};
 
 /// A snapshot to be made.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
@@ -109,7 +106,8 @@ pub(super) async fn make(
             .advice("it is made of a to z, 0 to 9 and -, and 63 long at most")
             .into());
     }
-    if still_ms > MAX_STILL_MS {
+    let still = Duration::from_millis(still_ms);
+    if still > MAX_STILL {
         return Err(Problem::new(Code::Malformed, "containers may stand still for a minute at most").into());
     }
     if keep == Some(0) {
@@ -129,7 +127,7 @@ pub(super) async fn make(
                 agent.read(move |core, _| core.volume_users(&of).into_iter().map(|(id, _)| id).collect());
             users.await.map_err(|problem| OperationError { text: problem.detail, permanent: false })
         };
-        let within = (still_ms > 0).then(|| Duration::from_millis(still_ms));
+        let within = Some(still).filter(|still| !still.is_zero());
         let what = format!("snapshot {name} of volume {part} is made");
         let wanted = WantedSnapshot { part, name, within, keep };
         mine.runtime.snapshot_volume(wanted, users, other).await.map_err(failed)?;

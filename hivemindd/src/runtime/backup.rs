@@ -29,8 +29,8 @@ impl Runtime {
     }
 
     /// Keeps what a part of a volume has now beside it. `users` is asked who has it once no other is given it: they stand
-    /// still while it is read, if that is wanted. The other
-    /// end is told the snapshot, in JSON, and beside it in words what is not in there as it was.
+    /// still while it is read, if that is wanted. The other end is told the snapshot, in JSON, and beside it in words what
+    /// is not in there as it was.
     ///
     /// # Errors
     /// When it is not made; then nothing of it stays.
@@ -89,14 +89,12 @@ impl Runtime {
         other: OtherEnd,
     ) -> Result<(), OperationError> {
         let volumes = Arc::clone(&self.volumes);
-        let wanted = part.clone();
-        let filling = on_disk("filling the volume", move || volumes.keep_free(wanted)).await?;
+        let filling = on_disk("filling the volume", move || volumes.keep_free(part)).await?;
         is_free.await?;
-        let volumes = Arc::clone(&self.volumes);
         on_disk("filling the volume", move || {
             let (ear, ..) = stream::open(other);
             let from: Box<dyn io::Read> = match snapshot {
-                Some(name) => Box::new(volumes.open_snapshot(&part, &name)?),
+                Some(name) => Box::new(filling.snapshot(&name)?),
                 None => Box::new(ear),
             };
             filling.fill(size_bytes, wall_ms(), io::BufReader::with_capacity(64 * 1024, from))

@@ -63,7 +63,7 @@ mod volume;
 mod watch;
 
 pub use image::{BlobHere, DONE_BYTES};
-pub use volume::WantedSnapshot;
+pub use volume::{MAX_STILL, WantedSnapshot};
 pub use watch::Seen;
 
 /// Operations other than pulls that run at a time: starting is mostly waiting for containerd and

@@ -41,8 +41,9 @@ const SNAPSHOTS: &str = "snapshots";
 /// The first project of the kernel's quota that is a volume's; others may have use for the low ones.
 const FIRST_PROJECT: u32 = 1000;
 
-/// How long a container that is to be given a part waits while others stand still for a snapshot of it: for as long as they may.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest that containers may stand still for a snapshot: who asks them waits for about a minute at most. For as long
+/// waits a container that is to be given the part meanwhile.
+pub const MAX_STILL: Duration = Duration::from_secs(60);
 
 /// What is known of a part beside its data.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -99,6 +100,15 @@ pub(super) struct Filling {
 }
 
 impl Filling {
+    /// What is in a snapshot of the part, as an archive.
+    ///
+    /// # Errors
+    /// Those of the file system; [`io::ErrorKind::NotFound`].
+    pub(super) fn snapshot(&self, name: &str) -> io::Result<fs::File> {
+        let file = fs::File::open(snapshot::place(&self.volumes.snapshot_folder(&self.part), name));
+        file.map_err(|error| snapshot::or_absent(error, name))
+    }
+
     /// Gives the part what a tar archive has instead of what it had; it is made if it is not there. It has the one or the
     /// other, whatever happens meanwhile.
     ///
@@ -349,17 +359,6 @@ impl Volumes {
         snapshot::list(&self.snapshot_folder(part))
     }
 
-    /// What is in a snapshot, as an archive.
-    ///
-    /// # Errors
-    /// Those of the file system; [`io::ErrorKind::NotFound`].
-    pub(super) fn open_snapshot(&self, part: &VolumePart, name: &str) -> io::Result<fs::File> {
-        let file = fs::File::open(snapshot::place(&self.snapshot_folder(part), name));
-        file.map_err(
-            |error| if error.kind() == io::ErrorKind::NotFound { snapshot::absent(name) } else { error },
-        )
-    }
-
     /// Removes a snapshot.
     ///
     /// # Errors
@@ -374,10 +373,7 @@ impl Volumes {
     /// Those of the file system.
     pub(super) fn sweep(&self) -> io::Result<()> {
         for (part, _) in self.places()? {
-            let folder = self.snapshot_folder(&part);
-            if folder.exists() {
-                snapshot::sweep(&folder)?;
-            }
+            snapshot::sweep(&self.snapshot_folder(&part))?;
         }
         Ok(())
     }
@@ -412,7 +408,7 @@ impl Volumes {
 
     /// The right to make and delete, once nobody stands still for a part; or after a while.
     fn changing_once_moving(&self, part: &VolumePart) -> MutexGuard<'_, ()> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + MAX_STILL;
         loop {
             let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
             let held = self.held();
@@ -500,16 +496,19 @@ fn counted_to(folder: &Path) -> Option<u32> {
     quota::counted_to(folder).ok().filter(|project| *project >= FIRST_PROJECT)
 }
 
+/// What is in a folder; nothing where there is none.
+fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The folders in a folder, by name; none where there is none.
 fn folders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
+    for entry in entries(folder)? {
         if let (true, Ok(name)) = (entry.file_type()?.is_dir(), entry.file_name().into_string()) {
             found.push((name, entry.path()));
         }

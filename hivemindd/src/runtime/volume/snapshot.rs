@@ -11,7 +11,7 @@ use hivemind_core::event::DiskState;
 use hivemind_init::durable;
 use hivemind_spec::volume::Snapshot;
 
-use super::archive;
+use super::{archive, entries};
 use crate::runtime::disk_state;
 
 /// Snapshots of a part, at most: a day's hours and a week's days, and an end to what a forgotten script makes.
@@ -31,22 +31,22 @@ const HALF: &str = "new";
 
 /// The snapshots in a folder, oldest first.
 pub(super) fn list(folder: &Path) -> io::Result<Vec<Snapshot>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
+    for entry in entries(folder)? {
+        let path = entry.path();
         let (Some(name), Some(WHOLE)) = (text(path.file_stem()), text(path.extension())) else { continue };
-        let about = fs::metadata(&path)?;
-        let made = about.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let made_ms = u64::try_from(made.as_millis()).unwrap_or(u64::MAX);
-        found.push(Snapshot { name: name.to_owned(), made_ms, bytes: about.len() });
+        found.push(look(name, &path)?);
     }
     found.sort_by(|a, b| (a.made_ms, &a.name).cmp(&(b.made_ms, &b.name)));
     Ok(found)
+}
+
+/// The one that is in a file.
+fn look(name: &str, file: &Path) -> io::Result<Snapshot> {
+    let about = fs::metadata(file)?;
+    let made = about.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let made_ms = u64::try_from(made.as_millis()).unwrap_or(u64::MAX);
+    Ok(Snapshot { name: name.to_owned(), made_ms, bytes: about.len() })
 }
 
 fn text(name: Option<&OsStr>) -> Option<&str> {
@@ -80,8 +80,8 @@ pub(super) fn make<S>(
     still: impl FnOnce() -> io::Result<Option<S>>,
     told: impl FnMut(String),
 ) -> io::Result<Snapshot> {
-    let there = list(folder)?;
-    if there.iter().any(|snapshot| snapshot.name == name) {
+    let whole = place(folder, name);
+    if whole.exists() {
         return Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
             format!("there is a snapshot {name} already"),
@@ -91,14 +91,13 @@ pub(super) fn make<S>(
     sweep(folder)?;
     let half = folder.join(name).with_extension(HALF);
     let made = write(&what, &half, still, told)
-        .and_then(|()| fs::rename(&half, place(folder, name)))
+        .and_then(|()| fs::rename(&half, &whole))
         .and_then(|()| durable::sync_folder(folder));
     if let Err(error) = made {
         let _ = fs::remove_file(&half);
         return Err(error);
     }
-    let made = list(folder)?.into_iter().find(|snapshot| snapshot.name == name);
-    made.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is gone again"))
+    look(name, &whole)
 }
 
 fn write<S>(
@@ -122,21 +121,22 @@ fn write<S>(
 /// # Errors
 /// Those of the file system; [`io::ErrorKind::NotFound`].
 pub(super) fn remove(folder: &Path, name: &str) -> io::Result<()> {
-    fs::remove_file(place(folder, name)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => absent(name),
-        _ => error,
-    })?;
+    fs::remove_file(place(folder, name)).map_err(|error| or_absent(error, name))?;
     durable::sync_folder(folder)
 }
 
-pub(super) fn absent(name: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("there is no snapshot {name}"))
+/// The error of one's file, in words if that is not there.
+pub(super) fn or_absent(error: io::Error, name: &str) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no snapshot {name}")),
+        _ => error,
+    }
 }
 
 /// Removes what a power cut left half made.
 pub(super) fn sweep(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
+    for entry in entries(folder)? {
+        let path = entry.path();
         if text(path.extension()) == Some(HALF) {
             fs::remove_file(path)?;
         }
