@@ -311,6 +311,10 @@ fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
     let running = cluster.wait_for_running("clockwork", 1, STARTING).remove(0);
     assert_eq!(running.restarts, 0, "nobody took it for unwell");
 
+    // It is given back where nobody has the volume.
+    let refused = volumes(&["restore", "clockwork", "--snapshot", "three", "--yes"]).failed().stderr();
+    assert!(refused.contains("has volume"), "{refused}");
+
     // An agent that is killed meanwhile leaves nobody standing.
     let ask = |words: &[&str]| probe::ask(&cluster.lab, home, words).unwrap();
     let pids = ask(&["pids", "has begun"]);
@@ -327,9 +331,7 @@ fn a_snapshot_is_of_one_moment_disturbs_nobody_and_gives_back_what_there_was() {
         other => Err(other.to_owned()),
     });
 
-    // It outlives power, and is given back where nobody has the volume.
-    let refused = volumes(&["restore", "clockwork", "--snapshot", "three", "--yes"]).failed().stderr();
-    assert!(refused.contains("has volume"), "{refused}");
+    // It outlives power.
     home.power_cut();
     home.power_on().unwrap();
     // Not from when it is up, but from when the other has heard of it.
